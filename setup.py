@@ -1,0 +1,39 @@
+"""Package metadata. The one place that pins versions."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# mosaicml 0.32.1 pins torch < 2.7.1 and streaming 0.13 pins transformers < 5, so these two decide
+# the rest of the environment.
+REQUIRED = [
+    "mosaicml==0.32.1",
+    "mosaicml-streaming==0.13.0",
+    "transformers>=4.57,<5",
+    "omegaconf>=2.3,<2.5",
+    "sentencepiece>=0.2,<0.3",
+    "tensorboard>=2.15",
+    "safetensors>=0.4",
+    "scipy>=1.11",
+    "matplotlib>=3.8",
+    "rich>=13",
+    "zstandard>=0.22",
+    "pyarrow>=15",
+]
+TEST = ["pytest>=8,<10", "hypothesis>=6.100"]
+DEV = [*TEST, "ruff==0.17.6", "pyright==1.1.414", "pre-commit>=3.6", "yamllint>=1.35"]
+
+setup(
+    name="llmshearing",
+    version="0.1.0",
+    description="Small language models out of large ones: structured pruning, then continued "
+    "pre-training with dynamic batch loading",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["llmshearing", "llmshearing.*"]),
+    install_requires=REQUIRED,
+    extras_require={"test": TEST, "dev": DEV, "eval": ["lm-eval>=0.4.4"]},
+    entry_points={"console_scripts": ["llmshearing=llmshearing.cli:main"]},
+)
