@@ -1,0 +1,1 @@
+"""Shape algebra without torch: axes, shapes, coupling tables, parameter counts, target rules."""

@@ -1,0 +1,136 @@
+"""Coupling tables: which parameter shrinks along which axis, and which gates it absorbs.
+
+A family's table is the one place for these facts. From it come the places where gates act, the
+(expected) parameter count, the slicing at export, and the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.shape import Shape, axis_sizes
+
+LAYER_FIELD = "{layer}"
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of a parameter: the units of `axes` in row-major order, `multiple` rows each.
+
+    Attributes:
+        axes: the axes whose kept units this dimension keeps; empty for a fixed dimension.
+        multiple: entries per unit, e.g. `head_dim`; the whole size of a fixed dimension.
+        gated: whether the gates of `axes` multiply along this dimension.
+    """
+
+    axes: tuple[Axis, ...] = ()
+    multiple: int = 1
+    gated: bool = False
+
+    @property
+    def with_gate(self) -> Dim:
+        """The same dimension, multiplied by its axes' gates."""
+        return replace(self, gated=True)
+
+    def size(self, sizes: Mapping[Axis, Any]) -> Any:
+        """Entries along this dimension, for numbers or arrays of (expected) axis sizes."""
+        return math.prod((sizes[axis] for axis in self.axes), start=self.multiple)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter (or one per layer) of the stock Transformers model.
+
+    Attributes:
+        name: the parameter's name; `{layer}` stands for the layer's number.
+        dims: its dimensions, in order.
+        layer_gated: whether it writes to the residual stream, so that the layer's gate scales it.
+        absorbs: whether export folds its gates into it. False where another row that shares the
+            tensor (a tied output head) already carries them.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    layer_gated: bool = False
+    absorbs: bool = True
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer has one."""
+        return LAYER_FIELD in self.name
+
+    @property
+    def gated(self) -> bool:
+        """Whether any gate acts at this parameter."""
+        return self.layer_gated or any(dim.gated for dim in self.dims)
+
+    @property
+    def module(self) -> str:
+        """The name of the module that owns the parameter."""
+        return self.name.rpartition(".")[0]
+
+    def instances(self, layers: int) -> Iterator[tuple[int | None, str]]:
+        """The concrete parameters as (layer or None, name)."""
+        if not self.per_layer:
+            yield None, self.name
+            return
+        for layer in range(layers):
+            yield layer, self.name.format(layer=layer)
+
+
+@dataclass(frozen=True)
+class CouplingTable:
+    """A family's rows for one model, with the axes that the model has.
+
+    Attributes:
+        rows: one entry per parameter template.
+        source: the shape of the model that the rows describe.
+        grouped: whether it uses grouped-query attention.
+    """
+
+    rows: tuple[Row, ...]
+    source: Shape
+    grouped: bool
+
+    def sizes(self, shape: Shape) -> dict[Axis, int]:
+        """Units per axis of `shape`, seen with this model's axes."""
+        return axis_sizes(shape, grouped=self.grouped)
+
+    def tensor_shapes(self, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """Every parameter's name and size in a model of `shape`."""
+        sizes = self.sizes(shape)
+        return {
+            name: tuple(dim.size(sizes) for dim in row.dims)
+            for row in self.rows
+            for _, name in row.instances(shape.layers)
+        }
+
+    def parameter_count(self, shape: Shape) -> int:
+        """Parameters of a model of `shape`, an exact integer; tied tensors count once."""
+        return sum(math.prod(size) for size in self.tensor_shapes(shape).values())
+
+
+def expected_parameter_count(
+    rows: Sequence[Row], sizes: Mapping[Axis, Any], layer_gates: Any
+) -> Any:
+    """Expected parameters under independent gates; exact where every gate is 0 or 1.
+
+    Differentiable: only sums and products are taken, so arrays of NumPy or torch serve alike.
+
+    Args:
+        rows: the coupling table's rows.
+        sizes: expected kept units per axis: a scalar for `HIDDEN`, shape [L] for per-layer axes.
+        layer_gates: probability that each layer is kept, shape [L].
+
+    Returns:
+        A scalar: the sum over parameters of the product of their expected sizes.
+    """
+    total: Any = 0
+    for row in rows:
+        count = math.prod((dim.size(sizes) for dim in row.dims), start=1)
+        total = total + ((count * layer_gates).sum() if row.per_layer else count)
+    return total

@@ -1,0 +1,37 @@
+"""Model families: every module here describes one, and nothing else in the package names it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from llmshearing.architecture.family import Family
+from llmshearing.errors import UserError
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """Every family by its Transformers `model_type`."""
+    modules = (
+        importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)
+    )
+    return {module.FAMILY.model_type: module.FAMILY for module in modules}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a Hugging Face `config.json`.
+
+    Raises:
+        UserError: no family of that model type is known.
+    """
+    model_type = config.get("model_type")
+    families = all_families()
+    if model_type not in families:
+        raise UserError(
+            f"found model_type {model_type!r}, expected one of {', '.join(sorted(families))}; "
+            "CONTRIBUTING.md tells how to add a family"
+        )
+    return families[model_type]

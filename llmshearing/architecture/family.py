@@ -1,0 +1,84 @@
+"""What a model family tells the rest of the code, and how its config fields are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable, Dim, Row
+from llmshearing.architecture.shape import Shape
+from llmshearing.errors import UserError
+
+# Fields of any `config.json` that name, store or generate, but do not change the forward pass.
+NEUTRAL_FIELDS = frozenset(
+    """_attn_implementation _attn_implementation_autoset _name_or_path architectures attn_implementation
+    auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id dtype eos_token_id finetuning_task
+    id2label initializer_range is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id
+    max_position_embeddings model_type output_attentions output_hidden_states pad_token_id problem_type
+    return_dict sep_token_id task_specific_params tie_encoder_decoder tie_word_embeddings
+    tokenizer_class torch_dtype torchscript transformers_version unsloth_version use_bfloat16 use_cache
+    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size""".split()
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family of Transformers.
+
+    Attributes:
+        model_type: the value of `model_type` in `config.json`.
+        read_shape: from a complete config (as a mapping) to the shape.
+        write_shape: from a shape to the config fields that state it.
+        rows: from (config, shape) to the coupling table's rows.
+        fields: further config fields that this family's table and the stock model honour.
+        fixed: fields that are only supported at the given value.
+    """
+
+    model_type: str
+    read_shape: Callable[[Mapping[str, Any]], Shape]
+    write_shape: Callable[[Shape], dict[str, Any]]
+    rows: Callable[[Mapping[str, Any], Shape], tuple[Row, ...]]
+    fields: frozenset[str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self, config: Mapping[str, Any]) -> CouplingTable:
+        """The coupling table of a model with this config.
+
+        Raises:
+            UserError: a field is unknown or has a value that the table does not describe.
+        """
+        self.check_fields(config)
+        shape = self.read_shape(config)
+        return CouplingTable(
+            rows=self.rows(config, shape), source=shape, grouped=shape.heads != shape.kv_groups
+        )
+
+    def check_fields(self, config: Mapping[str, Any]) -> None:
+        """Refuse by name every field that could change the computation unnoticed."""
+        known = NEUTRAL_FIELDS | self.fields | self.fixed.keys()
+        unknown = [key for key, value in config.items() if key not in known and value is not None]
+        if unknown:
+            raise UserError(
+                f"config.json of a {self.model_type} model has fields that this version does not "
+                f"know and that may change its computation: {', '.join(sorted(unknown))}; "
+                "remove them if they do not, else this model cannot be pruned yet"
+            )
+        for name, value in self.fixed.items():
+            if config.get(name, value) != value:
+                raise UserError(
+                    f"config.json has {name}={config[name]!r}, but {self.model_type} models are "
+                    f"supported with {name}={value!r} only"
+                )
+
+
+def attention_dims(shape: Shape) -> tuple[Dim, Dim]:
+    """The query and the key-value dimension of attention projections, one entry per unit.
+
+    Query heads are numbered group by group, so (KV group, head within group) is row-major.
+    """
+    if shape.heads == shape.kv_groups:
+        return Dim((Axis.HEAD,), shape.head_dim), Dim((Axis.HEAD,), shape.head_dim)
+    query = Dim((Axis.KV_GROUP, Axis.HEAD), shape.head_dim)
+    return query, Dim((Axis.KV_GROUP,), shape.head_dim)

@@ -1,0 +1,51 @@
+"""The shape of a decoder: all that decides its tensors' sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmshearing.architecture.axes import Axis
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder, in units (not parameters).
+
+    Attributes:
+        hidden: width of the residual stream.
+        layers: number of decoder layers.
+        heads: query heads per layer.
+        kv_groups: key-value heads per layer; equal to `heads` under multi-head attention.
+        head_dim: size of one head; never pruned.
+        intermediate: inner width of the MLP.
+        vocabulary: rows of the token embedding; never pruned.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_groups: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.heads // self.kv_groups
+
+
+def axis_sizes(shape: Shape, *, grouped: bool) -> dict[Axis, int]:
+    """Number of units on each axis (per layer, for the per-layer axes).
+
+    Args:
+        shape: the decoder's shape.
+        grouped: whether the *source* uses grouped-query attention. A target keeps the axes of its
+            source, so that a group of one head is still addressed as a group.
+    """
+    sizes = {Axis.HIDDEN: shape.hidden, Axis.LAYER: shape.layers}
+    if grouped:
+        sizes |= {Axis.KV_GROUP: shape.kv_groups, Axis.HEAD: shape.heads_per_group}
+    else:
+        sizes |= {Axis.HEAD: shape.heads}
+    return sizes | {Axis.INTERMEDIATE: shape.intermediate}

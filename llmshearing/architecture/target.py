@@ -1,0 +1,101 @@
+"""From the target that a user asks for to a shape that its source can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from llmshearing.architecture.shape import Shape
+
+
+@dataclass
+class TargetSettings:
+    """The shape to prune to. What is not given stays as in the source.
+
+    Attributes:
+        hidden: width of the residual stream.
+        layers: number of layers.
+        heads: query heads per layer.
+        kv_groups: key-value heads per layer (grouped-query attention only).
+        intermediate: inner width of the MLP.
+        multiple_of: divisor rules, e.g. `{intermediate: 64}`; each named size must be divisible.
+    """
+
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_groups: int | None = None
+    intermediate: int | None = None
+    multiple_of: dict[str, int] = field(default_factory=dict)
+
+
+SIZES = ("hidden", "layers", "heads", "kv_groups", "intermediate")
+
+
+def resolve_target(source: Shape, settings: TargetSettings) -> tuple[Shape, list[str]]:
+    """Fill what the settings leave open and check what they ask.
+
+    Returns:
+        The target shape and the list of errors, empty when the source can reach the target.
+    """
+    asked = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
+    multi_head = source.heads == source.kv_groups
+    if multi_head and "heads" in asked:
+        asked.setdefault("kv_groups", asked["heads"])
+    target = replace(source, **asked)
+    errors = [*_size_errors(source, target), *_divisor_errors(target, settings.multiple_of)]
+    if not errors:
+        errors = _head_errors(source, target, multi_head)
+    if not errors and target == source:
+        errors.append(
+            "target: every size equals the source's, so there is nothing to prune; "
+            "name at least one smaller size or remove the section"
+        )
+    return target, errors
+
+
+def _size_errors(source: Shape, target: Shape) -> list[str]:
+    errors = []
+    for name in SIZES:
+        have, want = getattr(source, name), getattr(target, name)
+        if want < 1:
+            errors.append(f"target.{name}: found {want}, expected at least 1")
+        elif want > have:
+            errors.append(
+                f"target.{name}: found {want}, but the source has {have}; "
+                f"pruning only makes a model smaller, so give at most {have}"
+            )
+    return errors
+
+
+def _divisor_errors(target: Shape, rules: Mapping[str, int]) -> list[str]:
+    errors = []
+    for name, divisor in rules.items():
+        if name not in SIZES:
+            errors.append(f"target.multiple_of: unknown size {name!r}, expected one of {SIZES}")
+        elif divisor < 1 or getattr(target, name) % divisor:
+            errors.append(
+                f"target.{name}: found {getattr(target, name)}, which is not a multiple of "
+                f"{divisor} as target.multiple_of.{name} asks"
+            )
+    return errors
+
+
+def _head_errors(source: Shape, target: Shape, multi_head: bool) -> list[str]:
+    if multi_head and target.heads != target.kv_groups:
+        return [
+            f"target.kv_groups: found {target.kv_groups} with {target.heads} heads, but the source "
+            "has one key-value head per head; leave kv_groups out"
+        ]
+    if target.heads % target.kv_groups:
+        return [
+            f"target.heads: {target.heads} heads do not fit {target.kv_groups} KV groups; "
+            f"give a multiple of {target.kv_groups}, or another target.kv_groups"
+        ]
+    if target.heads_per_group > source.heads_per_group:
+        return [
+            f"target.heads: {target.heads} heads in {target.kv_groups} KV groups are "
+            f"{target.heads_per_group} a group, but the source has only {source.heads_per_group}; "
+            f"give at most {target.kv_groups * source.heads_per_group} heads or more KV groups"
+        ]
+    return []

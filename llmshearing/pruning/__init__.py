@@ -1,0 +1,1 @@
+"""What learns which units stay: gates, masks, the constraint, selection and surgery."""

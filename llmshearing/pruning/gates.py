@@ -1,0 +1,52 @@
+"""Gates as they multiply a parameter's dimensions.
+
+Shape legend: L layers, n units of an axis per layer, d hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import Dim, Row
+
+# Gate values per axis: [d] for HIDDEN, [L] for LAYER, [L, n] for the per-layer axes. An axis that
+# is absent is not gated.
+Gates = Mapping[Axis, Tensor]
+
+
+def dim_gate(dim: Dim, sizes: Mapping[Axis, int], gates: Gates, layer: int | None) -> Tensor | None:
+    """The gate along one dimension of a parameter, or None where nothing multiplies it.
+
+    Several axes combine as an outer product in row-major order, each unit `multiple` entries wide.
+
+    Returns:
+        Shape [dim.size(sizes)].
+    """
+    present = [axis for axis in dim.axes if axis in gates]
+    if not dim.gated or not present:
+        return None
+    product: Tensor | None = None
+    for axis in dim.axes:
+        gate = _axis_gate(axis, sizes[axis], gates, layer, like=gates[present[0]])
+        product = gate if product is None else (product[:, None] * gate[None, :]).flatten()
+    assert product is not None
+    return product.repeat_interleave(dim.multiple) if dim.multiple > 1 else product
+
+
+def layer_gate(row: Row, gates: Gates, layer: int | None) -> Tensor | None:
+    """The scalar gate of the layer that owns `row`'s parameter, or None."""
+    if not row.layer_gated or Axis.LAYER not in gates:
+        return None
+    return gates[Axis.LAYER][layer]
+
+
+def _axis_gate(
+    axis: Axis, size: int, gates: Gates, layer: int | None, like: Tensor
+) -> Tensor:
+    if axis not in gates:
+        return torch.ones(size, dtype=like.dtype, device=like.device)
+    return gates[axis][layer] if axis.per_layer else gates[axis]

@@ -1,0 +1,175 @@
+"""The learned masks of a run, with their multipliers: one small module beside the decoder.
+
+Shape legend: L layers, n units of an axis per layer, d hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
+from llmshearing.architecture.shape import Shape
+from llmshearing.pruning.constraint import Multipliers, constraint_of
+from llmshearing.pruning.distributions import distribution_of
+from llmshearing.pruning.selection import Kept, keep_only, select
+
+# Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
+# early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
+LOG_ALPHA_BOUND = 5.0
+LOG_ALPHA_START = 4.0
+START_NOISE = 0.01
+
+
+@dataclass
+class PruningSettings:
+    """How masks learn.
+
+    Attributes:
+        distribution: `hard_concrete` (paper) or `hard_concrete_released`.
+        constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
+        warmup: part of the run over which the target moves from the source's to its own sizes.
+        noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
+        learning_rate: of masks and multipliers (Adam).
+        clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
+    """
+
+    distribution: str = "hard_concrete"
+    constraint: str = "released"
+    warmup: str = "20%"
+    noise: str = "shared"
+    learning_rate: float = 1.0
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class MaskOutput:
+    """One draw of the masks.
+
+    Attributes:
+        gates: per axis, [d], [L] or [L, n].
+        penalty: the Lagrangian, a scalar.
+        expected: expected kept units per axis, [1] or [L].
+        expected_parameters: expected parameters of the model, a scalar.
+    """
+
+    gates: dict[Axis, Tensor]
+    penalty: Tensor
+    expected: dict[Axis, Tensor]
+    expected_parameters: Tensor
+
+
+class Masks(nn.Module):
+    """Mask logits and multipliers of every axis that shrinks.
+
+    The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
+    """
+
+    def __init__(
+        self, table: CouplingTable, target: Shape, settings: PruningSettings, seed: int
+    ) -> None:
+        super().__init__()
+        self.table, self.target, self.settings, self.seed = table, target, settings, seed
+        self.distribution = distribution_of(settings.distribution)
+        self.sizes = table.sizes(table.source)
+        self.target_sizes = table.sizes(target)
+        self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
+        self.layers = table.source.layers
+        generator = torch.Generator().manual_seed(seed)
+        self.log_alpha = nn.ParameterDict(
+            {
+                axis.value: LOG_ALPHA_START
+                + START_NOISE * torch.randn(self.mask_shape(axis), generator=generator)
+                for axis in self.axes
+            }
+        )
+        self.multipliers = Multipliers(
+            constraint_of(settings.constraint), {a: self.sizes[a] for a in self.axes}, self.layers
+        )
+        self.step, self.ramp, self.noise_stream = 0, 0.0, 0
+        self._noise: tuple[int, dict[Axis, Tensor]] | None = None
+
+    def mask_shape(self, axis: Axis) -> tuple[int, ...]:
+        """[L, n] for the per-layer axes, else [n]."""
+        return (self.layers, self.sizes[axis]) if axis.per_layer else (self.sizes[axis],)
+
+    def set_progress(self, step: int, ramp: float, noise_stream: int = 0) -> None:
+        """Take over the trainer's clock.
+
+        Args:
+            step: the training step, which keys the noise.
+            ramp: how far the target has moved, from 0 (source) to 1 (target).
+            noise_stream: rank, where each rank draws noise of its own, else 0.
+        """
+        self.step, self.ramp, self.noise_stream = step, ramp, noise_stream
+
+    def target_now(self, axis: Axis) -> float:
+        """Units to keep at this point of the sparsity warmup."""
+        return self.sizes[axis] + self.ramp * (self.target_sizes[axis] - self.sizes[axis])
+
+    def forward(self) -> MaskOutput:
+        """Draw the gates: sampled in training; in evaluation deterministic and cut to size."""
+        logits = {axis: self.log_alpha[axis.value] for axis in self.axes}
+        if self.training:
+            noise = self._step_noise(next(iter(logits.values())).device)
+            gates = {a: self.distribution.sample(x, noise[a]) for a, x in logits.items()}
+        else:
+            scores = {a: self.distribution.deterministic(x) for a, x in logits.items()}
+            gates = keep_only(scores, select(logits, self.sizes_now()))
+        probability = {a: self.distribution.keep_probability(x) for a, x in logits.items()}
+        expected = {a: p.sum(-1).reshape(-1) for a, p in probability.items()}
+        penalty = torch.stack(
+            [
+                self.multipliers.penalty(a, expected[a], self.target_now(a), self.sizes[a])
+                for a in self.axes
+            ]
+        ).sum()
+        return MaskOutput(gates, penalty, expected, self._parameters(expected, probability))
+
+    def sizes_now(self) -> dict[Axis, int]:
+        """Whole units to keep at this point of the sparsity warmup; the target's at its end."""
+        return {axis: round(self.target_now(axis)) for axis in self.axes}
+
+    def clamp_logits(self) -> None:
+        """Keep the logits within their bound; called after each optimizer step."""
+        with torch.no_grad():
+            for parameter in self.log_alpha.values():
+                parameter.clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
+
+    def mask_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that descend."""
+        return iter(self.log_alpha.values())
+
+    def _parameters(
+        self, expected: Mapping[Axis, Tensor], probability: Mapping[Axis, Tensor]
+    ) -> Tensor:
+        sizes = {axis: expected.get(axis, float(size)) for axis, size in self.sizes.items()}
+        some = next(iter(probability.values()))
+        layers = probability.get(Axis.LAYER, some.new_ones(self.layers))
+        return expected_parameter_count(self.table.rows, sizes, layers).reshape(())
+
+    def _step_noise(self, device: torch.device) -> dict[Axis, Tensor]:
+        """Uniform noise keyed by (seed, step, stream): a step's result cannot depend on its cut."""
+        if self._noise is None or self._noise[0] != self.step:
+            key = hash((self.seed, self.step, self.noise_stream)) & (2**63 - 1)
+            generator = torch.Generator().manual_seed(key)
+            epsilon = torch.finfo(torch.float32).eps
+            noise = {
+                axis: torch.rand(self.mask_shape(axis), generator=generator)
+                .clamp(epsilon, 1 - epsilon)
+                .to(device, non_blocking=True)
+                for axis in self.axes
+            }
+            self._noise = (self.step, noise)
+        return self._noise[1]
+
+
+def kept_units(
+    log_alpha: Mapping[Axis, Tensor], table: CouplingTable, target: Shape
+) -> Kept:
+    """The units that stay at the exact target, from a checkpoint's mask logits."""
+    return select(log_alpha, table.sizes(target))

@@ -1,0 +1,42 @@
+"""The one function that decides which units stay.
+
+Evaluation during pruning, the report of a checkpoint and export all call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmshearing.architecture.axes import Axis
+
+# Indices of the kept units in source numbering, ascending: [n'] for HIDDEN and LAYER, [L, n'] (a
+# row for every source layer) for the per-layer axes. An axis that is absent keeps every unit.
+Kept = dict[Axis, Tensor]
+
+
+def select(scores: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> Kept:
+    """Keep the units of highest score, as many as the target shape has, in every layer alike.
+
+    Args:
+        scores: per axis, [n] or [L, n]; higher stays.
+        sizes: units to keep per axis.
+
+    Returns:
+        The kept indices. Among equal scores the unit of lower index stays.
+    """
+    kept: Kept = {}
+    for axis, score in scores.items():
+        order = torch.sort(score, dim=-1, descending=True, stable=True).indices
+        kept[axis] = order[..., : sizes[axis]].sort(dim=-1).values
+    return kept
+
+
+def keep_only(gates: Mapping[Axis, Tensor], kept: Kept) -> dict[Axis, Tensor]:
+    """The gates with every unit that does not stay set to 0."""
+    return {
+        axis: gate * torch.zeros_like(gate).scatter(-1, kept[axis], 1.0)
+        for axis, gate in gates.items()
+    }

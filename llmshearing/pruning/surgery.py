@@ -1,0 +1,68 @@
+"""Cutting a parameter to the kept units and folding their gates into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.pruning.gates import Gates, dim_gate, layer_gate
+from llmshearing.pruning.selection import Kept
+
+
+def dim_indices(
+    dim: Dim, sizes: Mapping[Axis, int], kept: Kept, layer: int | None
+) -> Tensor | None:
+    """The entries of one dimension that stay, ascending, or None where all do."""
+    if not any(axis in kept for axis in dim.axes):
+        return None
+    indices = torch.zeros(1, dtype=torch.int64)
+    for axis in dim.axes:
+        units = _axis_units(axis, sizes[axis], kept, layer)
+        indices = (indices[:, None] * sizes[axis] + units[None, :]).flatten()
+    return (indices[:, None] * dim.multiple + torch.arange(dim.multiple)).flatten()
+
+
+def cut(
+    row: Row,
+    tensor: Tensor,
+    layer: int | None,
+    sizes: Mapping[Axis, int],
+    kept: Kept,
+    gates: Gates,
+) -> Tensor:
+    """The exported version of one source parameter.
+
+    Args:
+        row: the parameter's row in the coupling table.
+        tensor: its source value.
+        layer: the source layer that owns it, or None.
+        sizes: units per axis in the source.
+        kept: the units that stay.
+        gates: their gate values per axis (of all units, in source numbering).
+
+    Returns:
+        The kept entries, each multiplied by its gates in the gates' precision or the tensor's,
+        whichever is higher, in the tensor's dtype.
+    """
+    result = tensor
+    if row.absorbs:
+        scale = layer_gate(row, gates, layer)
+        result = result if scale is None else result * scale
+    for number, dim in enumerate(row.dims):
+        gate = dim_gate(dim, sizes, gates, layer) if row.absorbs else None
+        if gate is not None:
+            result = result * gate.reshape([-1] + [1] * (tensor.ndim - number - 1))
+        indices = dim_indices(dim, sizes, kept, layer)
+        if indices is not None:
+            result = result.index_select(number, indices)
+    return result.to(tensor.dtype).contiguous()
+
+
+def _axis_units(axis: Axis, size: int, kept: Kept, layer: int | None) -> Tensor:
+    if axis not in kept:
+        return torch.arange(size)
+    return kept[axis][layer] if axis.per_layer else kept[axis]
