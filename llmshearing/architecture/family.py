@@ -19,7 +19,8 @@ NEUTRAL_FIELDS = frozenset(
     max_position_embeddings model_type output_attentions output_hidden_states pad_token_id problem_type
     return_dict sep_token_id task_specific_params tie_encoder_decoder tie_word_embeddings
     tokenizer_class torch_dtype torchscript transformers_version unsloth_version use_bfloat16 use_cache
-    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size""".split()
+    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size
+    do_sample max_length max_new_tokens repetition_penalty temperature top_k top_p""".split()
 )
 
 
@@ -44,19 +45,21 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self, config: Mapping[str, Any]) -> CouplingTable:
-        """The coupling table of a model with this config.
-
-        Raises:
-            UserError: a field is unknown or has a value that the table does not describe.
-        """
-        self.check_fields(config)
+        """The coupling table of a model with this config (complete, defaults filled in)."""
         shape = self.read_shape(config)
         return CouplingTable(
             rows=self.rows(config, shape), source=shape, grouped=shape.heads != shape.kv_groups
         )
 
     def check_fields(self, config: Mapping[str, Any]) -> None:
-        """Refuse by name every field that could change the computation unnoticed."""
+        """Refuse by name every field that could change the computation unnoticed.
+
+        Args:
+            config: `config.json` as it is stored.
+
+        Raises:
+            UserError: a field is unknown or has a value that the table does not describe.
+        """
         known = NEUTRAL_FIELDS | self.fields | self.fixed.keys()
         unknown = [key for key, value in config.items() if key not in known and value is not None]
         if unknown:

@@ -44,9 +44,7 @@ def layer_gate(row: Row, gates: Gates, layer: int | None) -> Tensor | None:
     return gates[Axis.LAYER][layer]
 
 
-def _axis_gate(
-    axis: Axis, size: int, gates: Gates, layer: int | None, like: Tensor
-) -> Tensor:
+def _axis_gate(axis: Axis, size: int, gates: Gates, layer: int | None, like: Tensor) -> Tensor:
     if axis not in gates:
         return torch.ones(size, dtype=like.dtype, device=like.device)
     return gates[axis][layer] if axis.per_layer else gates[axis]

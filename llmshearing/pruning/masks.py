@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class PruningSettings:
     Attributes:
         distribution: `hard_concrete` (paper) or `hard_concrete_released`.
         constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
-        warmup: part of the run over which the target moves from the source's to its own sizes.
+        warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's to its own sizes.
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
         learning_rate: of masks and multipliers (Adam).
         clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
@@ -40,7 +41,7 @@ class PruningSettings:
 
     distribution: str = "hard_concrete"
     constraint: str = "released"
-    warmup: str = "20%"
+    warmup: str = "0.2dur"
     noise: str = "shared"
     learning_rate: float = 1.0
     clip_norm: float = 0.0
@@ -155,8 +156,8 @@ class Masks(nn.Module):
     def _step_noise(self, device: torch.device) -> dict[Axis, Tensor]:
         """Uniform noise keyed by (seed, step, stream): a step's result cannot depend on its cut."""
         if self._noise is None or self._noise[0] != self.step:
-            key = hash((self.seed, self.step, self.noise_stream)) & (2**63 - 1)
-            generator = torch.Generator().manual_seed(key)
+            words = np.random.SeedSequence([self.seed, self.step, self.noise_stream])
+            generator = torch.Generator().manual_seed(int(words.generate_state(1)[0]))
             epsilon = torch.finfo(torch.float32).eps
             noise = {
                 axis: torch.rand(self.mask_shape(axis), generator=generator)
@@ -168,8 +169,6 @@ class Masks(nn.Module):
         return self._noise[1]
 
 
-def kept_units(
-    log_alpha: Mapping[Axis, Tensor], table: CouplingTable, target: Shape
-) -> Kept:
+def kept_units(log_alpha: Mapping[Axis, Tensor], table: CouplingTable, target: Shape) -> Kept:
     """The units that stay at the exact target, from a checkpoint's mask logits."""
     return select(log_alpha, table.sizes(target))

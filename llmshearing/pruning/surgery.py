@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.architecture.coupling import CouplingTable, Dim, Row
 from llmshearing.pruning.gates import Gates, dim_gate, layer_gate
 from llmshearing.pruning.selection import Kept
 
@@ -66,3 +66,31 @@ def _axis_units(axis: Axis, size: int, kept: Kept, layer: int | None) -> Tensor:
     if axis not in kept:
         return torch.arange(size)
     return kept[axis][layer] if axis.per_layer else kept[axis]
+
+
+def cut_model(
+    table: CouplingTable,
+    kept: Kept,
+    gates: Gates,
+    read: Callable[[str], Tensor],
+) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of the exported model, one at a time, in the table's order.
+
+    Args:
+        table: the source's coupling table.
+        kept: the units that stay.
+        gates: gate values of all units.
+        read: gives a source parameter by name.
+
+    Yields:
+        (name in the exported model, tensor); layers are numbered anew.
+    """
+    sizes = table.sizes(table.source)
+    layers = kept.get(Axis.LAYER, torch.arange(table.source.layers)).tolist()
+    for row in table.rows:
+        if not row.per_layer:
+            yield row.name, cut(row, read(row.name), None, sizes, kept, gates)
+            continue
+        for new, old in enumerate(layers):
+            tensor = read(row.name.format(layer=old))
+            yield row.name.format(layer=new), cut(row, tensor, old, sizes, kept, gates)

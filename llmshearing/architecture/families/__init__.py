@@ -16,7 +16,8 @@ from llmshearing.errors import UserError
 def all_families() -> dict[str, Family]:
     """Every family by its Transformers `model_type`."""
     modules = (
-        importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)
+        importlib.import_module(f"{__name__}.{info.name}")
+        for info in pkgutil.iter_modules(__path__)
     )
     return {module.FAMILY.model_type: module.FAMILY for module in modules}
 

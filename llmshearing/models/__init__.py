@@ -1,0 +1,1 @@
+"""Stock Transformers models with gates, wrapped for Composer."""

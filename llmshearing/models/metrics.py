@@ -1,0 +1,72 @@
+"""Losses as sums and counts, so that an absent domain is "no data" and never NaN."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+IGNORED = -100
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """Targets of each position: the next token, none for the last. [B, T] to [B, T]."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of every target token.
+
+    Args:
+        logits: [B, T, V].
+        labels: [B, T]; the model's input, -100 where a token does not count as a target.
+
+    Returns:
+        Losses in nats [B, T], 0 where there is no target, and the targets' mask [B, T].
+    """
+    targets = shifted(labels)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return losses.view_as(targets), targets != IGNORED
+
+
+class HeldOutLoss(Metric):
+    """Mean loss per target token, exact for any cut into batches and ranks."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, counted: Tensor) -> None:
+        """Add losses [B, T] with their mask [B, T]."""
+        self.total += losses.sum(dtype=torch.float64)
+        self.count += counted.sum()
+
+    def compute(self) -> Tensor:
+        """The mean in nats per token."""
+        return self.total / self.count
+
+
+class DomainLoss(Metric):
+    """Training loss per domain: sums and counts [D], gathered in one pass over the losses."""
+
+    full_state_update = False
+
+    def __init__(self, domains: int) -> None:
+        super().__init__()
+        self.add_state("totals", torch.zeros(domains), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(domains), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, counted: Tensor, domain: Tensor) -> None:
+        """Add losses [B, T], their mask [B, T] and the rows' domains [B]."""
+        self.totals.index_add_(0, domain, losses.detach().sum(-1).float())
+        self.counts.index_add_(0, domain, counted.sum(-1).float())
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Sums and counts per domain; a count of 0 means that the domain was absent."""
+        return self.totals, self.counts

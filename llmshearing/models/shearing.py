@@ -1,0 +1,87 @@
+"""The Composer model of both stages: a stock decoder, with masks beside it while pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+from torch import Tensor, nn
+from torchmetrics import Metric
+from transformers import PreTrainedModel
+
+from llmshearing.models.gated import GateSite, insert_gates, set_gates
+from llmshearing.models.metrics import DomainLoss, HeldOutLoss, token_losses
+from llmshearing.pruning.masks import MaskOutput, Masks
+
+Batch = Mapping[str, Tensor]
+
+
+class ShearingModel(ComposerModel):
+    """A causal decoder whose loss is cross entropy, plus the Lagrangian while pruning.
+
+    Attributes:
+        model: the stock Transformers model; gated modules share its parameters and keys.
+        masks: the learned masks, or None in continued pre-training.
+        domain_loss: training loss per domain since its last reset.
+    """
+
+    def __init__(self, model: PreTrainedModel, masks: Masks | None, domains: int) -> None:
+        super().__init__()
+        self.model = model
+        self.masks = masks
+        self.sites: list[GateSite] = insert_gates(model, masks.table) if masks is not None else []
+        self.domain_loss = DomainLoss(domains)
+        self.held_out = HeldOutLoss()
+        decoder_layers = {type(block) for block in _decoder_layers(model)}
+        # Composer reads these two to place sharding and activation checkpointing.
+        model.fsdp_wrap_fn = lambda module: type(module) in decoder_layers
+        model.activation_checkpointing_fn = lambda module: type(module) in decoder_layers
+
+    def forward(self, batch: Batch) -> tuple[Tensor, MaskOutput | None]:
+        """Draw the gates once, outside the blocks, and run the stock model.
+
+        Returns:
+            Logits [B, T, V] and the draw.
+        """
+        drawn = None
+        if self.masks is not None:
+            with torch.autocast(device_type=batch["input_ids"].device.type, enabled=False):
+                drawn = self.masks()
+            set_gates(self.sites, self.masks.table, drawn.gates)
+        return self.model(input_ids=batch["input_ids"], use_cache=False).logits, drawn
+
+    def loss(self, outputs: tuple[Tensor, MaskOutput | None], batch: Batch) -> dict[str, Tensor]:
+        """Mean cross entropy over the microbatch's targets, and the penalty: {ce, ..., total}."""
+        logits, drawn = outputs
+        losses, counted = token_losses(logits, batch["labels"])
+        self.domain_loss.update(losses, counted, batch["domain"])
+        cross_entropy = losses.sum() / counted.sum()
+        if drawn is None:
+            return {"ce": cross_entropy, "total": cross_entropy.clone()}
+        return {
+            "ce": cross_entropy,
+            "lagrangian": drawn.penalty,
+            "total": cross_entropy + drawn.penalty,
+        }
+
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> tuple[Tensor, MaskOutput | None]:
+        """The deterministic model, cut to the current size."""
+        return outputs if outputs is not None else self.forward(batch)
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        """`loss`, reported once per evaluator, which is to say per domain."""
+        return {} if is_train else {"loss": self.held_out}
+
+    def update_metric(
+        self, batch: Batch, outputs: tuple[Tensor, MaskOutput | None], metric: Metric
+    ) -> None:
+        """Add a batch to the held-out loss."""
+        metric.update(*token_losses(outputs[0], batch["labels"]))
+
+
+def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder blocks: the longest module list of the model."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
