@@ -134,3 +134,46 @@ def expected_parameter_count(
         count = math.prod((dim.size(sizes) for dim in row.dims), start=1)
         total = total + ((count * layer_gates).sum() if row.per_layer else count)
     return total
+
+
+def derive_shape(table: CouplingTable, tensors: Mapping[str, tuple[int, ...]]) -> Shape:
+    """The shape of a model from its tensors' sizes alone.
+
+    Args:
+        table: the coupling table of the model it was cut from.
+        tensors: every parameter's name and size.
+
+    Raises:
+        ValueError: the tensors do not form one shape, e.g. layers with different head counts.
+    """
+    repeated = next(row for row in table.rows if row.per_layer)
+    layers = sum(name in tensors for _, name in repeated.instances(table.source.layers))
+    sizes: dict[Axis, int] = {Axis.LAYER: layers}
+    dims = [
+        (dim, entries)
+        for row in table.rows
+        for dim, entries in zip(row.dims, tensors[row.name.format(layer=0)], strict=True)
+    ]
+    for dim, entries in sorted(dims, key=lambda pair: len(pair[0].axes)):
+        unknown = [axis for axis in dim.axes if axis not in sizes]
+        if len(unknown) == 1:
+            known = math.prod((sizes[a] for a in dim.axes if a in sizes), start=dim.multiple)
+            sizes[unknown[0]] = entries // known
+    groups = sizes.get(Axis.KV_GROUP)
+    heads = sizes[Axis.HEAD] * (groups or 1)
+    shape = replace(
+        table.source,
+        hidden=sizes[Axis.HIDDEN],
+        layers=layers,
+        heads=heads,
+        kv_groups=groups or heads,
+        intermediate=sizes[Axis.INTERMEDIATE],
+    )
+    wrong = {
+        name: (tensors.get(name), size)
+        for name, size in table.tensor_shapes(shape).items()
+        if tensors.get(name) != size
+    }
+    if wrong or len(tensors) != len(table.tensor_shapes(shape)):
+        raise ValueError(f"tensors do not form one shape; (found, expected) by name: {wrong}")
+    return shape

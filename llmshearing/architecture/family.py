@@ -13,14 +13,15 @@ from llmshearing.errors import UserError
 
 # Fields of any `config.json` that name, store or generate, but do not change the forward pass.
 NEUTRAL_FIELDS = frozenset(
-    """_attn_implementation _attn_implementation_autoset _name_or_path architectures attn_implementation
-    auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id dtype eos_token_id finetuning_task
-    id2label initializer_range is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id
-    max_position_embeddings model_type output_attentions output_hidden_states pad_token_id problem_type
-    return_dict sep_token_id task_specific_params tie_encoder_decoder tie_word_embeddings
-    tokenizer_class torch_dtype torchscript transformers_version unsloth_version use_bfloat16 use_cache
-    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size
-    do_sample max_length max_new_tokens repetition_penalty temperature top_k top_p""".split()
+    """_attn_implementation _attn_implementation_autoset _name_or_path architectures
+    attn_implementation auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id
+    dtype eos_token_id finetuning_task id2label initializer_range is_decoder
+    is_encoder_decoder keys_to_ignore_at_inference label2id max_position_embeddings model_type
+    output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id
+    task_specific_params tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype
+    torchscript transformers_version unsloth_version use_bfloat16 use_cache vocab_size
+    hidden_size num_hidden_layers num_attention_heads intermediate_size do_sample max_length
+    max_new_tokens repetition_penalty temperature top_k top_p""".split()
 )
 
 

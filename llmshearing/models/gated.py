@@ -92,7 +92,8 @@ def _gated_linear(stock: nn.Module) -> nn.Module:
 
 def _gated_norm(stock: nn.Module) -> nn.Module:
     epsilon = getattr(stock, "variance_epsilon", None)
-    assert isinstance(stock.weight, nn.Parameter) and isinstance(epsilon, float)
+    assert isinstance(stock.weight, nn.Parameter)
+    assert isinstance(epsilon, float)
     return GatedRMSNorm(stock.weight, epsilon)
 
 

@@ -25,6 +25,7 @@ class ShearingModel(ComposerModel):
         model: the stock Transformers model; gated modules share its parameters and keys.
         masks: the learned masks, or None in continued pre-training.
         domain_loss: training loss per domain since its last reset.
+        last_draw: the masks' last draw without its graph, for logging.
     """
 
     def __init__(self, model: PreTrainedModel, masks: Masks | None, domains: int) -> None:
@@ -34,6 +35,7 @@ class ShearingModel(ComposerModel):
         self.sites: list[GateSite] = insert_gates(model, masks.table) if masks is not None else []
         self.domain_loss = DomainLoss(domains)
         self.held_out = HeldOutLoss()
+        self.last_draw: MaskOutput | None = None
         decoder_layers = {type(block) for block in _decoder_layers(model)}
         # Composer reads these two to place sharding and activation checkpointing.
         model.fsdp_wrap_fn = lambda module: type(module) in decoder_layers
@@ -50,6 +52,7 @@ class ShearingModel(ComposerModel):
             with torch.autocast(device_type=batch["input_ids"].device.type, enabled=False):
                 drawn = self.masks()
             set_gates(self.sites, self.masks.table, drawn.gates)
+            self.last_draw = drawn.detached()
         return self.model(input_ids=batch["input_ids"], use_cache=False).logits, drawn
 
     def loss(self, outputs: tuple[Tensor, MaskOutput | None], batch: Batch) -> dict[str, Tensor]:
@@ -57,7 +60,7 @@ class ShearingModel(ComposerModel):
         logits, drawn = outputs
         losses, counted = token_losses(logits, batch["labels"])
         self.domain_loss.update(losses, counted, batch["domain"])
-        cross_entropy = losses.sum() / counted.sum()
+        cross_entropy = losses.sum() / counted.sum().clamp(min=1)
         if drawn is None:
             return {"ce": cross_entropy, "total": cross_entropy.clone()}
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,7 +96,7 @@ class Multipliers(nn.Module):
         self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
 
     def penalty(self, axis: Axis, expected: Tensor, target: float, size: int) -> Tensor:
-        """lambda * gap + phi * gap^2 of one axis, a scalar.
+        """The penalty of one axis, linear * gap + quadratic * gap^2, a scalar.
 
         Args:
             axis: the axis.
@@ -107,3 +107,10 @@ class Multipliers(nn.Module):
         gap = self.form.gap(expected, target, size)
         linear, quadratic = self.linear[axis.value], self.quadratic[axis.value]
         return self.form.reduce(linear * gap + quadratic * gap.square())
+
+    def snapshot(self, axes: Iterable[Axis]) -> dict[str, dict[Axis, Tensor]]:
+        """Copies of both multipliers per axis, for logging."""
+        return {
+            "linear": {a: self.linear[a.value].detach().clone() for a in axes},
+            "quadratic": {a: self.quadratic[a.value].detach().clone() for a in axes},
+        }

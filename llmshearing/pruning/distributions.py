@@ -42,7 +42,7 @@ class HardConcrete:
     zeta: float = 1.1
 
     def sample(self, log_alpha: Tensor, uniform: Tensor) -> Tensor:
-        """s = sigmoid((logit(u) + log_alpha) / beta), stretched and clamped to [0, 1]."""
+        """Binary concrete sigmoid((logit(u) + log_alpha) / beta), stretched and clamped."""
         return self._stretch(torch.sigmoid((torch.logit(uniform) + log_alpha) / self.beta))
 
     def keep_probability(self, log_alpha: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class PruningSettings:
     Attributes:
         distribution: `hard_concrete` (paper) or `hard_concrete_released`.
         constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
-        warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's to its own sizes.
+        warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
+            own.
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
         learning_rate: of masks and multipliers (Adam).
         clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
@@ -56,12 +57,24 @@ class MaskOutput:
         penalty: the Lagrangian, a scalar.
         expected: expected kept units per axis, [1] or [L].
         expected_parameters: expected parameters of the model, a scalar.
+        multipliers: per kind (`linear`, `quadratic`) and axis, [1] or [L], without gradient.
     """
 
     gates: dict[Axis, Tensor]
     penalty: Tensor
     expected: dict[Axis, Tensor]
     expected_parameters: Tensor
+    multipliers: dict[str, dict[Axis, Tensor]]
+
+    def detached(self) -> MaskOutput:
+        """The same values without their graph, for logging."""
+        return MaskOutput(
+            {a: g.detach() for a, g in self.gates.items()},
+            self.penalty.detach(),
+            {a: e.detach() for a, e in self.expected.items()},
+            self.expected_parameters.detach(),
+            self.multipliers,
+        )
 
 
 class Masks(nn.Module):
@@ -92,7 +105,7 @@ class Masks(nn.Module):
             constraint_of(settings.constraint), {a: self.sizes[a] for a in self.axes}, self.layers
         )
         self.step, self.ramp, self.noise_stream = 0, 0.0, 0
-        self._noise: tuple[int, dict[Axis, Tensor]] | None = None
+        self._noise: tuple[tuple[int, int], dict[Axis, Tensor]] | None = None
 
     def mask_shape(self, axis: Axis) -> tuple[int, ...]:
         """[L, n] for the per-layer axes, else [n]."""
@@ -129,7 +142,10 @@ class Masks(nn.Module):
                 for a in self.axes
             ]
         ).sum()
-        return MaskOutput(gates, penalty, expected, self._parameters(expected, probability))
+        parameters = self._expected_parameters(expected, probability)
+        return MaskOutput(
+            gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
+        )
 
     def sizes_now(self) -> dict[Axis, int]:
         """Whole units to keep at this point of the sparsity warmup; the target's at its end."""
@@ -145,7 +161,7 @@ class Masks(nn.Module):
         """The parameters that descend."""
         return iter(self.log_alpha.values())
 
-    def _parameters(
+    def _expected_parameters(
         self, expected: Mapping[Axis, Tensor], probability: Mapping[Axis, Tensor]
     ) -> Tensor:
         sizes = {axis: expected.get(axis, float(size)) for axis, size in self.sizes.items()}
@@ -155,8 +171,9 @@ class Masks(nn.Module):
 
     def _step_noise(self, device: torch.device) -> dict[Axis, Tensor]:
         """Uniform noise keyed by (seed, step, stream): a step's result cannot depend on its cut."""
-        if self._noise is None or self._noise[0] != self.step:
-            words = np.random.SeedSequence([self.seed, self.step, self.noise_stream])
+        key = (self.step, self.noise_stream)
+        if self._noise is None or self._noise[0] != key:
+            words = np.random.SeedSequence([self.seed, *key])
             generator = torch.Generator().manual_seed(int(words.generate_state(1)[0]))
             epsilon = torch.finfo(torch.float32).eps
             noise = {
@@ -165,7 +182,7 @@ class Masks(nn.Module):
                 .to(device, non_blocking=True)
                 for axis in self.axes
             }
-            self._noise = (self.step, noise)
+            self._noise = (key, noise)
         return self._noise[1]
 
 

@@ -1,0 +1,110 @@
+"""What a run knows about itself, as JSON beside every checkpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmshearing.files import write_json
+from llmshearing.models.shearing import ShearingModel
+from llmshearing.pruning.masks import Masks
+
+PACKAGES = ("llmshearing", "torch", "transformers", "mosaicml", "mosaicml-streaming")
+
+
+class ManifestWriter(Callback):
+    """Writes `manifest.json` of the run, one beside each checkpoint, and the masks' scores.
+
+    A checkpoint counts only once its manifest is there, so one cut short is never taken for whole.
+
+    Args:
+        directory: the run directory.
+        facts: what does not change: recipe, source, target, data.
+        mixture: gives the current domain weights.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        facts: dict[str, Any],
+        mixture: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.directory, self.facts, self.mixture = directory, facts, mixture
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        """Keep the masks' scores of every evaluation, for heat maps over time."""
+        del logger
+        model = _model(state)
+        if model.masks is not None:
+            scores = mask_scores(model.masks)
+            if dist.get_global_rank() == 0:
+                path = self.directory / "masks" / f"ba{state.timestamp.batch.value}.safetensors"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(".partial")
+                save_file(scores, temporary)
+                temporary.replace(path)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """After Composer's saver, which runs before (see `train.py`)."""
+        del logger
+        self._write(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """The run's last word."""
+        del logger
+        self._write(state)
+
+    def _write(self, state: State) -> None:
+        losses = held_out_losses(state)  # gathers over ranks, so before only one goes on
+        if dist.get_global_rank() != 0:
+            return
+        batch = state.timestamp.batch.value
+        manifest = {
+            **self.facts,
+            "batch": batch,
+            "losses": losses,
+            "mixture": self.mixture(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+        checkpoint = self.directory / "checkpoints" / f"ba{batch}.pt"
+        if checkpoint.exists():
+            write_json(checkpoint.with_suffix(".json"), manifest)
+            for stale in checkpoint.parent.glob("ba*.json"):
+                if not stale.with_suffix(".pt").exists():
+                    stale.unlink()
+        write_json(self.directory / "manifest.json", manifest)
+
+
+def held_out_losses(state: State) -> dict[str, float]:
+    """The last held-out loss per domain, in nats per token."""
+    losses = {}
+    for domain, metrics in state.eval_metrics.items():
+        value = metrics["loss"].compute()
+        if torch.isfinite(value):
+            losses[domain] = float(value)
+    return losses
+
+
+def mask_scores(masks: Masks) -> dict[str, Tensor]:
+    """Probability of each unit to stay, per axis name; gathered where the masks are sharded."""
+    scores = {}
+    for name, logits in masks.log_alpha.items():
+        whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+        probability = masks.distribution.keep_probability(whole.detach().float())
+        scores[name] = probability.cpu().contiguous()
+    return scores
+
+
+def _model(state: State) -> ShearingModel:
+    model = state.model.module if hasattr(state.model, "module") else state.model
+    assert isinstance(model, ShearingModel)
+    return model

@@ -1,0 +1,93 @@
+"""A run's metrics as lines of JSON, which the report and any script can read while it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+
+from llmshearing.files import write_text
+
+
+class MetricsFile(LoggerDestination):
+    """Writes `metrics.jsonl`: per logged step `{"batch", "tokens", "seconds", "metrics"}`.
+
+    Args:
+        path: the file; a resumed run drops lines later than its checkpoint and goes on.
+        interval: steps between lines; steps that were evaluated are always written.
+        tokens_per_batch: tokens that one optimizer step consumes.
+    """
+
+    def __init__(self, path: Path, interval: int, tokens_per_batch: int) -> None:
+        self.path, self.interval, self.tokens_per_batch = path, interval, tokens_per_batch
+        self.pending: dict[str, float] = {}
+        self.start = time.monotonic()
+        self.evaluated = False
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Collect until the step ends."""
+        del step
+        for name, value in metrics.items():
+            number = float(value)
+            self.pending[name] = number if math.isfinite(number) else math.nan
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Drop what a killed run wrote after its checkpoint."""
+        del logger
+        if not self.path.is_file():
+            return
+        batch = state.timestamp.batch.value
+        kept = [line for line in self.path.read_text().splitlines() if _batch(line) <= batch]
+        if batch == 0:
+            kept = []
+        elif kept:
+            self.start -= json.loads(kept[-1])["seconds"]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        """Evaluated steps are always written."""
+        del logger
+        self.evaluated = True
+        self._write(state)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Write the last step, of which nothing more can come."""
+        del logger
+        self._flush(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Write the last step."""
+        del logger
+        self._write(state)
+
+    def _flush(self, state: State) -> None:
+        if state.timestamp.batch.value % self.interval == 0 or self.evaluated:
+            self._write(state)
+        self.pending.clear()
+        self.evaluated = False
+
+    def _write(self, state: State) -> None:
+        if not self.pending:
+            return
+        batch = state.timestamp.batch.value
+        line = {
+            "batch": batch,
+            "tokens": batch * self.tokens_per_batch,
+            "seconds": round(time.monotonic() - self.start, 3),
+            "metrics": self.pending,
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.pending = {}
+
+
+def _batch(line: str) -> float:
+    try:
+        return json.loads(line)["batch"]
+    except (ValueError, KeyError):
+        return math.inf  # a line cut short by a kill

@@ -1,0 +1,117 @@
+"""`llmshearing VERB`: reads arguments, calls one function, prints its result. No logic of its own.
+
+Imports stand inside the verbs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from llmshearing.errors import UserError, exits_on_user_error
+
+RECIPE_EXAMPLE = "yamls/prune/tiny-llama-to-half.yaml data.root=data/sample"
+
+
+@exits_on_user_error
+def main(arguments: list[str] | None = None) -> int | None:
+    """Run one verb."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return options.run(options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(prog="llmshearing", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = _verb(verbs, "quickstart", quickstart, "the whole path on text found here", "--out demo")
+    verb.add_argument("--out", type=Path, default=Path("quickstart-out"), help="output directory")
+    verb.add_argument("--model", type=Path, help="a Hugging Face LLaMA instead of a new one")
+
+    verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
+    verb.add_argument("recipe", type=Path)
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+
+    verb = _verb(
+        verbs, "export", export, "a run as a Hugging Face directory", "runs/prune out/half"
+    )
+    verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
+    verb.add_argument("out", type=Path, metavar="OUT_DIR")
+    verb.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
+    verb = _verb(verbs, "evaluate", evaluate, "loss per domain", "out/half --data data/sample/eval")
+    verb.add_argument("model", type=Path, metavar="HF_DIR")
+    verb.add_argument("--data", type=Path, required=True, metavar="ROOT/eval")
+    verb.add_argument("--batch-size", type=int, default=16)
+    verb.add_argument("--json", type=Path, help="also write the result here")
+
+    verb = _verb(verbs, "report", report, "plots and tables as one HTML page", "runs/prune")
+    verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
+    verb.add_argument("--out", type=Path, help="the page; default RUN_DIR/report.html")
+    return parser
+
+
+def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        name, help=summary, description=summary, epilog=f"example: llmshearing {name} {example}"
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
+def quickstart(options: argparse.Namespace) -> None:
+    """The whole path on text found on this machine."""
+    from llmshearing.quickstart import run
+
+    run(options.out, options.model)
+
+
+def validate(options: argparse.Namespace) -> None:
+    """Check a recipe and what it names."""
+    from llmshearing.config import load_recipe
+    from llmshearing.preflight import check
+
+    inputs = check(load_recipe(options.recipe, options.overrides))
+    table = inputs.source.table
+    print(f"{options.recipe}: no errors")
+    print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")
+    if inputs.target is not None:
+        print(f"target {inputs.target}: {table.parameter_count(inputs.target):,} parameters")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write and verify a Hugging Face directory."""
+    from llmshearing.checkpoints.export import export as export_run
+
+    result = export_run(options.run, options.out, options.dtype)
+    print(f"{result.directory}: {result.parameters:,} parameters, {result.shape}")
+    print(f"verified: logits within {result.difference:.1e} of the gated model's")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Loss and perplexity per domain."""
+    from llmshearing.evaluation.domain_loss import evaluate as evaluate_domains
+    from llmshearing.files import write_json
+
+    result = evaluate_domains(options.model, options.data, batch_size=options.batch_size)
+    print(result.as_table())
+    if options.json is not None:
+        write_json(options.json, result.as_dict())
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the report page."""
+    from llmshearing.reports.page import write_report
+
+    missing = [run for run in options.runs if not (run / "metrics.jsonl").is_file()]
+    if missing:
+        raise UserError(f"found no metrics.jsonl in {missing[0]}; expected a run directory")
+    print(write_report(options.runs, options.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main() or 0)

@@ -1,0 +1,312 @@
+"""The recipe: its schema, its strict loading, and the checks that need no other file.
+
+A recipe is YAML plus `key=value` overrides. Every error is found before any is reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmshearing.architecture.target import TargetSettings
+from llmshearing.errors import UserError
+from llmshearing.loading.settings import LoadingSettings
+from llmshearing.pruning.masks import PruningSettings
+
+
+@dataclass
+class RunSettings:
+    """One run.
+
+    Attributes:
+        directory: where logs, metrics, checkpoints and the manifest go.
+        seed: of weights, masks, noise and data order.
+        duration: length in optimizer steps, e.g. `3200ba`.
+        eval_interval: steps between evaluations of the held-out sets, e.g. `50ba`.
+        log_interval: steps between lines on the console.
+        checkpoint_interval: steps between checkpoints.
+        keep_checkpoints: checkpoints kept; -1 keeps all.
+        autoresume: go on from the run directory's latest checkpoint when there is one.
+    """
+
+    directory: str = MISSING
+    seed: int = 17
+    duration: str = MISSING
+    eval_interval: str = "50ba"
+    log_interval: str = "10ba"
+    checkpoint_interval: str = "100ba"
+    keep_checkpoints: int = 2
+    autoresume: bool = True
+
+
+@dataclass
+class ModelSettings:
+    """The source model.
+
+    Attributes:
+        path: a Hugging Face directory.
+        initialize: `pretrained` reads its weights, `random` takes only its config.
+        attention: Transformers' `attn_implementation`.
+        precision: `fp32` or `amp_bf16`; masks are float32 in either.
+        activation_checkpointing: recompute blocks in the backward pass.
+    """
+
+    path: str = MISSING
+    initialize: str = "pretrained"
+    attention: str = "sdpa"
+    precision: str = "fp32"
+    activation_checkpointing: bool = False
+
+
+@dataclass
+class DataSettings:
+    """Where rows come from and how they are cut.
+
+    Attributes:
+        root: a data tree made by `data_prep/prepare.py`.
+        split: the split to train on, `prune` or `continue`.
+        eval_split: the split to evaluate on, one evaluator per domain.
+        global_batch: rows per optimizer step over all ranks.
+        microbatch: rows per forward pass of one rank.
+        eval_batch: rows per evaluation batch of one rank.
+        eval_rows: rows per domain to evaluate on; all where it is not given.
+        workers: loader processes per rank.
+    """
+
+    root: str = MISSING
+    split: str = MISSING
+    eval_split: str = "eval"
+    global_batch: int = MISSING
+    microbatch: int = MISSING
+    eval_batch: int = 16
+    eval_rows: int | None = None
+    workers: int = 1
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW over the weights, with linear warmup and a cosine to a fraction.
+
+    Attributes:
+        learning_rate: at the end of the warmup.
+        warmup: time, e.g. `0.1dur` or `320ba`.
+        final_fraction: the last learning rate as a part of the highest.
+        betas, eps, weight_decay: of AdamW.
+        clip_norm: gradient norm bound of the weights; 0 means none.
+    """
+
+    learning_rate: float = MISSING
+    warmup: str = "0.1dur"
+    final_fraction: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a run. `target` present means pruning, absent training as it is."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    target: TargetSettings | None = None
+    pruning: PruningSettings = field(default_factory=PruningSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    loading: LoadingSettings = field(default_factory=LoadingSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    parallelism: str = "fsdp2"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether this is the pruning stage."""
+        return self.target is not None
+
+
+CHOICES = {
+    "model.initialize": ("pretrained", "random"),
+    "model.precision": ("fp32", "amp_bf16"),
+    "pruning.noise": ("shared", "per_rank"),
+    "parallelism": ("fsdp2", "ddp"),
+}
+POSITIVE = ("data.global_batch", "data.microbatch", "data.eval_batch", "optimizer.learning_rate")
+STEP_TIMES = ("duration", "eval_interval", "log_interval", "checkpoint_interval")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` with dotted keys, as on the command line.
+
+    Raises:
+        UserError: lists every unknown key, wrong type, missing value and impossible value.
+    """
+    errors: list[str] = []
+    given = _read_yaml(Path(path))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            errors.append(f"{override}: expected key=value")
+            continue
+        given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
+    config = OmegaConf.structured(Recipe)
+    for key, value in _leaves(OmegaConf.to_container(given, resolve=True), Recipe):
+        errors += _assign(config, key, value)
+    missing = sorted(OmegaConf.missing_keys(config))
+    errors += [f"{key}: not given; expected a value" for key in missing]
+    if not missing:
+        recipe = OmegaConf.to_object(config)
+        assert isinstance(recipe, Recipe)
+        errors += own_errors(recipe)
+        if not errors:
+            return recipe
+    raise UserError(error_list(str(path), errors))
+
+
+def error_list(what: str, errors: Sequence[str]) -> str:
+    """One message out of all errors of a recipe."""
+    lines = "\n".join(f"  - {error}" for error in errors)
+    return f"{what} has {len(errors)} error{'s' if len(errors) > 1 else ''}:\n{lines}"
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, as it stands in the log, the run directory and the manifest."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def steps(text: str, total: int | None = None) -> int:
+    """Optimizer steps of a time.
+
+    Args:
+        text: `320ba`, or `0.1dur` where `total` is given.
+        total: steps of the whole run.
+
+    Raises:
+        ValueError: no such time.
+    """
+    if text.endswith("ba") and text[:-2].isdigit():
+        return int(text[:-2])
+    if text.endswith("dur") and total is not None:
+        fraction = float(text[:-3])
+        if 0 <= fraction <= 1:
+            return round(fraction * total)
+    raise ValueError(text)
+
+
+def own_errors(recipe: Recipe) -> list[str]:
+    """Errors that the recipe alone shows."""
+    config = OmegaConf.structured(recipe)
+    errors = []
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value not in choices:
+            errors.append(f"{key}: found {value!r}, expected one of {', '.join(choices)}")
+    for key in POSITIVE:
+        value = OmegaConf.select(config, key)
+        if value <= 0:
+            errors.append(f"{key}: found {value}, expected more than 0")
+    errors += _time_errors(recipe)
+    if recipe.data.microbatch > recipe.data.global_batch > 0:
+        errors.append(
+            f"data.microbatch: found {recipe.data.microbatch}, expected at most "
+            f"data.global_batch = {recipe.data.global_batch}"
+        )
+    return errors
+
+
+def _time_errors(recipe: Recipe) -> list[str]:
+    errors = []
+    for name in STEP_TIMES:
+        value = getattr(recipe.run, name)
+        try:
+            if steps(value) < 1:
+                raise ValueError(value)
+        except ValueError:
+            errors.append(f"run.{name}: found {value!r}, expected steps with a unit, e.g. 300ba")
+    for key, value in {
+        "optimizer.warmup": recipe.optimizer.warmup,
+        "pruning.warmup": recipe.pruning.warmup,
+    }.items():
+        try:
+            steps(value, 1)
+        except ValueError:
+            errors.append(f"{key}: found {value!r}, expected a time such as 0.1dur or 320ba")
+    return errors
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"found no recipe at {path}; give the path of a YAML file, e.g. in yamls/")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # the parser's own classes differ between OmegaConf versions
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} holds a list, expected sections such as run, model and data")
+    return config
+
+
+def _leaves(value: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values, down to where the schema ends."""
+    for key, item in (value or {}).items():
+        inner = _field_type(schema, key)
+        if isinstance(item, dict) and dataclasses.is_dataclass(inner):
+            yield from _leaves(item, inner, f"{prefix}{key}.") if item else [(f"{prefix}{key}", {})]
+        else:
+            yield prefix + str(key), item
+
+
+def _field_type(schema: Any, name: str) -> Any:
+    """The type of a schema's field; of an optional section, the section's."""
+    hints = _hints(schema)
+    kind = hints.get(name)
+    for part in getattr(kind, "__args__", ()):
+        if dataclasses.is_dataclass(part):
+            return part
+    return kind
+
+
+def _hints(schema: Any) -> dict[str, Any]:
+    return typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+
+
+def _assign(config: DictConfig, key: str, value: Any) -> list[str]:
+    """Set one key; the error, if it is unknown or of the wrong type."""
+    names, schema = key.split("."), Recipe
+    for depth, name in enumerate(names):
+        known = _hints(schema)
+        if name not in known:
+            return [_unknown_key(key, names[:depth], name, list(known))]
+        schema = _field_type(schema, name)
+        section = ".".join(names[: depth + 1])
+        if dataclasses.is_dataclass(schema):
+            if OmegaConf.select(config, section) is None and value is not None:
+                OmegaConf.update(config, section, OmegaConf.structured(schema))
+            if depth == len(names) - 1:
+                return (
+                    [] if value in ({}, None) else [f"{key}: found {value!r}, expected a section"]
+                )
+    try:
+        OmegaConf.update(config, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        return [f"{key}: {reason}"]
+    return []
+
+
+def _unknown_key(key: str, parents: list[str], name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    section = ".".join(parents) or "the recipe"
+    if near:
+        return f"{key}: unknown key in {section}; did you mean {'.'.join([*parents, near[0]])}?"
+    return f"{key}: unknown key in {section}; known: {', '.join(known)}"

@@ -1,0 +1,129 @@
+"""Everything that can be wrong with a run and be seen before a device is touched, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llmshearing.architecture.shape import Shape
+from llmshearing.architecture.target import resolve_target
+from llmshearing.checkpoints.source import Source, read_source
+from llmshearing.config import Recipe, error_list
+from llmshearing.data.schema import tokenizer_fingerprint
+from llmshearing.data.tree import DataTree
+from llmshearing.errors import UserError
+from llmshearing.loading.settings import problems
+from llmshearing.pruning.constraint import constraint_of
+from llmshearing.pruning.distributions import distribution_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, read and checked.
+
+    Attributes:
+        source: the model directory.
+        target: the shape to prune to, or None.
+        tree: the data tree.
+    """
+
+    source: Source
+    target: Shape | None
+    tree: DataTree
+
+
+def check(recipe: Recipe, ranks: int = 1) -> Inputs:
+    """Read configs and indexes (no weights, no rows) and check what they say together.
+
+    Args:
+        recipe: a recipe that `load_recipe` took.
+        ranks: processes of the run.
+
+    Raises:
+        UserError: lists every error.
+    """
+    errors: list[str] = []
+    source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
+    tree = _try(errors, lambda: DataTree.open(recipe.data.root), "data.root")
+    target = None
+    if recipe.target is not None:
+        _try(errors, lambda: distribution_of(recipe.pruning.distribution))
+        _try(errors, lambda: constraint_of(recipe.pruning.constraint))
+        if source is not None:
+            target, found = resolve_target(source.table.source, recipe.target)
+            errors += found
+    if tree is not None:
+        errors += _data_errors(recipe, tree, ranks)
+    if source is not None and tree is not None:
+        errors += _fit_errors(source, tree)
+    if errors or source is None or tree is None:
+        raise UserError(error_list("the recipe", errors))
+    return Inputs(source, target, tree)
+
+
+def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
+    errors: list[str] = []
+    train = _try(errors, lambda: tree.split(recipe.data.split), "data.split")
+    held_out = _try(errors, lambda: tree.split(recipe.data.eval_split), "data.eval_split")
+    if recipe.data.global_batch % ranks:
+        errors.append(
+            f"data.global_batch: found {recipe.data.global_batch} rows for {ranks} ranks; "
+            "expected a multiple of the ranks"
+        )
+    if train is None or held_out is None:
+        return errors
+    for name, info in train.items():
+        if info.rows == 0:
+            errors.append(
+                f"data: domain {name} has no rows in split {recipe.data.split}; prepare more of "
+                "it or leave it out"
+            )
+    errors += [
+        f"data: domain {name} has no rows in split {recipe.data.eval_split}"
+        for name in train
+        if name not in held_out or held_out[name].rows == 0
+    ]
+    errors += problems(recipe.loading, list(train))
+    return errors
+
+
+def _fit_errors(source: Source, tree: DataTree) -> list[str]:
+    errors = []
+    vocabulary = source.table.source.vocabulary
+    if tree.vocabulary > vocabulary:
+        errors.append(
+            f"data.root: its ids go up to {tree.vocabulary - 1}, but the model's vocabulary has "
+            f"{vocabulary} entries; prepare the data with this model's tokenizer"
+        )
+    try:
+        fingerprint = tokenizer_fingerprint(source.path)
+    except FileNotFoundError:
+        errors.append(
+            f"model.path: found no tokenizer in {source.path}; expected tokenizer.model or "
+            "tokenizer.json, which the exported model needs too"
+        )
+        return errors
+    if fingerprint != tree.tokenizer["fingerprint"]:
+        errors.append(
+            f"data.root: {tree.root} was prepared with another tokenizer than the one in "
+            f"{source.path}; prepare it again with that one"
+        )
+    longest = source.config.get("max_position_embeddings")
+    if longest is not None and tree.sequence_length > longest:
+        errors.append(
+            f"data.root: rows of {tree.sequence_length} tokens are longer than the model's "
+            f"max_position_embeddings = {longest}"
+        )
+    return errors
+
+
+def _try(errors: list[str], read: Callable[[], T], key: str = "") -> T | None:
+    """The result, or None with the user's error noted."""
+    try:
+        return read()
+    except UserError as error:
+        errors.append(f"{key}: {error}" if key else str(error))
+        return None

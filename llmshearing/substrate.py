@@ -1,0 +1,60 @@
+"""The one module that touches private names of Composer or works around the libraries below.
+
+Each function says which and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import composer.utils.checkpoint as composer_checkpoint
+import torch
+import torch.distributed as dist
+from composer.core.time import Time, Timestamp, TimeUnit
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+
+log = logging.getLogger(__name__)
+
+
+def load_checkpoints_without_pickles() -> None:
+    """Make Composer read checkpoints as tensors and plain Python only.
+
+    Composer's `_torch_load_with_validation` unpickles anything, so a checkpoint from elsewhere
+    could run code. Its own clock classes are the only ones that a trainer checkpoint needs besides.
+    """
+    torch.serialization.add_safe_globals([Time, Timestamp, TimeUnit])
+    composer_checkpoint._torch_load_with_validation = _load_weights_only
+
+
+def _load_weights_only(checkpoint_filepath: str | Path, map_location: str) -> dict[str, Any]:
+    path = composer_checkpoint._ensure_valid_checkpoint(checkpoint_filepath)
+    return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def keep_float32(module: nn.Module) -> None:
+    """Exempt a sharded module from mixed precision.
+
+    Composer gives one precision policy to all modules that it shards; the masks must stay float32.
+    The policy is read when the first forward initialises the parameter group.
+    """
+    if isinstance(module, FSDPModule):
+        group = module._get_fsdp_state()._fsdp_param_group
+        if group is not None:
+            group.mp_policy = MixedPrecisionPolicy()
+
+
+def gradient_overcount() -> float:
+    """By how much the backend's averaging reduce-scatter overstates a mean.
+
+    gloo on torch 2.7 sums where an average is asked, so that FSDP2's gradients on CPUs come out
+    world-size times too large; later versions average. Measured rather than assumed.
+    """
+    if not dist.is_initialized() or dist.get_backend() != "gloo" or dist.get_world_size() == 1:
+        return 1.0
+    ones = torch.ones(dist.get_world_size())
+    mean = torch.empty(1)
+    dist.reduce_scatter_tensor(mean, ones, op=dist.ReduceOp.AVG)
+    return float(mean)

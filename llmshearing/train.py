@@ -1,0 +1,203 @@
+"""One run of either stage: a recipe becomes a trainer.
+
+Example:
+    composer -n 2 -m llmshearing.train yamls/prune/tiny-llama-to-half.yaml data.root=data/sample
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from composer import Trainer
+from composer.callbacks import CheckpointSaver
+from composer.core import Evaluator
+from composer.loggers import TensorboardLogger
+from composer.utils import dist, get_device, reproducibility
+from composer.utils.parallelism import FSDP2Config
+
+from llmshearing import optimization, preflight, substrate
+from llmshearing.callbacks.dynamic_loading import DynamicLoading
+from llmshearing.callbacks.gradients import GradientClipping
+from llmshearing.callbacks.manifest import ManifestWriter
+from llmshearing.callbacks.mask_clock import MaskClock
+from llmshearing.callbacks.metrics_file import MetricsFile
+from llmshearing.callbacks.progress import Progress
+from llmshearing.checkpoints.runs import latest_checkpoint
+from llmshearing.checkpoints.source import load_model
+from llmshearing.config import Recipe, load_recipe, steps, to_yaml
+from llmshearing.errors import UserError, exits_on_user_error
+from llmshearing.files import write_text
+from llmshearing.models.shearing import ShearingModel
+from llmshearing.preflight import Inputs
+from llmshearing.pruning.masks import Masks
+
+log = logging.getLogger(__name__)
+
+
+@exits_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    """Train as RECIPE.yaml and key=value overrides say."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        raise UserError(f"expected RECIPE.yaml and key=value overrides\n{__doc__}")
+    train(load_recipe(arguments[0], arguments[1:]))
+
+
+def train(recipe: Recipe) -> None:
+    """Run a recipe to its end, from its latest checkpoint where there is one."""
+    dist.initialize_dist(get_device())
+    inputs = preflight.check(recipe, dist.get_world_size())
+    directory = Path(recipe.run.directory)
+    set_up_log(directory)
+    if dist.get_global_rank() == 0:
+        write_text(directory / "config.yaml", to_yaml(recipe))
+        log.info("recipe\n%s", to_yaml(recipe))
+    trainer = build_trainer(recipe, inputs)
+    trainer.fit()
+    trainer.close()
+
+
+def build_trainer(recipe: Recipe, inputs: Inputs) -> Trainer:
+    """The Composer trainer of a checked recipe."""
+    substrate.load_checkpoints_without_pickles()
+    reproducibility.seed_all(recipe.run.seed)
+    directory = Path(recipe.run.directory)
+    model = build_model(recipe, inputs)
+    loading = DynamicLoading.from_recipe(recipe, inputs.tree)
+    optimizer = optimization.build_optimizer(model, recipe)
+    total = steps(recipe.run.duration)
+    tokens_per_batch = recipe.data.global_batch * inputs.tree.sequence_length
+    sharded = recipe.parallelism == "fsdp2" and dist.get_world_size() > 1
+    clipping = GradientClipping(
+        optimization.clip_bounds(recipe),
+        optimization.GROUP_NAMES[: len(optimizer.param_groups)],
+        sharded=sharded,
+    )
+    algorithms: list[Any] = [clipping]
+    if model.masks is not None:
+        stream = dist.get_global_rank() if recipe.pruning.noise == "per_rank" else 0
+        algorithms.append(MaskClock(model.masks, steps(recipe.pruning.warmup, total), stream))
+    interval = steps(recipe.run.log_interval)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loading.train_loader,
+        eval_dataloader=[
+            Evaluator(label=name, dataloader=loader, metric_names=["loss"])
+            for name, loader in loading.eval_loaders.items()
+        ],
+        optimizers=optimizer,
+        schedulers=optimization.build_schedule(optimizer, recipe),
+        step_schedulers_every_batch=True,
+        max_duration=recipe.run.duration,
+        eval_interval=recipe.run.eval_interval,
+        algorithms=algorithms,
+        callbacks=[
+            loading,
+            Progress(interval, tokens_per_batch, total, dist.get_world_size()),
+            CheckpointSaver(
+                folder=str(directory / "checkpoints"),
+                filename="ba{batch}.pt",
+                remote_file_name=None,
+                latest_filename=None,
+                save_interval=recipe.run.checkpoint_interval,
+                overwrite=True,
+                num_checkpoints_to_keep=recipe.run.keep_checkpoints,
+            ),
+            ManifestWriter(directory, facts(recipe, inputs), loading.mixture),
+        ],
+        loggers=[
+            MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch),
+            TensorboardLogger(log_dir=str(directory / "tensorboard")),
+        ],
+        run_name=directory.name,
+        device_train_microbatch_size=recipe.data.microbatch,
+        precision=recipe.model.precision,
+        parallelism_config=sharding(recipe) if sharded else None,
+        load_path=resume_path(recipe),
+        progress_bar=False,
+        log_to_console=False,
+        seed=recipe.run.seed,
+        dist_timeout=1800,
+    )
+    if model.masks is not None:
+        substrate.keep_float32(model.masks)
+    return trainer
+
+
+def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
+    """The stock decoder of the recipe's directory, with masks where it prunes."""
+    settings = recipe.model
+    decoder = load_model(
+        inputs.source, attention=settings.attention, random=settings.initialize == "random"
+    )
+    masks = None
+    if inputs.target is not None:
+        masks = Masks(inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed)
+    return ShearingModel(decoder, masks, domains=len(inputs.tree.split(recipe.data.split)))
+
+
+def sharding(recipe: Recipe) -> dict[str, Any]:
+    """Composer's parallelism section for FSDP2, with checkpoints as one file."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+        fsdp = FSDP2Config(
+            activation_checkpointing=recipe.model.activation_checkpointing, state_dict_type="full"
+        )
+    return {"fsdp": fsdp}
+
+
+def resume_path(recipe: Recipe) -> str | None:
+    """The checkpoint to go on from, the same on every rank."""
+    found = latest_checkpoint(recipe.run.directory) if recipe.run.autoresume else None
+    shared = [str(found) if found else None]
+    dist.broadcast_object_list(shared, src=0)
+    if shared[0] is not None:
+        log.info("resuming from %s", shared[0])
+    return shared[0]
+
+
+def facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """What a run's manifest says that does not change while it runs."""
+    tree = inputs.tree
+    return {
+        "recipe": asdict(recipe),
+        "source": {
+            "path": str(inputs.source.path.resolve()),
+            "config": inputs.source.config,
+            "shape": asdict(inputs.source.table.source),
+        },
+        "target": None if inputs.target is None else asdict(inputs.target),
+        "data": {
+            "root": str(tree.root),
+            "sequence_length": tree.sequence_length,
+            "tokenizer": tree.tokenizer,
+            "fingerprints": {
+                name: info.fingerprint for name, info in tree.split(recipe.data.split).items()
+            },
+        },
+        "tokens": steps(recipe.run.duration) * recipe.data.global_batch * tree.sequence_length,
+    }
+
+
+def set_up_log(directory: Path) -> None:
+    """The project's log on the console and in `log.txt`, from rank 0."""
+    logger = logging.getLogger("llmshearing")
+    logger.handlers.clear()
+    logger.propagate = False
+    if dist.get_global_rank() != 0:
+        logger.setLevel(logging.ERROR)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    logger.setLevel(logging.INFO)
+    for handler in (logging.StreamHandler(), logging.FileHandler(directory / "log.txt")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from llmshearing.errors import UserError
+from llmshearing.pruning.distributions import DISTRIBUTIONS, distribution_of
+
+NAMES = sorted(DISTRIBUTIONS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampler_and_probabilities_pass_gradcheck(name):
+    distribution = distribution_of(name)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, dtype=torch.float64, generator=generator, requires_grad=True)
+    # Noise near one half keeps the gates inside (0, 1), where the clamp is differentiable.
+    uniform = 0.5 + 0.1 * (torch.rand(6, dtype=torch.float64, generator=generator) - 0.5)
+    small = (0.1 * logits).detach().requires_grad_()
+    assert gradcheck(lambda x: distribution.sample(x, uniform), small)
+    assert gradcheck(distribution.keep_probability, logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"), [("hard_concrete", 0.83), ("hard_concrete_released", 2 / 3)]
+)
+def test_closed_forms(name, beta):
+    distribution = distribution_of(name)
+    logits = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    uniform = torch.full_like(logits, 0.3)
+    for i, a in enumerate(logits.tolist()):
+        s = 1 / (1 + math.exp(-(math.log(0.3 / 0.7) + a) / beta))
+        z = min(1.0, max(0.0, s * 1.2 - 0.1))
+        assert distribution.sample(logits, uniform)[i].item() == pytest.approx(z, abs=1e-12)
+        p = 1 - 1 / (1 + math.exp(-(beta * math.log(0.1 / 1.1) - a)))
+        assert distribution.keep_probability(logits)[i].item() == pytest.approx(p, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keep_probability_is_the_frequency_of_nonzero_gates(name):
+    distribution = distribution_of(name)
+    uniform = torch.rand(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for a in (-2.0, 0.0, 1.5):
+        logits = torch.full_like(uniform, a)
+        frequency = (distribution.sample(logits, uniform) > 0).double().mean().item()
+        probability = distribution.keep_probability(logits[:1]).item()
+        assert abs(frequency - probability) < 3e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_deterministic_gate_ranks_as_the_logits_do(name):
+    logits = torch.linspace(-1.0, 1.0, 50, dtype=torch.float64)
+    gates = distribution_of(name).deterministic(logits)
+    assert (gates.diff() > 0).all()
+    assert (gates >= 0).all()
+    assert (gates <= 1).all()
+
+
+def test_released_evaluation_gate():
+    logits = torch.tensor([4.605], dtype=torch.float64)
+    gate = distribution_of("hard_concrete_released").deterministic(logits).item()
+    assert gate == pytest.approx(1 / (1 + math.exp(-0.8 * 4.605 * 1.5)), abs=1e-12)
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(UserError, match=r"hard_concret'.*expected one of hard_concrete"):
+        distribution_of("hard_concret")

@@ -1,0 +1,97 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.families import family_of
+from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks, PruningSettings
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+}
+
+
+def make(constraint="released", **target):
+    table = family_of(CONFIG).table(CONFIG)
+    target = target or {"hidden": 12, "layers": 3, "heads": 2, "kv_groups": 2, "intermediate": 20}
+    shape = replace(table.source, **target)
+    return Masks(table, shape, PruningSettings(constraint=constraint), seed=5)
+
+
+def test_noise_is_keyed_by_seed_and_step_alone():
+    first, second = make(), make()
+    for masks in (first, second):
+        for logits in masks.log_alpha.values():
+            logits.data.zero_()
+    second.set_progress(3, 0.0)
+    second()  # another step in between must not matter
+    for masks in (first, second):
+        masks.set_progress(4, 0.5)
+    for axis, gate in first().gates.items():
+        assert torch.equal(gate, second().gates[axis])
+    again = first().gates[Axis.HIDDEN]
+    first.set_progress(5, 0.5)
+    assert not torch.equal(again, first().gates[Axis.HIDDEN])
+    first.set_progress(5, 0.5, noise_stream=1)
+    shared = first().gates[Axis.HIDDEN]
+    second.set_progress(5, 0.5)
+    assert not torch.equal(shared, second().gates[Axis.HIDDEN])
+
+
+def test_an_axis_that_stays_has_no_mask():
+    masks = make(intermediate=20)
+    assert masks.axes == (Axis.INTERMEDIATE,)
+    assert set(masks().gates) == {Axis.INTERMEDIATE}
+
+
+def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
+    masks = make().eval()
+    for ramp, hidden in ((0.0, 24), (0.5, 18), (1.0, 12)):
+        masks.set_progress(1, ramp)
+        gates = masks().gates
+        assert gates[Axis.HIDDEN].count_nonzero() == hidden
+    assert (gates[Axis.HEAD].count_nonzero(dim=-1) == 2).all()
+    assert (gates[Axis.INTERMEDIATE].count_nonzero(dim=-1) == 20).all()
+    assert gates[Axis.LAYER].count_nonzero() == 3
+
+
+def test_start_breaks_symmetry_within_the_bound():
+    masks = make()
+    for logits in masks.log_alpha.values():
+        assert logits.std() > 0
+        assert logits.max() < LOG_ALPHA_BOUND
+
+
+@pytest.mark.parametrize("constraint", ["published", "released"])
+def test_penalty_is_the_published_formula(constraint):
+    masks = make(constraint)
+    masks.set_progress(1, 0.25)
+    with torch.no_grad():
+        for number, parameter in enumerate(masks.multipliers.parameters()):
+            parameter.fill_(0.3 + 0.1 * number)
+    drawn, expected = masks(), 0.0
+    for axis in masks.axes:
+        size, want = masks.sizes[axis], masks.target_sizes[axis]
+        probability = masks.distribution.keep_probability(masks.log_alpha[axis.value]).double()
+        counts = probability.sum(-1).reshape(-1)
+        gap = counts - (0.75 * size + 0.25 * want)
+        linear = masks.multipliers.linear[axis.value].double()
+        quadratic = masks.multipliers.quadratic[axis.value].double()
+        if constraint == "published":
+            assert linear.numel() == (4 if axis.per_layer else 1)
+            expected += (linear * gap + quadratic * gap**2).sum()
+        else:
+            assert linear.numel() == 1
+            expected += (linear * gap / size + quadratic * (gap / size) ** 2).mean()
+    assert drawn.penalty.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_no_parameter_has_zero_dimensions():
+    assert all(parameter.ndim > 0 for parameter in make("published").parameters())
