@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.families import family_of
+from llmshearing.architecture.families import all_families, family_of
 
 COMMON: dict[str, Any] = {
     "vocab_size": 37,
@@ -37,15 +37,17 @@ class Variant:
 def variants() -> list[Variant]:
     """Every family, multi-head and grouped, tied and untied, with and without biases."""
     found = []
-    for groups in (4, 2):
-        for tied in (False, True):
-            shared = {
-                "model_type": "llama",
-                "num_key_value_heads": groups,
-                "tie_word_embeddings": tied,
-            }
-            kind = f"{'mha' if groups == 4 else 'gqa'}-{'tied' if tied else 'untied'}"
-            found.append(Variant(f"llama-{kind}", shared))
+    for family in sorted(all_families()):
+        for groups in (4, 2):
+            for tied in (False, True):
+                shared = {
+                    "model_type": family,
+                    "num_key_value_heads": groups,
+                    "tie_word_embeddings": tied,
+                    "head_dim": 6,
+                }
+                kind = f"{'mha' if groups == 4 else 'gqa'}-{'tied' if tied else 'untied'}"
+                found.append(Variant(f"{family}-{kind}", shared))
     biased = {"attention_bias": True, "mlp_bias": True, "head_dim": 8, "num_key_value_heads": 2}
     found.append(Variant("llama-biased-head_dim", {"model_type": "llama", **biased}))
     return found

@@ -1,0 +1,35 @@
+"""Qwen3 (normalised queries and keys, explicit head size)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmshearing.architecture import llama_like
+from llmshearing.architecture.coupling import Row
+from llmshearing.architecture.families.qwen2 import write_shape
+from llmshearing.architecture.family import Family
+from llmshearing.architecture.shape import Shape
+
+
+def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
+    """One row per parameter of `Qwen3ForCausalLM`."""
+    attention_bias = bool(config.get("attention_bias"))
+    return llama_like.rows(
+        shape,
+        tied=bool(config.get("tie_word_embeddings")),
+        query_key_value_bias=attention_bias,
+        output_bias=attention_bias,
+        query_key_norm=True,
+    )
+
+
+FAMILY = Family(
+    model_type="qwen3",
+    read_shape=llama_like.read_shape,
+    write_shape=write_shape,
+    rows=rows,
+    fields=llama_like.FIELDS
+    | {"attention_bias", "layer_types", "max_window_layers", "sliding_window"},
+    fixed={"use_sliding_window": False},
+)

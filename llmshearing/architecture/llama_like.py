@@ -1,0 +1,103 @@
+"""The rows that LLaMA and its descendants share: RMS norms, gated MLP, separate projections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.architecture.family import attention_dims
+from llmshearing.architecture.shape import Shape
+
+FIELDS = frozenset(
+    """attention_dropout head_dim hidden_act num_key_value_heads rms_norm_eps rope_scaling
+    rope_theta""".split()
+)
+
+
+def read_shape(config: Mapping[str, Any]) -> Shape:
+    """The shape that a complete config states."""
+    heads = config["num_attention_heads"]
+    return Shape(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_groups=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+    )
+
+
+def write_shape(shape: Shape) -> dict[str, Any]:
+    """The config fields of a shape; `head_dim` stands by itself, since pruning keeps it."""
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_groups,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocabulary,
+    }
+
+
+def rows(
+    shape: Shape,
+    *,
+    tied: bool,
+    query_key_value_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    query_key_norm: bool = False,
+) -> tuple[Row, ...]:
+    """One row per parameter of the stock causal model.
+
+    Args:
+        shape: the source's shape.
+        tied: whether the output head is the token embedding.
+        query_key_value_bias, output_bias, mlp_bias: which projections have biases.
+        query_key_norm: whether queries and keys are normalised per head.
+    """
+    hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))
+    vocabulary, head_dim = Dim(multiple=shape.vocabulary), Dim(multiple=shape.head_dim)
+    query, key_value = attention_dims(shape)
+    layer = "model.layers.{layer}."
+    attention, mlp = layer + "self_attn.", layer + "mlp."
+    table = [
+        Row("model.embed_tokens.weight", (vocabulary, hidden.with_gate)),
+        Row(layer + "input_layernorm.weight", (hidden.with_gate,)),
+        Row(attention + "q_proj.weight", (query, hidden)),
+        Row(attention + "k_proj.weight", (key_value, hidden)),
+        Row(attention + "v_proj.weight", (key_value, hidden)),
+        Row(attention + "o_proj.weight", (hidden.with_gate, query.with_gate), layer_gated=True),
+        Row(layer + "post_attention_layernorm.weight", (hidden.with_gate,)),
+        Row(mlp + "gate_proj.weight", (intermediate, hidden)),
+        Row(mlp + "up_proj.weight", (intermediate, hidden)),
+        Row(mlp + "down_proj.weight", (hidden.with_gate, intermediate.with_gate), layer_gated=True),
+        # With tied embeddings the output head is the embedding, which already carries the gate.
+        Row("model.norm.weight", (hidden.with_gate,), absorbs=not tied),
+    ]
+    if query_key_value_bias:
+        table += [
+            Row(attention + "q_proj.bias", (query,)),
+            Row(attention + "k_proj.bias", (key_value,)),
+            Row(attention + "v_proj.bias", (key_value,)),
+        ]
+    if output_bias:
+        table.append(Row(attention + "o_proj.bias", (hidden.with_gate,), layer_gated=True))
+    if query_key_norm:
+        table += [
+            Row(attention + "q_norm.weight", (head_dim,)),
+            Row(attention + "k_norm.weight", (head_dim,)),
+        ]
+    if mlp_bias:
+        table += [
+            Row(mlp + "gate_proj.bias", (intermediate,)),
+            Row(mlp + "up_proj.bias", (intermediate,)),
+            Row(mlp + "down_proj.bias", (hidden.with_gate,), layer_gated=True),
+        ]
+    if not tied:
+        table.append(Row("lm_head.weight", (vocabulary, hidden)))
+    return tuple(table)

@@ -1,0 +1,64 @@
+"""The rooms import one way, and the ground floors do without torch and Composer."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import llmshearing
+
+ROOT = Path(llmshearing.__file__).parent
+FLOORS = [
+    {"errors", "files", "llmshearing"},
+    {"architecture"},
+    {"pruning", "loading"},
+    {"models", "data"},
+    {"config"},
+    {"checkpoints"},
+    {"substrate", "preflight"},
+    {"callbacks"},
+    {"optimization", "evaluation", "reports"},
+    {"train"},
+    {"quickstart"},
+    {"cli"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            module = node.module or ""
+            found.add(module)
+            if module == "llmshearing":
+                found |= {f"llmshearing.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    part = path.relative_to(ROOT).parts[0]
+    return "llmshearing" if part == "__init__.py" else part.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own = room(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "llmshearing" or len(parts) == 1 or parts[1] == own:
+            continue
+        assert FLOOR[parts[1]] < FLOOR[own] or {parts[1], own} <= {"evaluation", "reports"}, (
+            f"{own} imports {name}"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_ground_floors_need_neither_torch_nor_composer(path):
+    if room(path) in {"architecture", "loading", "errors", "files"}:
+        heavy = {name.split(".")[0] for name in imports(path)}
+        assert not heavy & {"torch", "composer", "streaming", "transformers"}
