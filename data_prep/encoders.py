@@ -1,0 +1,257 @@
+"""Text to token ids: the reference encoders, and a fast one that must agree with them.
+
+The reference decides: SentencePiece itself where there is a `.model`, the `tokenizers` library
+otherwise. Marks of control such as `</s>` that occur in a text are text, never control tokens.
+Where gigatoken knows the tokenizer it does the work, some ten times as fast: it is tried on probes
+before the work and on one document in `AUDIT_EVERY` during it. It reads marks of control as such,
+so that the documents with one in them go to the reference.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmshearing.data.schema import tokenizer_file, tokenizer_fingerprint
+from llmshearing.errors import UserError
+
+log = logging.getLogger(__name__)
+
+AUDIT_EVERY = 4096
+PROBES = (
+    "", " ", "  two  spaces ", " leads", "trails ", "\n\nlines\r\n\ttabs", "a\u2581b \u2581 c",
+    "caf\u00e9 na\u00efve e\u0301", "\u4f60\u597d\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442",
+    "\U0001f600\u200d\U0001f525 \ufffd\u00a0", "x\x00y", "def f(x):\n    return x**2  # 3.14e-10",
+    "  " * 40 + "deep", "1234567890 " * 9, "a" * 300, "Don't they'll I'D", "<0x0A> \u2028\u3000",
+)  # fmt: skip
+
+
+class Encoder(Protocol):
+    """Token ids of texts, without marks of beginning and end."""
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What the rest of the work has to know of a tokenizer.
+
+    Attributes:
+        path: the file that decides the ids.
+        kind: `sentencepiece` or `huggingface`.
+        fingerprint: SHA-256 of the file.
+        vocabulary: number of ids; every id is below it.
+        bos: id of the mark that begins a document, if there is one.
+        eos: id of the mark that ends a document, if there is one.
+        marks: texts that a fast encoder may take for control tokens.
+    """
+
+    path: Path
+    kind: str
+    fingerprint: str
+    vocabulary: int
+    bos: int | None
+    eos: int | None
+    marks: tuple[str, ...]
+
+    def with_vocabulary(self, vocabulary: int) -> TokenizerFacts:
+        """Give the same with the tokens that a chat template adds counted in."""
+        return replace(self, vocabulary=vocabulary)
+
+
+def inspect(path: str | Path) -> TokenizerFacts:
+    """Read what a tokenizer is.
+
+    Raises:
+        UserError: there is none at `path`, or it cannot be read.
+    """
+    try:
+        kind, file = tokenizer_file(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"found no tokenizer at {path}, expected a SentencePiece .model file or a Hugging Face "
+            "directory: set tokenizer="
+        ) from None
+    try:
+        about = _inspect_sentencepiece(file) if kind == "sentencepiece" else _inspect_json(file)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise bare Exceptions and RuntimeErrors
+        raise UserError(f"cannot read {file} as a {kind} tokenizer: {error}") from None
+    return TokenizerFacts(path=file, kind=kind, fingerprint=tokenizer_fingerprint(path), **about)
+
+
+def _inspect_sentencepiece(file: Path) -> dict[str, Any]:
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    size = model.get_piece_size()
+    marks = [
+        model.id_to_piece(i) for i in range(size) if model.is_control(i) or model.is_unknown(i)
+    ]
+    return {
+        "vocabulary": size,
+        "bos": model.bos_id() if model.bos_id() >= 0 else None,
+        "eos": model.eos_id() if model.eos_id() >= 0 else None,
+        "marks": tuple(marks),
+    }
+
+
+def _inspect_json(file: Path) -> dict[str, Any]:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    added = tokenizer.get_added_tokens_decoder()
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    named = _special_tokens(file.parent)
+    return {
+        "vocabulary": max(ids) + 1,
+        "bos": tokenizer.token_to_id(named["bos_token"]) if "bos_token" in named else None,
+        "eos": tokenizer.token_to_id(named["eos_token"]) if "eos_token" in named else None,
+        "marks": tuple(token.content for token in added.values()),
+    }
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            for key in ("bos_token", "eos_token"):
+                value = values.get(key)
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str):
+                    named[key] = value
+    return named
+
+
+def reference(facts: TokenizerFacts) -> Encoder:
+    """Give the encoder whose ids are right by definition."""
+    return SentencePieceEncoder(facts) if facts.kind == "sentencepiece" else JsonEncoder(facts)
+
+
+def fastest(facts: TokenizerFacts) -> Encoder:
+    """Give the fast encoder where it agrees with the reference on the probes, else the reference."""
+    slow = reference(facts)
+    try:
+        quick = FastEncoder(facts, slow)
+        agrees = all(_same(quick.encode([text]), slow.encode([text])) for text in PROBES)
+    except ImportError:
+        log.debug("gigatoken is not installed; encoding with the reference")
+        return slow
+    except Exception as error:  # a tokenizer it does not know; its errors are of many types
+        log.debug("gigatoken does not take this tokenizer: %s", error)
+        return slow
+    return quick if agrees else slow
+
+
+def _same(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class SentencePieceEncoder:
+    """SentencePiece on one thread; work is parallel over processes."""
+
+    def __init__(self, facts: TokenizerFacts) -> None:
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(facts.path))
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text."""
+        return _flat([self._model.encode(text) for text in texts])
+
+
+class JsonEncoder:
+    """The `tokenizers` library on one thread."""
+
+    def __init__(self, facts: TokenizerFacts) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(facts.path))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text."""
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return _flat([one.ids for one in encoded])
+
+
+def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    flat = np.empty(int(lengths.sum()), np.uint32)
+    end = 0
+    for one in ids:
+        flat[end : end + len(one)] = one
+        end += len(one)
+    return flat, lengths
+
+
+class FastEncoder:
+    """Gigatoken, with the reference for texts that hold a mark of control.
+
+    Raises:
+        ImportError: gigatoken is not installed.
+        Exception: gigatoken does not know this tokenizer.
+    """
+
+    def __init__(self, facts: TokenizerFacts, slow: Encoder) -> None:
+        import gigatoken
+
+        read = gigatoken.Tokenizer
+        self._fast = (
+            read.from_sentencepiece(facts.path)
+            if facts.kind == "sentencepiece"
+            else read.from_json(facts.path.read_bytes())
+        )
+        self._slow = slow
+        self._marks = facts.marks
+        self._encoded = 0
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text.
+
+        Raises:
+            RuntimeError: the fast encoder and the reference disagree on a document.
+        """
+        clear = [not any(mark in text for mark in self._marks) for text in texts]
+        if all(clear):
+            flat, lengths = self._quick(texts)
+        else:
+            parts = [
+                self._quick([t]) if ok else self._slow.encode([t])
+                for t, ok in zip(texts, clear, strict=True)
+            ]
+            flat = np.concatenate([part[0] for part in parts])
+            lengths = np.concatenate([part[1] for part in parts])
+        self._audit(texts, flat, lengths)
+        return flat, lengths
+
+    def _quick(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        layout = self._fast.encode_batch(texts, parallel=False).layout
+        return np.asarray(layout.content.data), np.diff(np.asarray(layout.offsets.data))
+
+    def _audit(self, texts: list[str], flat: np.ndarray, lengths: np.ndarray) -> None:
+        """Compare one document in `AUDIT_EVERY` with the reference."""
+        first = -self._encoded % AUDIT_EVERY
+        self._encoded += len(texts)
+        for index in range(first, len(texts), AUDIT_EVERY):
+            begin = int(lengths[:index].sum())
+            ids, _ = self._slow.encode([texts[index]])
+            if not np.array_equal(ids, flat[begin : begin + int(lengths[index])]):
+                raise RuntimeError(
+                    f"gigatoken's ids are not the reference's on a text that begins "
+                    f"{texts[index][:60]!r}: uninstall gigatoken and prepare again"
+                )

@@ -1,0 +1,304 @@
+"""The end of a preparation: counts, cuts, shards, indexes, and at last the manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mds_files
+import numpy as np
+import packing
+import plan as plans
+import recipe as recipes
+import splits
+import units
+import workers
+from omegaconf import OmegaConf
+
+from llmshearing import files
+from llmshearing.data.schema import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER_FOLDER
+from llmshearing.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BAD_DOCUMENTS = "bad_documents.jsonl"
+SHOWN = 5  # bad documents shown in a message
+NONE = np.zeros(0, np.uint64)
+UNRECORDED = ("output", "processes", "unit_bytes")  # they do not change the result
+PACKAGES = ("llmshearing", "mosaicml-streaming", "numpy", "sentencepiece", "tokenizers")
+
+
+@dataclass
+class Held:
+    """What the units of a domain hold, added up.
+
+    Attributes:
+        counts: lines, documents, tokenised documents, their tokens and bytes, bad and empty ones.
+        tokens: tokens by bucket of hashes and by pool. [buckets]
+        problems: file, line and problem of bad documents.
+    """
+
+    counts: dict[str, int]
+    tokens: dict[str, np.ndarray]
+    problems: list[dict[str, Any]]
+    duplicates: int = 0
+
+
+def finish(plan: plans.Plan) -> None:
+    """Make the tree out of finished units.
+
+    Raises:
+        UserError: too many documents are bad, a split is empty, or the disk is full.
+    """
+    excluded = _held_out(plan)
+    held = {domain.name: _held(plan, domain, excluded) for domain in plan.domains}
+    bad = sum(domain.counts["bad"] for domain in held.values())
+    total = bad + sum(domain.counts["documents"] for domain in held.values())
+    if bad > plan.recipe.bad_documents * total:
+        problems = [problem for domain in held.values() for problem in domain.problems]
+        raise too_many_bad(plan, bad, total, problems)
+    cuts = {domain.name: _cuts(domain, held[domain.name]) for domain in plan.domains}
+    streams = [
+        _stream(plan, domain, pool, cut, excluded)
+        for domain in plan.domains
+        for pool, cut in cuts[domain.name]
+    ]
+    _refuse_empty(streams)
+    notes = _pack(plan, streams)
+    _write_tree(plan, streams, notes, held, cuts)
+
+
+def too_many_bad(
+    plan: plans.Plan, bad: int, total: int, problems: list[dict[str, Any]]
+) -> UserError:
+    """Say which documents are bad and what to do."""
+    told = [p for p in problems if p["problem"] != units.EMPTY][:SHOWN]
+    listed = "\n".join(f"  {p['file']}:{p['line']}: {p['problem']}" for p in told)
+    return UserError(
+        f"found {bad:,} bad of {total:,} documents, expected at most "
+        f"{plan.recipe.bad_documents:.2%} (bad_documents): mend them or allow more\n{listed}"
+    )
+
+
+def _files(plan: plans.Plan, domain: str, pool: str) -> Iterator[tuple[units.Unit, units.UnitFile]]:
+    for unit in plan.units:
+        if unit.domain == domain and unit.pool == pool:
+            path = plan.settings.folder / unit.file_name
+            yield unit, units.UnitFile.open(path, plan.settings.dtype)
+
+
+def _held_out(plan: plans.Plan) -> np.ndarray:
+    """Collect the hashes of explicit held-out text, so that no other split repeats it. Sorted."""
+    found = [
+        file.hashes
+        for domain in plan.domains
+        if "eval" in domain.pools
+        for _, file in _files(plan, domain.name, "eval")
+    ]
+    return np.unique(np.concatenate(found)) if found else NONE
+
+
+def _held(plan: plans.Plan, domain: plans.Domain, excluded: np.ndarray) -> Held:
+    names = ("lines", "documents", "tokenised", "tokens", "bytes", "bad", "empty")
+    held = Held(dict.fromkeys(names, 0), {}, [])
+    for pool in sorted(domain.pools):
+        tokens = np.zeros(splits.BUCKETS, np.int64)
+        before: dict[str, int] = defaultdict(int)  # lines of the file before the unit
+        for unit, file in _files(plan, domain.name, pool):
+            for name in names:
+                held.counts[name] += file.head[name]
+            for line, problem in file.head["problems"]:
+                where = {"domain": domain.name, "file": unit.source.name}
+                line += before[unit.source.name]
+                held.problems.append({**where, "line": line, "problem": problem})
+            before[unit.source.name] += file.head["lines"]
+            mask = packing.chosen(
+                file.hashes, 0, splits.BUCKETS, excluded if pool == "train" else NONE
+            )
+            held.duplicates += int(len(mask) - mask.sum())
+            np.add.at(tokens, splits.buckets(file.hashes[mask]), file.lengths[mask])
+        held.tokens[pool] = tokens
+    return held
+
+
+def _cuts(domain: plans.Domain, held: Held) -> list[tuple[str, splits.Cut]]:
+    return [
+        (pool, cut)
+        for pool in sorted(domain.pools)
+        for cut in splits.cut(held.tokens[pool], domain.asks[pool])
+    ]
+
+
+def _stream(
+    plan: plans.Plan, domain: plans.Domain, pool: str, cut: splits.Cut, excluded: np.ndarray
+) -> packing.Stream:
+    excluded = excluded if pool == "train" else NONE
+    paths, before, documents = [], [0], 0
+    for _, file in _files(plan, domain.name, pool):
+        mask = packing.chosen(file.hashes, cut.begin, cut.end, excluded)
+        documents += int(mask.sum())
+        paths.append(file.path)
+        before.append(before[-1] + int(file.lengths[mask].sum()))
+    layout = mds_files.ShardFormat(
+        plan.recipe.sequence_length,
+        plan.settings.dtype,
+        domain.chat,
+        recipes.byte_size(plan.recipe.shard_bytes),
+    )
+    return packing.Stream(
+        cut.split, domain.name, tuple(paths), tuple(before), documents, cut.begin, cut.end,
+        excluded, layout,
+    )  # fmt: skip
+
+
+def _refuse_empty(streams: list[packing.Stream]) -> None:
+    empty = [
+        f"{stream.split} of {stream.domain} ({stream.documents} documents, {stream.tokens} tokens)"
+        for stream in streams
+        if not stream.rows
+    ]
+    if empty:
+        length = streams[0].layout.sequence_length
+        raise UserError(
+            f"found less than one row of {length} tokens for {', '.join(empty)}: give more text, "
+            "other shares or budgets under `splits`, or leave the domain out; what is tokenised "
+            "is kept"
+        )
+
+
+def _pack(plan: plans.Plan, streams: list[packing.Stream]) -> Path:
+    """Write all shards that are not yet there; give the folder of the notes on them."""
+    notes = plan.work / f"packed-{plan.identity[:16]}"
+    if not notes.is_dir():  # the first time, or after other rules for the splits
+        for split in SPLITS:
+            shutil.rmtree(plan.root / split, ignore_errors=True)
+        notes.mkdir()
+    jobs = [
+        (number, shard) for number, stream in enumerate(streams) for shard in range(stream.shards)
+    ]
+    about = (streams, plan.root, notes)
+    processes = plan.recipe.processes or len(os.sched_getaffinity(0))
+    total = sum(stream.rows * stream.layout.row.itemsize for stream in streams)
+    if total < plan.settings.unit_bytes:
+        processes = 1  # starting a process takes longer
+    progress = workers.Progress("packing", total)
+    for rows, size in workers.results(_packer, about, jobs, processes):
+        progress.add(size, rows * plan.recipe.sequence_length)
+    progress.close()
+    return notes
+
+
+def _packer(
+    about: tuple[list[packing.Stream], Path, Path],
+) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    return partial(_pack_one, *about)
+
+
+def _pack_one(
+    streams: list[packing.Stream], root: Path, notes: Path, job: tuple[int, int]
+) -> tuple[int, int]:
+    return packing.pack(streams[job[0]], job[1], root, notes)
+
+
+def _write_tree(
+    plan: plans.Plan,
+    streams: list[packing.Stream],
+    notes: Path,
+    held: dict[str, Held],
+    cuts: dict[str, list[tuple[str, splits.Cut]]],
+) -> None:
+    described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    for stream in streams:
+        entries = [packing.entry(stream, index, notes) for index in range(stream.shards)]
+        folder = plan.root / stream.split / stream.domain
+        cut = next(cut for _, cut in cuts[stream.domain] if cut.split == stream.split)
+        described[stream.split][stream.domain] = {
+            "rows": stream.rows,
+            "tokens": stream.rows * stream.layout.sequence_length,
+            "documents": stream.documents,
+            "dropped_tokens": stream.tokens % stream.layout.sequence_length,
+            "fingerprint": mds_files.fingerprint(entries),
+            "chat": stream.layout.chat,
+            "shards": stream.shards,
+            "asked_tokens": cut.asked,
+            "lacking_tokens": cut.lacks,
+        }
+        _write(folder / "index.json", mds_files.index_text(entries))
+    problems = [problem for name in held for problem in held[name].problems]
+    _write(
+        plan.root / BAD_DOCUMENTS,
+        "".join(f"{json.dumps(p, ensure_ascii=False)}\n" for p in problems),
+    )
+    _copy_tokenizer(plan)
+    manifest = {
+        "format": FORMAT_VERSION,
+        "identity": plan.identity,
+        "sequence_length": plan.recipe.sequence_length,
+        "token_dtype": plan.settings.dtype,
+        "vocabulary": plan.tokenizer.vocabulary,
+        "tokenizer": {
+            "kind": plan.tokenizer.kind,
+            "fingerprint": plan.tokenizer.fingerprint,
+            "file": plan.tokenizer.path.name,
+            "bos": plan.settings.bos,
+            "eos": plan.settings.eos,
+        },
+        "seed": plan.recipe.seed,
+        "splits": {split: domains for split, domains in described.items() if domains},
+        "domains": {domain.name: _described(domain, held[domain.name]) for domain in plan.domains},
+        "config": _config(plan.recipe),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    _write(plan.root / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(plan.work, ignore_errors=True)
+
+
+def _described(domain: plans.Domain, held: Held) -> dict[str, Any]:
+    return {
+        "files": sum(map(len, domain.pools.values())),
+        "file_bytes": sum(file.size for pool in domain.pools.values() for file in pool),
+        **held.counts,
+        "repeats_of_held_out_text": held.duplicates,
+    }
+
+
+def _config(recipe: recipes.Recipe) -> dict[str, Any]:
+    config = OmegaConf.to_container(OmegaConf.structured(recipe))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items() if key not in UNRECORDED}
+
+
+def _copy_tokenizer(plan: plans.Plan) -> None:
+    """Put the tokenizer's own files into the tree, so that it can be decoded anywhere."""
+    given, folder = Path(plan.recipe.tokenizer), plan.root / TOKENIZER_FOLDER
+    names = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+             "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
+    copied = (
+        [given / name for name in names if (given / name).is_file()] if given.is_dir() else [given]
+    )
+    try:
+        folder.mkdir(exist_ok=True)
+        for path in copied:
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder} ({error.strerror}): make room and run again"
+        ) from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        files.write_text(path, text)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): make room and run again"
+        ) from None

@@ -1,0 +1,100 @@
+"""MDS shards of rows of fixed length, written whole; the bytes are those of Streaming's MDSWriter.
+
+MDSWriter takes one sample at a time through Python and keeps what it has written in memory until
+the end. Rows of fixed size need neither: a shard is a header and an array.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmshearing.data.schema import LOSS, TOKENS, columns
+
+HASH = "sha256"
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """How the shards of a domain are laid out.
+
+    Attributes:
+        sequence_length: tokens in a row.
+        dtype: of the tokens.
+        chat: whether rows have the column `loss`.
+        size_limit: bytes of a shard at most.
+    """
+
+    sequence_length: int
+    dtype: str
+    chat: bool
+    size_limit: int
+
+    @property
+    def row(self) -> np.dtype:
+        """The layout of a row: its columns in the order of their names."""
+        fields: list[tuple[str, Any, int]] = [
+            (TOKENS, f"<{np.dtype(self.dtype).str[1:]}", self.sequence_length)
+        ]
+        if self.chat:
+            fields.insert(0, (LOSS, "u1", self.sequence_length))
+        return np.dtype(fields)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What Streaming records in each shard and in the index."""
+        encodings = columns(self.sequence_length, self.dtype, chat=self.chat)
+        return {
+            "version": 2,
+            "format": "mds",
+            "compression": None,
+            "hashes": [HASH],
+            "size_limit": self.size_limit,
+            "column_names": list(encodings),
+            "column_encodings": list(encodings.values()),
+            "column_sizes": [self.row[name].itemsize for name in encodings],
+        }
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Rows that fit in a shard; at least one."""
+        header = 4 + 4 + len(self._config_bytes())
+        return max(1, (self.size_limit - header) // (self.row.itemsize + 4))
+
+    def _config_bytes(self) -> bytes:
+        return json.dumps(self.config, sort_keys=True).encode()
+
+    def header(self, rows: int) -> bytes:
+        """Give the bytes before the rows: their number, their offsets, the config."""
+        config = self._config_bytes()
+        begin = 4 + 4 * (rows + 1) + len(config)
+        offsets = begin + np.arange(rows + 1, dtype=np.uint64) * self.row.itemsize
+        return np.uint32(rows).tobytes() + offsets.astype("<u4").tobytes() + config
+
+
+def shard_name(index: int) -> str:
+    """Give the file name of a shard."""
+    return f"shard.{index:05}.mds"
+
+
+def shard_entry(
+    config: dict[str, Any], index: int, rows: int, size: int, digest: str
+) -> dict[str, Any]:
+    """Give what the index says of a shard."""
+    raw = {"basename": shard_name(index), "bytes": size, "hashes": {HASH: digest}}
+    return {"samples": rows, "raw_data": raw, "zip_data": None, **config}
+
+
+def index_text(entries: list[dict[str, Any]]) -> str:
+    """Give the text of `index.json`."""
+    return json.dumps({"version": 2, "shards": entries}, sort_keys=True)
+
+
+def fingerprint(entries: list[dict[str, Any]]) -> str:
+    """Give the SHA-256 over the hashes of the shards, in order."""
+    digests = "".join(entry["raw_data"]["hashes"][HASH] for entry in entries)
+    return hashlib.sha256(digests.encode()).hexdigest()

@@ -1,0 +1,166 @@
+"""From finished units to MDS: rows of fixed length across documents and files, cut into shards.
+
+The tokens of a split of a domain, in the order of its text, are one long stream. A shard is a fixed
+range of that stream, so that each can be made by itself, by any process, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mds_files
+import numpy as np
+import splits
+import units
+
+from llmshearing.data.schema import LOSS, TOKENS
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The documents of a split of a domain, in order.
+
+    Attributes:
+        split: the split.
+        domain: the domain.
+        files: the unit files that hold the domain's text.
+        before: tokens of the stream before each unit, and at last all of them.
+        documents: number of documents.
+        begin: first bucket of hashes.
+        end: bucket after the last.
+        excluded: hashes of documents that are held out elsewhere, sorted.
+        layout: of the shards.
+    """
+
+    split: str
+    domain: str
+    files: tuple[Path, ...]
+    before: tuple[int, ...]
+    documents: int
+    begin: int
+    end: int
+    excluded: np.ndarray
+    layout: mds_files.ShardFormat
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the stream."""
+        return self.before[-1]
+
+    @property
+    def rows(self) -> int:
+        """Whole rows in the stream."""
+        return self.tokens // self.layout.sequence_length
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.layout.rows_per_shard)
+
+
+def chosen(hashes: np.ndarray, begin: int, end: int, excluded: np.ndarray) -> np.ndarray:
+    """Say of each document whether it belongs to the stretch of hashes and is not excluded."""
+    bucket = splits.buckets(hashes)
+    return (bucket >= begin) & (bucket < end) & ~np.isin(hashes, excluded)
+
+
+def _note(stream: Stream, index: int, notes: Path) -> Path:
+    return notes / f"{stream.split}.{stream.domain}.{index:05}.json"
+
+
+def entry(stream: Stream, index: int, notes: Path) -> dict[str, Any]:
+    """Give what the index says of a shard that was packed."""
+    about = json.loads(_note(stream, index, notes).read_text(encoding="utf-8"))
+    return mds_files.shard_entry(
+        stream.layout.config, index, about["rows"], about["bytes"], about["hash"]
+    )
+
+
+def pack(stream: Stream, index: int, root: Path, notes: Path) -> tuple[int, int]:
+    """Write a shard of the stream, and beside the work a note of its size and hash.
+
+    Returns:
+        Its rows and their bytes.
+
+    Raises:
+        UserError: the file system refuses.
+    """
+    note = _note(stream, index, notes)
+    path = root / stream.split / stream.domain / mds_files.shard_name(index)
+    length, layout = stream.layout.sequence_length, stream.layout
+    first = index * layout.rows_per_shard
+    count = min(layout.rows_per_shard, stream.rows - first)
+    if note.is_file() and path.is_file():
+        return count, count * layout.row.itemsize
+    rows = np.zeros(count, layout.row)
+    _fill(stream, first * length, rows)
+    header = layout.header(len(rows))
+    digest = hashlib.sha256(header)
+    digest.update(memoryview(rows).cast("B"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with units.writing(
+        notes / f".{path.name}.{stream.split}.{stream.domain}.{os.getpid()}", path
+    ) as file:
+        file.write(header)
+        file.write(memoryview(rows).cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
+    about = {"rows": len(rows), "bytes": len(header) + rows.nbytes, "hash": digest.hexdigest()}
+    with units.writing(notes / f".{note.name}.{os.getpid()}", note) as file:
+        file.write(json.dumps(about).encode())
+    return count, rows.nbytes
+
+
+def _fill(stream: Stream, begin: int, rows: np.ndarray) -> None:
+    """Copy the tokens of the stream from `begin` on into `rows`."""
+    length, dtype = stream.layout.sequence_length, stream.layout.dtype
+    end = begin + len(rows) * length
+    flat = np.empty(len(rows) * length, dtype)
+    loss = np.empty(len(flat), np.uint8) if stream.layout.chat else None
+    at = 0
+    for unit, skip in _units(stream, begin, end):
+        tokens = unit.tokens(dtype)
+        targets = unit.loss(dtype) if loss is not None else None
+        for low, high in _runs(unit, stream):
+            if skip >= high - low:
+                skip -= high - low
+                continue
+            low, skip = low + skip, 0
+            high = min(high, low + len(flat) - at)
+            flat[at : at + high - low] = tokens[low:high]
+            if loss is not None and targets is not None:
+                loss[at : at + high - low] = targets[low:high]
+            at += high - low
+            if at == len(flat):
+                break
+    assert at == len(flat)
+    rows[TOKENS] = flat.reshape(len(rows), length)
+    if loss is not None:
+        rows[LOSS] = loss.reshape(len(rows), length)
+
+
+def _units(stream: Stream, begin: int, end: int) -> Iterator[tuple[units.UnitFile, int]]:
+    """Open the units that hold tokens `begin` to `end`; with the tokens to skip in the first."""
+    first = int(np.searchsorted(stream.before, begin, side="right")) - 1
+    for index in range(first, len(stream.files)):
+        if stream.before[index] >= end:
+            return
+        if stream.before[index + 1] > stream.before[index]:
+            unit = units.UnitFile.open(stream.files[index], stream.layout.dtype)
+            yield unit, max(0, begin - stream.before[index])
+
+
+def _runs(unit: units.UnitFile, stream: Stream) -> Iterator[tuple[int, int]]:
+    """Give the stretches of the unit's tokens that belong to the stream."""
+    mask = chosen(unit.hashes, stream.begin, stream.end, stream.excluded)
+    ends = np.cumsum(unit.lengths)
+    edges = np.diff(np.concatenate([[0], mask.view(np.int8), [0]]))
+    starts = (ends - unit.lengths)[np.flatnonzero(edges == 1)]
+    stops = ends[np.flatnonzero(edges == -1) - 1]
+    yield from zip(starts.tolist(), stops.tolist(), strict=True)

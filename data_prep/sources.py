@@ -1,0 +1,304 @@
+"""Raw files, cut into units of work, and the documents in them.
+
+A unit is a range of blocks of one file. Blocks are fixed pieces: of the bytes of a plain file, of
+the compressed bytes of a .gz or .zst, the row groups of a Parquet file. A line belongs to the unit
+that holds the block with its first byte, so that any cut into units gives each line to exactly one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from llmshearing.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
+BLOCK_BYTES = 1 << 20
+COMPRESSED_BLOCK_BYTES = 1 << 16
+# Each unit of a compressed file decompresses from the start of the file, which is cheap beside
+# the tokenising as long as they are few.
+MAX_COMPRESSED_UNITS = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a domain.
+
+    Attributes:
+        path: the file.
+        name: its path below the source folder, for messages and the manifest.
+        size: bytes.
+    """
+
+    path: Path
+    name: str
+    size: int
+
+    @property
+    def kind(self) -> str:
+        """One of plain, gz, zst, parquet."""
+        return {".gz": "gz", ".zst": "zst", ".parquet": "parquet"}.get(self.path.suffix, "plain")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One record of a source.
+
+    Attributes:
+        line: its line (JSON Lines) or row (Parquet), counted from 1 within the unit.
+        value: the field asked for, or None.
+        problem: why there is no value, or None.
+        blank: whether the line holds nothing and is no document.
+    """
+
+    line: int
+    value: Any
+    problem: str | None = None
+    blank: bool = False
+
+
+def find(root: Path, patterns: list[str], what: str) -> list[Source]:
+    """List the files that folders and globs below `root` name, in the order of their names.
+
+    Raises:
+        UserError: a pattern finds nothing, or a file is of no known kind.
+    """
+    if not root.is_dir():
+        raise UserError(f"found no folder {root}, expected the source of the text: set source=")
+    found: dict[str, Source] = {}
+    for pattern in patterns:
+        place = root / pattern
+        if place.is_dir():
+            files = [path for path in place.rglob("*") if path.name.endswith(SUFFIXES)]
+        elif place.is_file():
+            files = [place]
+        else:
+            files = list(root.glob(pattern)) if not Path(pattern).is_absolute() else _glob(pattern)
+        files = [path for path in files if path.is_file()]
+        if not files:
+            raise UserError(
+                f"{what}: found no file for `{pattern}` below {root}, "
+                f"expected a folder or glob of {', '.join(SUFFIXES)}"
+            )
+        for path in files:
+            if not path.name.endswith(SUFFIXES):
+                raise UserError(f"{what}: found {path}, expected one of {', '.join(SUFFIXES)}")
+            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+            found[name] = Source(path, name, path.stat().st_size)
+    for source in found.values():
+        if source.size == 0:
+            raise UserError(
+                f"{what}: found an empty file {source.path}, expected documents: remove it"
+            )
+    return [found[name] for name in sorted(found)]
+
+
+def _glob(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    return list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def block_ranges(source: Source, unit_bytes: int) -> list[tuple[int, int]]:
+    """Cut a source into units: half-open ranges of its blocks.
+
+    Raises:
+        UserError: a Parquet file cannot be read.
+    """
+    if source.kind == "parquet":
+        groups = _parquet(source).metadata.num_row_groups
+        per_unit = max(1, round(groups * unit_bytes / source.size))
+        return [(first, min(first + per_unit, groups)) for first in range(0, groups, per_unit)]
+    if source.kind == "plain":
+        block = plain_block_bytes(unit_bytes)
+        per_unit, blocks = max(1, unit_bytes // block), -(-source.size // block)
+    else:
+        blocks = -(-source.size // COMPRESSED_BLOCK_BYTES)
+        per_unit = max(unit_bytes // COMPRESSED_BLOCK_BYTES, -(-blocks // MAX_COMPRESSED_UNITS), 1)
+    return [(first, min(first + per_unit, blocks)) for first in range(0, blocks, per_unit)]
+
+
+def plain_block_bytes(unit_bytes: int) -> int:
+    """Give the block size of plain files: a unit is at least one block."""
+    return min(BLOCK_BYTES, unit_bytes)
+
+
+def documents(
+    source: Source, blocks: tuple[int, int], unit_bytes: int, field: str
+) -> Iterator[Document]:
+    """Read the documents of a unit: the value of `field`, or what is wrong with the record.
+
+    Raises:
+        UserError: the file cannot be read to its end.
+    """
+    try:
+        if source.kind == "parquet":
+            yield from _parquet_documents(source, blocks, field)
+            return
+        for number, line in enumerate(lines(source, blocks, unit_bytes), start=1):
+            if number == 1 and blocks[0] == 0:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield _parse(number, line, field)
+    except OSError as error:
+        raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
+
+
+def _parse(number: int, line: bytes, field: str) -> Document:
+    if not line or line.isspace():
+        return Document(number, None, blank=True)
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return Document(number, None, f"invalid UTF-8 at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        return Document(number, None, f"malformed JSON: {error}")
+    if not isinstance(record, dict):
+        return Document(number, None, f"found {type(record).__name__}, expected an object")
+    if field not in record:
+        return Document(number, None, f"no field `{field}`")
+    return Document(number, record[field])
+
+
+def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
+    """Read the lines whose first byte lies in `blocks`, without their newlines."""
+    first, last = blocks
+    inside = False  # within a line that began before the unit
+    tail: list[bytes] = []  # the parts of the line under way
+    for index, data in _pieces(source, first, unit_bytes):
+        if index < first:
+            inside = not data.endswith(b"\n") if data else inside
+            continue
+        if inside:
+            _, newline, data = data.partition(b"\n")
+            inside = not newline
+        if index >= last and not tail:
+            return
+        if not data:
+            continue
+        head, *rest = data.split(b"\n")
+        tail.append(head)
+        if not rest:
+            continue
+        line = b"".join(tail)
+        tail.clear()
+        yield line
+        if index >= last:
+            return
+        yield from rest[:-1]
+        if rest[-1]:
+            tail.append(rest[-1])
+    if tail:
+        yield b"".join(tail)
+
+
+def _pieces(source: Source, first: int, unit_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Read the blocks of a file with their numbers, from just before `first` at the latest."""
+    with source.path.open("rb") as file:
+        if source.kind != "plain":
+            yield from _decompressed(source, file)
+            return
+        block = plain_block_bytes(unit_bytes)
+        if first:
+            file.seek(first * block - 1)
+            yield first - 1, file.read(1)
+        index = first
+        while data := file.read(block):
+            yield index, data
+            index += 1
+
+
+def _decompressed(source: Source, file: Any) -> Iterator[tuple[int, bytes]]:
+    index, decoder = 0, None
+    while data := file.read(COMPRESSED_BLOCK_BYTES):
+        while data:
+            if decoder is None:
+                decoder = _decoder(source.kind)
+            try:
+                text = decoder.decompress(data)
+            except (zlib.error, zstandard.ZstdError) as error:
+                raise UserError(
+                    f"found damaged data in {source.path} ({error}): get the file again"
+                ) from None
+            yield index, text
+            data = decoder.unused_data if decoder.eof else b""
+            if decoder.eof:
+                decoder = None
+        index += 1
+    if decoder is not None:
+        raise UserError(
+            f"found {source.path} cut off before its end, expected a whole file: get it again"
+        )
+
+
+def _decoder(kind: str) -> Any:
+    if kind == "gz":
+        return zlib.decompressobj(wbits=31)
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+
+def _parquet(source: Source) -> Any:
+    import pyarrow  # slow to import, and few need it
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20, pre_buffer=False)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {source.path} as Parquet: {error}") from None
+
+
+def _parquet_documents(source: Source, blocks: tuple[int, int], field: str) -> Iterator[Document]:
+    import pyarrow
+
+    file = _parquet(source)
+    if field not in file.schema_arrow.names:
+        raise UserError(
+            f"found the columns {', '.join(file.schema_arrow.names)} in {source.path}, "
+            f"expected `{field}`: set text_field"
+        )
+    number = 0
+    try:
+        batches = file.iter_batches(batch_size=256, row_groups=range(*blocks), columns=[field])
+        for batch in batches:
+            for value in batch.column(0):
+                number += 1
+                try:
+                    yield Document(number, value.as_py())
+                except UnicodeDecodeError as error:
+                    yield Document(number, None, f"invalid UTF-8 at byte {error.start}")
+    except pyarrow.ArrowException as error:
+        raise UserError(f"found damaged data in {source.path} ({error}): get it again") from None
+
+
+def text_ratio(source: Source, field: str) -> float:
+    """Guess the bytes of text in a byte of the file, from its beginning."""
+    if source.kind == "parquet":
+        file = _parquet(source).metadata
+        names = [file.row_group(0).column(i).path_in_schema for i in range(file.num_columns)]
+        column = names.index(field) if field in names else 0
+        groups = range(file.num_row_groups)
+        text = sum(file.row_group(i).column(column).total_uncompressed_size for i in groups)
+        return text / source.size
+    read = written = text = lines_read = 0
+    with source.path.open("rb") as handle:
+        if source.kind == "plain":
+            sample, expands = handle.read(BLOCK_BYTES), 1.0
+        else:
+            parts = []
+            for index, piece in _decompressed(source, handle):
+                parts.append(piece)
+                read, written = (index + 1) * COMPRESSED_BLOCK_BYTES, written + len(piece)
+                if written >= BLOCK_BYTES:
+                    break
+            sample, expands = b"".join(parts), written / min(read, source.size)
+    for line in sample.split(b"\n")[:-1] or [sample]:
+        value = _parse(0, line, field).value
+        if isinstance(value, str):
+            text += len(value.encode("utf-8", "ignore"))
+            lines_read += len(line) + 1
+    return expands * (text / lines_read if lines_read else 0.95)

@@ -1,0 +1,104 @@
+"""Which documents go where: a seeded hash puts them in order, and each split takes a stretch of it.
+
+The hash is compared by its first `BUCKET_BITS` bits, so that the tokens of any number of documents
+are counted in a table of fixed size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+BUCKET_BITS = 16
+BUCKETS = 1 << BUCKET_BITS
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a split asks of a domain: a number of tokens, or a share of what is left."""
+
+    split: str
+    tokens: int | None
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A split's stretch of the hashes of a domain.
+
+    Attributes:
+        split: the split.
+        begin: first bucket.
+        end: bucket after the last.
+        tokens: tokens of the documents in it.
+        asked: tokens that were asked for, or None for a share.
+    """
+
+    split: str
+    begin: int
+    end: int
+    tokens: int
+    asked: int | None
+
+    @property
+    def lacks(self) -> int:
+        """Tokens asked for that the text does not have."""
+        return max(0, (self.asked or 0) - self.tokens)
+
+
+def buckets(hashes: np.ndarray) -> np.ndarray:
+    """Give the bucket of each hash."""
+    return (hashes >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+
+
+def cut(tokens: np.ndarray, asks: list[Ask]) -> list[Cut]:
+    """Share the buckets out among splits, in the order in which they ask.
+
+    A budget takes the fewest buckets that hold it. A share takes as many as come nearest to it, but
+    at least one document, and leaves at least one to the splits after it where it can.
+
+    Args:
+        tokens: tokens in each bucket. [buckets]
+        asks: what each split asks.
+    """
+    total = np.concatenate([[0], np.cumsum(tokens)])  # tokens before each boundary
+    filled = np.flatnonzero(tokens)
+    cuts, begin = [], 0
+    for place, ask in enumerate(asks):
+        left = int(total[-1] - total[begin])
+        if ask.tokens is not None:
+            end = int(np.searchsorted(total, total[begin] + min(ask.tokens, left)))
+        elif ask.share == 1 or not left:
+            end = len(tokens)
+        else:
+            ends = filled[filled >= begin] + 1
+            if place + 1 < len(asks) and len(ends) > 1:
+                ends = ends[:-1]
+            goal = total[begin] + (ask.share or 0) * left
+            end = int(ends[np.argmin(np.abs(total[ends] - goal))])
+        end = max(begin, end)
+        cuts.append(Cut(ask.split, begin, end, int(total[end] - total[begin]), ask.tokens))
+        begin = end
+    return cuts
+
+
+def keep_bound(asks: list[Ask], estimate: int, oversample: float, small: int) -> int:
+    """Give the bound on the hashes of the documents that have to be tokenised.
+
+    Args:
+        asks: what the splits ask of the domain.
+        estimate: tokens of the domain's text, roughly.
+        oversample: how many times the budgets to tokenise.
+        small: a text of fewer tokens is tokenised whole.
+    """
+    if estimate <= small or any(ask.tokens is None for ask in asks):
+        return 1 << 64
+    part = sum(ask.tokens or 0 for ask in asks) * oversample / estimate
+    return 1 << 64 if part >= 1 else -int(-part * BUCKETS // 1) << (64 - BUCKET_BITS)
+
+
+def asks_of(rules: Mapping[str, tuple[int | None, float | None]], order: list[str]) -> list[Ask]:
+    """Put the rules of a domain in the order in which the splits take their part."""
+    return [Ask(split, *rules[split]) for split in order if split in rules]

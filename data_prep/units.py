@@ -1,0 +1,342 @@
+"""Units of work: pieces of the raw text, each tokenised into one file that is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import encoders
+import numpy as np
+import sources
+from chat import ChatEncoder
+
+from llmshearing.errors import UserError
+
+BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 1024
+LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
+EMPTY = "empty text"
+WHOLE = 1 << 64  # documents whose hash is below the bound `keep` are tokenised; this keeps all
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of blocks of one file.
+
+    Attributes:
+        index: its place in the order of the text.
+        domain: whose text it is.
+        pool: `train`, to be split by hash, or `eval`, held out as a whole.
+        source: the file.
+        blocks: half-open range of the file's blocks.
+    """
+
+    index: int
+    domain: str
+    pool: str
+    source: sources.Source
+    blocks: tuple[int, int]
+
+    @property
+    def file_name(self) -> str:
+        """Name of the unit's file in the work folder."""
+        return f"{self.index:07}.unit"
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """What every unit of a preparation shares.
+
+    Attributes:
+        folder: where finished units go.
+        tokenizer: the tokenizer.
+        tokenizer_path: the path the user gave, which chat templates are read from.
+        dtype: of the ids.
+        seed: of the documents' hashes.
+        bos: id to begin documents with, or None.
+        eos: id to end documents with, or None.
+        unit_bytes: size of units, from which the blocks follow.
+        text_fields: field of the text, by domain.
+        messages_fields: field of the chat, by domain; empty for plain text.
+        keep: bound on the hash of documents that are tokenised, by domain.
+    """
+
+    folder: Path
+    tokenizer: encoders.TokenizerFacts
+    tokenizer_path: str
+    dtype: str
+    seed: int
+    bos: int | None
+    eos: int | None
+    unit_bytes: int
+    text_fields: dict[str, str]
+    messages_fields: dict[str, str]
+    keep: dict[str, int]
+
+
+@dataclass
+class UnitSummary:
+    """Counts of a unit.
+
+    Attributes:
+        index: the unit.
+        lines: lines or rows read, blank ones included.
+        documents: good documents.
+        tokenised: documents chosen by their hash and tokenised.
+        tokens: of those.
+        bytes: UTF-8 bytes of their text.
+        bad: bad documents.
+        empty: documents without text; nothing is lost with them, so that they are listed but
+            are not counted as bad.
+        problems: line within the unit and problem of the first of them.
+    """
+
+    index: int
+    lines: int = 0
+    documents: int = 0
+    tokenised: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    bad: int = 0
+    empty: int = 0
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+
+class UnitWorker:
+    """Tokenises units; one in each process."""
+
+    def __init__(self, settings: UnitSettings) -> None:
+        self.settings = settings
+        self._encoder = encoders.fastest(settings.tokenizer)
+        self._chat = ChatEncoder(settings.tokenizer_path) if settings.messages_fields else None
+
+    def run(self, unit: Unit) -> UnitSummary:
+        """Tokenise `unit` and write its file.
+
+        Raises:
+            UserError: the source cannot be read or the file cannot be written.
+        """
+        summary = UnitSummary(unit.index)
+        hashes: list[int] = []
+        lengths, tokens, loss = [], [], []
+        for batch in self._batches(unit, summary, hashes):
+            if unit.domain in self.settings.messages_fields:
+                assert self._chat is not None
+                flat, counts, targets = self._chat.encode(batch)
+                flat, counts, targets = self._framed_chat(flat, counts, targets)
+                loss.append(targets)
+            else:
+                flat, counts = self._framed(*self._encoder.encode(batch))
+            tokens.append(flat)
+            lengths.append(counts)
+        table = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        summary.tokenised, summary.tokens = len(table), int(table.sum())
+        _write(self.settings.folder / unit.file_name, summary, hashes, table, tokens, loss)
+        return summary
+
+    def _batches(self, unit: Unit, summary: UnitSummary, hashes: list[int]) -> Iterator[list[Any]]:
+        """Read documents in batches, count them, and note the hashes of those that are kept."""
+        settings = self.settings
+        chat = settings.messages_fields.get(unit.domain)
+        name = chat or settings.text_fields[unit.domain]
+        keep = WHOLE if unit.pool == "eval" else settings.keep[unit.domain]
+        key = settings.seed.to_bytes(8, "little", signed=True)
+        batch: list[Any] = []
+        size = 0
+        for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, name):
+            summary.lines = document.line
+            if document.blank:
+                continue
+            value, problem = document.value, document.problem
+            canonical = b""
+            if problem is None:
+                try:
+                    canonical = _canonical(value, chat=chat is not None)
+                    if chat and self._chat:
+                        value = self._chat.render(value)
+                except ValueError as error:
+                    problem = str(error)
+            if problem is not None:
+                summary.bad += problem != EMPTY
+                summary.empty += problem == EMPTY
+                if len(summary.problems) < LISTED_BAD_DOCUMENTS:
+                    summary.problems.append((document.line, problem))
+                continue
+            summary.documents += 1
+            digest = hashlib.blake2b(canonical, digest_size=8, key=key).digest()
+            number = int.from_bytes(digest, "little")
+            if number >= keep:
+                continue
+            hashes.append(number)
+            summary.bytes += len(canonical)
+            batch.append(value)
+            size += len(canonical)
+            del document, value, canonical
+            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _framed(self, flat: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the marks of beginning and end around documents; ids in the tree's type."""
+        bos, eos = self.settings.bos, self.settings.eos
+        extra = (bos is not None) + (eos is not None)
+        lengths = lengths + extra
+        framed = np.empty(len(flat) + extra * len(lengths), self.settings.dtype)
+        ends = np.cumsum(lengths)
+        text = np.ones(len(framed), bool)
+        for mark, places in ((bos, ends - lengths), (eos, ends - 1)):
+            if mark is not None:
+                framed[places] = mark
+                text[places] = False
+        framed[text] = flat
+        return framed, lengths
+
+    def _framed_chat(
+        self, flat: np.ndarray, lengths: np.ndarray, loss: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add the marks that the chat template does not write itself."""
+        bos, eos = self.settings.bos, self.settings.eos
+        tokens, targets, counts = [], [], []
+        ends = np.cumsum(lengths)
+        for begin, end in zip(ends - lengths, ends, strict=True):
+            ids, counted = flat[begin:end], loss[begin:end]
+            if bos is not None and ids[0] != bos:
+                ids, counted = np.insert(ids, 0, bos), np.insert(counted, 0, 0)
+            if eos is not None and eos not in ids[-2:]:  # some templates end the line after it
+                ids, counted = np.append(ids, eos), np.append(counted, counted[-1])
+            tokens.append(ids)
+            targets.append(counted)
+            counts.append(len(ids))
+        flat = np.concatenate(tokens).astype(self.settings.dtype)
+        return flat, np.array(counts, np.int64), np.concatenate(targets).astype(np.uint8)
+
+
+def _canonical(value: Any, *, chat: bool) -> bytes:
+    """Give the bytes that a document's hash is taken of.
+
+    Raises:
+        ValueError: what is wrong with the document.
+    """
+    if chat:
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    elif not isinstance(value, str):
+        raise ValueError(f"found {type(value).__name__}, expected a string")
+    elif not value or value.isspace():
+        raise ValueError(EMPTY)
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair at character {error.start}") from None
+
+
+def _write(
+    path: Path,
+    summary: UnitSummary,
+    hashes: list[int],
+    lengths: np.ndarray,
+    tokens: list[np.ndarray],
+    loss: list[np.ndarray],
+) -> None:
+    head = json.dumps({**asdict(summary), "chat": bool(loss)}, ensure_ascii=False).encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(temporary, path) as file:
+        np.save(file, np.frombuffer(head, np.uint8))
+        np.save(file, np.array(hashes, np.uint64))
+        np.save(file, lengths.astype(np.uint32))
+        for part in (*tokens, *loss):
+            file.write(memoryview(part).cast("B"))
+
+
+class writing:  # noqa: N801 - used as a function
+    """Open `temporary` for writing; rename it to `path` on success, remove it on failure.
+
+    Raises:
+        UserError: the file system refuses, for lack of space or otherwise.
+    """
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        self._temporary, self._path = temporary, path
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            self._file = self._temporary.open("wb")
+        except OSError as error:
+            raise self._told(error) from None
+        return self._file
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._file.close()
+            if error is None:
+                os.replace(self._temporary, self._path)
+        except OSError as failure:
+            error = failure
+        if error is not None:
+            self._temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._told(error) from None
+
+    def _told(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path} ({error.strerror}): make room or choose another output=, "
+            "then run the same command again; finished pieces are kept"
+        )
+
+
+@dataclass(frozen=True)
+class UnitFile:
+    """A finished unit, its token ids left on disk.
+
+    Attributes:
+        path: the file.
+        head: the summary, and whether it is chat.
+        hashes: of its documents, uint64.
+        lengths: of its documents in tokens, int64.
+        offset: byte at which the ids begin.
+    """
+
+    path: Path
+    head: dict[str, Any]
+    hashes: np.ndarray
+    lengths: np.ndarray
+    offset: int
+
+    @classmethod
+    def open(cls, path: Path, dtype: str) -> UnitFile:
+        """Read the table of a unit.
+
+        Raises:
+            UserError: the file is not as it was written.
+        """
+        try:
+            with path.open("rb") as file:
+                head = json.loads(np.load(file).tobytes())
+                hashes, lengths = np.load(file), np.load(file).astype(np.int64)
+                unit = cls(path, head, hashes, lengths, file.tell())
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
+        each = np.dtype(dtype).itemsize + (1 if head["chat"] else 0)
+        if path.stat().st_size != unit.offset + int(lengths.sum()) * each:
+            raise UserError(f"found {path} cut off: remove it and run again")
+        return unit
+
+    def tokens(self, dtype: str) -> np.ndarray:
+        """Map the ids."""
+        return self._map(dtype, self.offset)
+
+    def loss(self, dtype: str) -> np.ndarray:
+        """Map the marks of target tokens of chat data."""
+        return self._map("uint8", self.offset + int(self.lengths.sum()) * np.dtype(dtype).itemsize)
+
+    def _map(self, dtype: str, offset: int) -> np.ndarray:
+        count = int(self.lengths.sum())
+        if not count:
+            return np.zeros(0, dtype)
+        return np.memmap(self.path, dtype, mode="r", offset=offset, shape=(count,))

@@ -1,0 +1,1 @@
+"""What training reads: the data tree on disk, its schema, datasets and loaders."""

@@ -1,0 +1,67 @@
+"""The names and types of a data tree, in one place for those who write it and those who read it.
+
+```
+<root>/manifest.json                    what the tree holds; written last, so its presence means whole
+<root>/tokenizer/                       a copy of the tokenizer's own files
+<root>/{eval,prune,continue}/<domain>/  MDS: index.json, shard.00000.mds, ...
+```
+A row holds `sequence_length` token ids in the column `tokens`, and for chat data in the column
+`loss` a 1 for each token that counts as a target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+SPLITS = ("eval", "prune", "continue")
+TOKENS = "tokens"
+LOSS = "loss"
+
+# A directory is known by the first of these that it holds: where a SentencePiece model is present
+# its ids are the ones that count, whatever a converted copy beside it says.
+TOKENIZER_MODELS = {"tokenizer.model": "sentencepiece", "tokenizer.json": "huggingface"}
+
+
+def token_dtype(vocabulary: int) -> str:
+    """Name the narrowest unsigned type that holds ids below `vocabulary`."""
+    return "uint16" if vocabulary <= 1 << 16 else "uint32"
+
+
+def columns(sequence_length: int, dtype: str, *, chat: bool) -> dict[str, str]:
+    """Give the MDS columns of a domain, in the order of their names."""
+    tokens = {TOKENS: f"ndarray:{dtype}:{sequence_length}"}
+    return {LOSS: f"ndarray:uint8:{sequence_length}", **tokens} if chat else tokens
+
+
+def tokenizer_file(path: str | Path) -> tuple[str, Path]:
+    """Find the file that decides the ids of the tokenizer at `path`.
+
+    Args:
+        path: a SentencePiece `.model` file, a `tokenizer.json`, or a directory that holds one.
+
+    Returns:
+        Its kind, `sentencepiece` or `huggingface`, and the file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return ("huggingface" if path.suffix == ".json" else "sentencepiece"), path
+    for name, kind in TOKENIZER_MODELS.items():
+        if (path / name).is_file():
+            return kind, path / name
+    raise FileNotFoundError(path)
+
+
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """Give the SHA-256 of the file that decides the ids, so that a tree and a model can agree.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer at `path`.
+    """
+    return hashlib.sha256(tokenizer_file(path)[1].read_bytes()).hexdigest()
