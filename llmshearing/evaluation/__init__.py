@@ -1,0 +1,1 @@
+"""What an exported model is worth: held-out loss per domain."""

@@ -1,0 +1,1 @@
+"""The whole path on text found on this machine."""

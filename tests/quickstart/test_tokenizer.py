@@ -1,0 +1,34 @@
+"""The quickstart's own tokenizer."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from llmshearing.quickstart import tokenizer
+
+TEXT = [
+    "def walk(tree):\n    for node in tree:\n        yield node, tree[node]\n",
+    "The language reference tells what a name is, and where it is bound.",
+] * 20
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer") / "out"
+    return out, tokenizer.train([TEXT, TEXT[1:]], out, vocabulary=330)
+
+
+def test_auto_tokenizer_gives_the_same_ids(trained):
+    out, pieces = trained
+    auto = AutoTokenizer.from_pretrained(out)
+    assert pieces.get_piece_size() == len(auto) == 330
+    for text in (*TEXT[:2], "unseen: čeština 中文\tx == 10"):
+        ids = pieces.encode(text)
+        assert auto.encode(text, add_special_tokens=False) == ids
+        assert pieces.decode(ids) == text
+    assert (auto.bos_token_id, auto.eos_token_id) == (1, 2)
+
+
+def test_the_same_text_gives_the_same_tokenizer(trained, tmp_path):
+    tokenizer.train([TEXT, TEXT[1:]], tmp_path / "again", vocabulary=330)
+    first, again = trained[0] / "tokenizer.model", tmp_path / "again/tokenizer.model"
+    assert first.read_bytes() == again.read_bytes()
