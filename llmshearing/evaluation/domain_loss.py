@@ -40,7 +40,7 @@ class DomainLoss:
         loss: mean over target tokens, in nats.
         tokens: target tokens; the first of a row is none.
         rows: rows read.
-        bits_per_byte: of the text, where the tree's manifest says how many bytes its tokens hold.
+        bits_per_byte: at the domain's bytes per token, where the tree's manifest gives them.
     """
 
     loss: float
@@ -243,11 +243,11 @@ def _rows(info: DomainInfo) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _bytes_per_token(tree: DataTree, info: DomainInfo) -> float | None:
-    """Bytes of text that a token of this domain stands for, where the manifest says so."""
-    split = tree.root.joinpath(info.path).parent.name
-    held = tree.manifest["splits"][split][info.name]
-    size = held.get("text_bytes")
-    return size / (info.tokens + info.dropped_tokens) if size else None
+    """Bytes of text that a token stands for, over all of the domain that was tokenised."""
+    counted = tree.manifest.get("domains", {}).get(info.name, {})
+    if not counted.get("bytes") or not counted.get("tokens"):
+        return None
+    return counted["bytes"] / counted["tokens"]
 
 
 def _tick(progress: Progress, task: Any, tokens: int) -> None:

@@ -60,8 +60,6 @@ def write_tree(root, chat=(), text_bytes=None):
             "fingerprint": "",
             "chat": is_chat,
         }
-        if text_bytes:
-            held[name]["text_bytes"] = text_bytes
     manifest = {
         "format": FORMAT_VERSION,
         "sequence_length": LENGTH,
@@ -69,6 +67,7 @@ def write_tree(root, chat=(), text_bytes=None):
         "vocabulary": VOCABULARY,
         "tokenizer": {"kind": "sentencepiece", "fingerprint": "0"},
         "splits": {"eval": held},
+        "domains": {name: {"tokens": 100, "bytes": text_bytes} for name in held},
     }
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root
@@ -119,7 +118,7 @@ def test_chat_rows_count_answers_only(model_directory, tmp_path):
 
 def test_bits_per_byte_where_bytes_are_known(model_directory, tree, tmp_path):
     assert evaluate(model_directory, tree / "eval").domains["b"].bits_per_byte is None
-    known = write_tree(tmp_path / "known", text_bytes=2 * ROWS["b"] * LENGTH)
+    known = write_tree(tmp_path / "known", text_bytes=200)
     found = evaluate(model_directory, known / "eval").domains["b"]
     assert found.bits_per_byte == pytest.approx(found.loss / np.log(2) / 2)
 
