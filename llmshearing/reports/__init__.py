@@ -1,0 +1,1 @@
+"""Run directories as plots, tables and one HTML page."""

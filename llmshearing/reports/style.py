@@ -1,0 +1,111 @@
+"""How plots look: small enough to be read on a phone, and coloured by the page's own variables."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+# Readable on white and on near-black alike.
+COLORS = ("#3b82c4", "#e07b39", "#3f9b62", "#c4508a", "#8f6fd1",
+          "#a88b1e", "#2aa3a3", "#9a7b66", "#d1495b", "#7a8794")  # fmt: skip
+# Stand-ins in the figure for what the page sets by its theme.
+INK, GRID = "#1b1f27", "#d8dce3"
+VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"}
+SIZE_INCHES = (4.4, 3.1)
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 1.6,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+}
+
+
+def color(index: int) -> str:
+    """The colour of the n-th run or domain."""
+    return COLORS[index % len(COLORS)]
+
+
+def new_figure(rows: int = 1, heights: list[float] | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure of the one size that all have, with `rows` plots below each other."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained", facecolor="none")
+        plots = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
+    return figure, list(plots)
+
+
+def legend(plot: Axes, columns: int = 3) -> None:
+    """Put the names above the plot, where they cover no line."""
+    handles, labels = plot.get_legend_handles_labels()
+    if handles:
+        with mpl.rc_context(STYLE):
+            plot.legend(
+                handles,
+                labels,
+                loc="lower left",
+                bbox_to_anchor=(0, 1.0),
+                ncols=columns,
+                borderaxespad=0.2,
+                columnspacing=1.0,
+            )
+
+
+def axis_labels(plot: Axes, x: str, y: str) -> None:
+    """Name the axes; large numbers as 1 k, 1 M."""
+    plot.set_xlabel(x)
+    plot.set_ylabel(y)
+    plot.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """Give a figure as an SVG element to stand within a page.
+
+    Args:
+        figure: the figure.
+        name: distinct in the page; element ids start with it.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for stand_in, variable in VARIABLES.items():
+        text = text.replace(stand_in, variable)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Ids of groups repeat from figure to figure; those of clip paths and glyphs are hashes.
+    text = re.sub(r'(<g id=")', rf"\g<1>{name}-", text)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Give a figure as a picture on white."""
+    buffer = io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
+    figure.set_facecolor("white")
+    canvas.print_figure(buffer, dpi=200, format="png")
+    figure.set_facecolor("none")
+    return buffer.getvalue()
