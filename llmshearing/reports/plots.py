@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from llmshearing.reports.runs import HELD_OUT, Run, Series
-from llmshearing.reports.style import axis_labels, color, legend, new_figure
+from llmshearing.reports.style import axis_labels, color, color_scale, legend, new_figure
 
 AXES = ("hidden", "layer", "kv_group", "head", "intermediate")
 SHAPE_FIELDS = {"layer": "layers", "head": "heads", "kv_group": "kv_groups"}
@@ -106,7 +106,7 @@ def masks(scores: Mapping[str, NDArray]) -> Figure | None:
         plot.tick_params(labelsize=7.5)
         plot.xaxis.get_major_locator().set_params(integer=True)
     assert image is not None
-    figure.colorbar(image, ax=plots, shrink=0.8, ticks=[0, 0.5, 1])
+    color_scale(figure, image, plots)
     return figure
 
 
@@ -128,7 +128,7 @@ def _over_tokens(
                 series.tokens, series.values, color=color(number), label=name, marker=marker, ms=3
             )
     axis_labels(plot, "tokens", y)
-    legend(plot, columns=2)
+    legend(plot)
     return figure
 
 

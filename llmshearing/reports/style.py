@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import EngFormatter
 
 # Readable on white and on near-black alike.
@@ -19,6 +21,7 @@ COLORS = ("#3b82c4", "#e07b39", "#3f9b62", "#c4508a", "#8f6fd1",
 INK, GRID = "#1b1f27", "#d8dce3"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"}
 SIZE_INCHES = (4.4, 3.1)
+LEGEND_CHARACTERS, HANDLE_CHARACTERS = 52, 5
 STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -58,20 +61,28 @@ def new_figure(rows: int = 1, heights: list[float] | None = None) -> tuple[Figur
     return figure, list(plots)
 
 
-def legend(plot: Axes, columns: int = 3) -> None:
+def legend(plot: Axes) -> None:
     """Put the names above the plot, where they cover no line."""
     handles, labels = plot.get_legend_handles_labels()
-    if handles:
-        with mpl.rc_context(STYLE):
-            plot.legend(
-                handles,
-                labels,
-                loc="lower left",
-                bbox_to_anchor=(0, 1.0),
-                ncols=columns,
-                borderaxespad=0.2,
-                columnspacing=1.0,
-            )
+    if not handles:
+        return
+    rows = math.ceil(sum(len(label) + HANDLE_CHARACTERS for label in labels) / LEGEND_CHARACTERS)
+    with mpl.rc_context(STYLE):
+        plot.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=math.ceil(len(labels) / rows),
+            borderaxespad=0.2,
+            columnspacing=1.0,
+        )
+
+
+def color_scale(figure: Figure, image: AxesImage, plots: list[Axes]) -> None:
+    """A scale from 0 to 1 beside the plots."""
+    with mpl.rc_context(STYLE):
+        figure.colorbar(image, ax=plots, shrink=0.8, ticks=[0, 0.5, 1])
 
 
 def axis_labels(plot: Axes, x: str, y: str) -> None:
