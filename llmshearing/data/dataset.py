@@ -1,0 +1,155 @@
+"""Batches of token rows out of domains: what workers read, and what the trainer saves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llmshearing.data.domains import DomainRows
+from llmshearing.data.schema import LOSS, TOKENS
+from llmshearing.errors import UserError
+from llmshearing.loading.sampler import Sampler
+
+IGNORED = -100  # label of a token that is no target
+ERROR = "error"
+
+Batch = dict[str, Any]
+
+
+class TrainRows(Dataset):
+    """The training rows of all domains. An index is (sample number, domain, row).
+
+    Args:
+        domains: in the run's order.
+        sequence_length: tokens in a row.
+        vocabulary: every token id is below it.
+        sampler: of the run; it lives in the main process and is what a checkpoint keeps.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[DomainRows],
+        sequence_length: int,
+        vocabulary: int,
+        sampler: Sampler,
+    ) -> None:
+        self.domains = list(domains)
+        self.sequence_length, self.vocabulary, self.sampler = sequence_length, vocabulary, sampler
+
+    def __len__(self) -> int:
+        return sum(map(len, self.domains))
+
+    def __getitems__(self, indices: np.ndarray) -> Batch:
+        """Read a batch [B, 3]; what is wrong with the data comes back under `error`."""
+        rows = [(int(domain), int(row)) for _, domain, row in indices]
+        try:
+            ids, labels = read_rows(self.domains, rows, self.sequence_length, self.vocabulary)
+        except UserError as error:  # as a value, for an exception would arrive as a traceback
+            return {ERROR: str(error)}
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "domain": torch.from_numpy(indices[:, 1].copy()),
+            "sample_id": torch.from_numpy(indices[:, 0].copy()),
+        }
+
+    def state_dict(self, num_samples: int, from_beginning: bool = True) -> dict[str, Any]:
+        """What Composer keeps in a checkpoint.
+
+        Args:
+            num_samples: samples that were trained on; 0 right after the data was used up.
+            from_beginning: has to be True, as in Composer's call.
+        """
+        assert from_beginning
+        ended = num_samples == 0 and self.sampler.used_up
+        return self.sampler.state_dict(None if ended else num_samples)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, without reading what was used."""
+        self.sampler.load_state_dict(state)
+
+
+class HeldOutRows(Dataset):
+    """Held-out rows of one domain. An index is a row, or -1 for one that only fills up a batch.
+
+    Args:
+        rows: of the domain.
+        domain: its number.
+        sequence_length: tokens in a row.
+        vocabulary: every token id is below it.
+        limit: how many rows to use, evenly spread; None for all.
+    """
+
+    def __init__(
+        self,
+        rows: DomainRows,
+        domain: int,
+        sequence_length: int,
+        vocabulary: int,
+        limit: int | None = None,
+    ) -> None:
+        self.rows, self.domain = rows, domain
+        self.sequence_length, self.vocabulary = sequence_length, vocabulary
+        self.used = len(rows) if limit is None else min(limit, len(rows))
+
+    def __len__(self) -> int:
+        return self.used
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Read a batch; labels of rows that fill up count as no targets."""
+        rows = [(0, max(index, 0) * len(self.rows) // self.used) for index in indices]
+        ids, labels = read_rows([self.rows], rows, self.sequence_length, self.vocabulary)
+        labels[torch.tensor(indices) < 0] = IGNORED
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "domain": torch.full((len(rows),), self.domain),
+            "sample_id": torch.tensor(indices),
+        }
+
+
+def read_rows(
+    domains: Sequence[DomainRows],
+    rows: Sequence[tuple[int, int]],
+    sequence_length: int,
+    vocabulary: int,
+) -> tuple[Tensor, Tensor]:
+    """Read rows.
+
+    Args:
+        domains: all of them.
+        rows: (domain, row) of each [B].
+        sequence_length: T.
+        vocabulary: every token id must be below it.
+
+    Returns:
+        Token ids [B, T] and labels [B, T], int64; -100 where a token is no target.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    ids = torch.empty(len(rows), sequence_length, dtype=torch.int64)
+    array = ids.numpy()
+    labels = ids
+    for i, (domain, row) in enumerate(rows):
+        sample = domains[domain][row]
+        tokens = sample[TOKENS]
+        if tokens.shape != (sequence_length,) or tokens.max() >= vocabulary:
+            raise UserError(
+                f"found row {row} of domain {domains[domain].name} in {domains[domain].local} with "
+                f"{tokens.size} ids up to {tokens.max()}, expected {sequence_length} ids below "
+                f"{vocabulary}: its shard is damaged; fetch or prepare it again"
+            )
+        array[i] = tokens
+        if LOSS in sample:
+            if labels is ids:
+                labels = torch.full_like(ids, 1)
+            labels.numpy()[i] = sample[LOSS]
+    if labels is ids:
+        return ids, ids.clone()
+    return ids, torch.where(labels > 0, ids, IGNORED)

@@ -1,0 +1,114 @@
+"""The order of rows within a domain: a keyed bijection, computed where it is asked.
+
+Rows are cut into blocks of about a shard. A pass visits the blocks in a permuted order and mixes
+the rows of a window of several blocks, so that only the window's shards are read at a time. Nothing
+of the dataset's size is held. The bijection is a Feistel network over a rectangle that just holds
+the rows, walked along its cycle until it falls inside (Black and Rogaway, CT-RSA 2002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Two rounds each for the halves: four in all.
+_ROUND_KEYS = np.array([[1, 2], [3, 4]], np.uint64) * _GOLDEN
+_ZERO, _ONE = np.uint64(0), np.uint64(1)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of domains are cut, [k] each.
+
+    Attributes:
+        rows: number of rows.
+        block: rows in a block; the last block may be shorter.
+        window: rows that are mixed with each other, a multiple of the block.
+    """
+
+    rows: Words
+    block: Words
+    window: Words
+
+    @classmethod
+    def of(cls, rows: Sequence[int], blocks: Sequence[int], window: int) -> Layout:
+        """A layout with `window` blocks mixed, its numbers brought down to what there is."""
+        block = [max(1, min(b, r)) for b, r in zip(blocks, rows, strict=True)]
+        width = [max(1, window) * b for b in block]
+        return cls(*(np.array(numbers, np.uint64) for numbers in (rows, block, width)))
+
+    def row(
+        self, seed: int, domain: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Rows at positions of the domains' endless sequences of passes.
+
+        Args:
+            seed: the run's.
+            domain: numbers of domains [n].
+            position: [n], each 0 or more; position // rows is the pass.
+
+        Returns:
+            Rows [n]; over the positions of one pass of a domain every row comes once.
+        """
+        rows, block, window = self.rows[domain], self.block[domain], self.window[domain]
+        at = position.astype(np.uint64)
+        start = np.full(len(at), seed % (1 << 64), np.uint64)
+        key = _key(_key(start, domain.astype(np.uint64)), at // rows)
+        within = at % rows
+        first = within // window * window
+        mixed = permute(within - first, np.minimum(rows - first, window), _key(key, first + _ONE))
+        return _unblocked(first + mixed, rows, block, _key(key, _ZERO)).astype(np.int64)
+
+
+def _unblocked(places: Words, rows: Words, block: Words, key: Words) -> Words:
+    """Rows at places of the permuted sequence of blocks [n].
+
+    A short last block stands at a place of its own among the others.
+    """
+    full, tail = rows // block, rows % block
+    before = _mixed(key) % (full + _ONE) * block  # first place of the short block
+    in_tail = (places >= before) & (places - before < tail)
+    others = np.where(places < before, places, places - np.minimum(places, tail))
+    others = np.where(in_tail, _ZERO, others)
+    blocks = permute(others // block, full, key)
+    return np.where(in_tail, full * block + places - before, blocks * block + others % block)
+
+
+def permute(index: Words, size: Words, key: Words) -> Words:
+    """A bijection of [0, size) for every key, elementwise over equal shapes [n]."""
+    width = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
+    height = (size + width - _ONE) // width
+    result = _feistel(index, width, height, key)
+    outside = np.flatnonzero(result >= size)
+    while len(outside):
+        result[outside] = _feistel(result[outside], width[outside], height[outside], key[outside])
+        outside = outside[result[outside] >= size[outside]]
+    return result
+
+
+def _feistel(value: Words, width: Words, height: Words, key: Words) -> Words:
+    """A bijection of [0, width * height)."""
+    left, right = value // width, value % width
+    for even, odd in _ROUND_KEYS:
+        left = (left + _mixed((key + even) ^ right) % height) % height
+        right = (right + _mixed((key + odd) ^ left) % width) % width
+    return left * width + right
+
+
+def _key(key: Words, part: Words | np.uint64) -> Words:
+    return _mixed(_mixed(key) + part)
+
+
+def _mixed(value: Words) -> Words:
+    """The finaliser of splitmix64."""
+    value = value + _GOLDEN
+    value = (value ^ (value >> np.uint64(30))) * _MIX_1
+    value = (value ^ (value >> np.uint64(27))) * _MIX_2
+    return value ^ (value >> np.uint64(31))

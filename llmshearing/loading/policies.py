@@ -1,0 +1,152 @@
+"""How domain weights follow losses: pure rules by name, each within bounds.
+
+Source: Algorithm 1 of the Sheared LLaMA paper (arXiv 2310.06694) and its released code; `dro`
+follows DRPruning (arXiv 2411.14055).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmshearing.errors import UserError
+
+Vector = NDArray[np.float64]
+
+RELEASED_SMOOTHING = 1e-4  # `c` of the released code
+TOLERANCE = 1e-6  # of weights that should sum to 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a policy's step, per domain [k].
+
+    Attributes:
+        eta: step size on the excess loss.
+        floor: smallest weight.
+        ceiling: largest weight.
+        prior: weights to mix back to.
+        prior_share: how much of the prior is mixed in, from 0 to 1.
+        radius: of the chi-square ball around the prior; `dro` alone reads it.
+    """
+
+    eta: Vector
+    floor: Vector
+    ceiling: Vector
+    prior: Vector
+    prior_share: float = 0.0
+    radius: float = 0.1
+
+    @classmethod
+    def none(cls, prior: ArrayLike) -> Limits:
+        """No bounds, a step size of 1."""
+        prior = np.asarray(prior, np.float64)
+        one = np.ones_like(prior)
+        return cls(one, 0 * one, one, prior)
+
+
+Rule = Callable[[Vector, Vector, Vector, Limits], Vector]
+
+
+def update(
+    name: str, weights: ArrayLike, losses: ArrayLike, references: ArrayLike, limits: Limits
+) -> Vector:
+    """Give the next weights.
+
+    Args:
+        name: of the policy, see `POLICIES`.
+        weights: current weights [k], which sum to 1.
+        losses: current losses in nats per token [k].
+        references: losses to reach, in nats per token [k].
+        limits: bounds.
+
+    Returns:
+        Weights [k] that sum to 1, within floor and ceiling.
+
+    Raises:
+        UserError: no such policy; weights that do not sum to 1; a loss or a reference that is
+            negative or not finite.
+    """
+    weights, losses, references = (np.asarray(x, np.float64) for x in (weights, losses, references))
+    if name not in POLICIES:
+        raise UserError(f"found policy {name!r}, expected one of {', '.join(POLICIES)}")
+    check_weights(weights)
+    for what, values in (("losses", losses), ("reference losses", references)):
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise UserError(f"found {what} {values.tolist()}, expected finite numbers, 0 or more")
+    moved = POLICIES[name](weights, losses, references, limits)
+    if name != "constant":
+        moved = (1 - limits.prior_share) * moved + limits.prior_share * limits.prior
+    return bounded(moved, limits.floor, limits.ceiling)
+
+
+def check_weights(weights: ArrayLike) -> None:
+    """Refuse weights that are no probabilities.
+
+    Raises:
+        UserError: a weight is negative or not finite, or they do not sum to 1.
+    """
+    weights = np.asarray(weights, np.float64)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise UserError(f"found weights {weights.tolist()}, expected finite numbers, 0 or more")
+    if abs(weights.sum() - 1) > TOLERANCE:
+        raise UserError(f"found weights that sum to {weights.sum():g}, expected 1: scale them")
+
+
+def bounded(weights: Vector, floor: Vector, ceiling: Vector) -> Vector:
+    """Bring weights within bounds and to the sum 1, keeping the ratios of those in between.
+
+    The answer is clip(s * weights, floor, ceiling) for the one scale s at which it sums to 1.
+
+    Args:
+        weights: [k], 0 or more, not all 0.
+        floor: [k], whose sum is at most 1.
+        ceiling: [k], whose sum is at least 1.
+    """
+    if (weights >= floor).all() and (weights <= ceiling).all() and abs(weights.sum() - 1) < 1e-15:
+        return weights
+    if np.where(weights > 0, ceiling, floor).sum() < 1:  # those at 0 must take what is left
+        weights = np.maximum(weights, 1e-12)
+    positive = weights > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        marks = np.concatenate([floor[positive], ceiling[positive]]) / np.tile(weights[positive], 2)
+    marks = np.unique(np.concatenate([[0.0], marks[np.isfinite(marks)]]))
+    sums = np.clip(marks[:, None] * weights, floor, ceiling).sum(1)
+    at = int(np.searchsorted(sums, 1.0))
+    if at == 0:
+        scale = marks[0]
+    elif at == len(marks):
+        scale = marks[-1]
+    else:  # the sum is linear between two marks
+        part = (1 - sums[at - 1]) / (sums[at] - sums[at - 1])
+        scale = marks[at - 1] + part * (marks[at] - marks[at - 1])
+    clipped = np.clip(scale * weights, floor, ceiling)
+    return clipped / clipped.sum()
+
+
+def _paper(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
+    """Algorithm 1: w * exp(eta * max(loss - reference, 0)), normalised."""
+    return _tilted(weights, limits.eta * np.maximum(losses - references, 0))
+
+
+def _released(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
+    """The released code: the gap unclamped, and a little of the uniform mixture."""
+    moved = _tilted(weights, limits.eta * (losses - references))
+    return (1 - RELEASED_SMOOTHING) * moved + RELEASED_SMOOTHING / len(weights)
+
+
+def _constant(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
+    """The weights as they are."""
+    del losses, references, limits
+    return weights
+
+
+def _tilted(weights: Vector, exponents: Vector) -> Vector:
+    moved = weights * np.exp(exponents - exponents.max())
+    return moved / moved.sum()
+
+
+POLICIES: dict[str, Rule] = {"paper": _paper, "released": _released, "constant": _constant}
