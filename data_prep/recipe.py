@@ -84,7 +84,7 @@ class Recipe:
     sequence_length: int = MISSING
     seed: int = 17
     bos: bool = True
-    eos: bool = False
+    eos: bool = True
     text_field: str = "text"
     domains: dict[str, DomainRule] = MISSING
     splits: dict[str, SplitRule] = field(default_factory=dict)
