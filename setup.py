@@ -12,6 +12,7 @@ REQUIRED = [
     "transformers>=4.57,<5",
     "omegaconf>=2.3,<2.5",
     "sentencepiece>=0.2,<0.3",
+    "gigatoken>=0.10,<0.11",
     "tensorboard>=2.15",
     "safetensors>=0.4",
     "scipy>=1.11",
