@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int | None:
     """Run one verb."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return options.run(options)
+    return options.function(options)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:
     verb = verbs.add_parser(
         name, help=summary, description=summary, epilog=f"example: llmshearing {name} {example}"
     )
-    verb.set_defaults(run=run)
+    verb.set_defaults(function=run)
     return verb
 
 
@@ -72,10 +72,9 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Check a recipe and what it names."""
-    from llmshearing.config import load_recipe
     from llmshearing.preflight import check
 
-    inputs = check(load_recipe(options.recipe, options.overrides))
+    _, inputs = check(options.recipe, options.overrides)
     table = inputs.source.table
     print(f"{options.recipe}: no errors")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")

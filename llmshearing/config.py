@@ -151,6 +151,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: lists every unknown key, wrong type, missing value and impossible value.
     """
+    recipe, errors = parse_recipe(path, overrides)
+    if errors or recipe is None:
+        raise UserError(error_list(str(path), errors))
+    return recipe
+
+
+def parse_recipe(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe | None, list[str]]:
+    """Read a recipe as far as it can be read.
+
+    Returns:
+        The recipe without the keys that are wrong (None where a value is missing), and its errors.
+    """
     errors: list[str] = []
     given = _read_yaml(Path(path))
     for override in overrides:
@@ -164,13 +178,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         errors += _assign(config, key, value)
     missing = sorted(OmegaConf.missing_keys(config))
     errors += [f"{key}: not given; expected a value" for key in missing]
-    if not missing:
-        recipe = OmegaConf.to_object(config)
-        assert isinstance(recipe, Recipe)
-        errors += own_errors(recipe)
-        if not errors:
-            return recipe
-    raise UserError(error_list(str(path), errors))
+    if missing:
+        return None, errors
+    recipe = OmegaConf.to_object(config)
+    assert isinstance(recipe, Recipe)
+    return recipe, errors + own_errors(recipe)
 
 
 def error_list(what: str, errors: Sequence[str]) -> str:
@@ -270,10 +282,9 @@ def _field_type(schema: Any, name: str) -> Any:
     """The type of a schema's field; of an optional section, the section's."""
     hints = _hints(schema)
     kind = hints.get(name)
-    for part in getattr(kind, "__args__", ()):
-        if dataclasses.is_dataclass(part):
-            return part
-    return kind
+    if typing.get_origin(kind) is dict:
+        return kind
+    return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)
 
 
 def _hints(schema: Any) -> dict[str, Any]:

@@ -30,22 +30,27 @@ def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
         }
     ]
     if model.masks is not None:
-        own = {"lr": recipe.pruning.learning_rate, "weight_decay": 0.0}
-        groups.append({"params": list(model.masks.mask_parameters()), **own})
-        groups.append(
-            {"params": list(model.masks.multipliers.parameters()), "maximize": True, **own}
-        )
+        pruning = recipe.pruning
+        masks = {"params": list(model.masks.mask_parameters()), "lr": pruning.learning_rate}
+        multipliers = {
+            "params": list(model.masks.multipliers.parameters()),
+            "lr": pruning.multiplier_learning_rate,
+            "maximize": True,
+        }
+        groups += [{**masks, "weight_decay": 0.0}, {**multipliers, "weight_decay": 0.0}]
     first, second = settings.betas
     return torch.optim.AdamW(groups, betas=(first, second), eps=settings.eps)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
-    """Warmup and cosine for the weights; masks and multipliers keep their rate."""
+    """Warmup and cosine for the weights; for masks and multipliers a cosine after their warmup."""
     total = steps(recipe.run.duration)
     warmup = steps(recipe.optimizer.warmup, total)
     weights = warmup_cosine(warmup, total, recipe.optimizer.final_fraction)
+    hold = steps(recipe.pruning.warmup, total)
+    masks = hold_cosine(hold, total, recipe.pruning.final_fraction)
     others = len(optimizer.param_groups) - 1
-    return LambdaLR(optimizer, [weights, *[_constant] * others])
+    return LambdaLR(optimizer, [weights, *[masks] * others])
 
 
 def clip_bounds(recipe: Recipe) -> list[float]:
@@ -60,12 +65,16 @@ def warmup_cosine(warmup: int, total: int, final: float) -> Callable[[int], floa
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        done = min(1.0, (step - warmup) / max(1, total - warmup))
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+        return _cosine(step - warmup, total - warmup, final)
 
     return factor
 
 
-def _constant(step: int) -> float:
-    del step
-    return 1.0
+def hold_cosine(hold: int, total: int, final: float) -> Callable[[int], float]:
+    """Learning-rate factor by step: 1 for `hold` steps, then half a cosine down to `final`."""
+    return lambda step: _cosine(max(0, step - hold), total - hold, final)
+
+
+def _cosine(step: int, length: int, final: float) -> float:
+    done = min(1.0, step / max(1, length))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.checkpoints.source import Source, read_source
-from llmshearing.config import Recipe, error_list
+from llmshearing.config import Recipe, error_list, parse_recipe
 from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -35,15 +36,32 @@ class Inputs:
     tree: DataTree
 
 
-def check(recipe: Recipe, ranks: int = 1) -> Inputs:
-    """Read configs and indexes (no weights, no rows) and check what they say together.
+def check(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> tuple[Recipe, Inputs]:
+    """Read a recipe and what it names, and check what they say together.
 
     Args:
-        recipe: a recipe that `load_recipe` took.
+        path: the recipe.
+        overrides: `key=value` with dotted keys.
         ranks: processes of the run.
 
     Raises:
-        UserError: lists every error.
+        UserError: lists every error of both.
+    """
+    recipe, errors = parse_recipe(path, overrides)
+    inputs = None
+    if recipe is not None:
+        inputs, more = examine(recipe, ranks)
+        errors = errors + more
+    if errors or recipe is None or inputs is None:
+        raise UserError(error_list(str(path), errors))
+    return recipe, inputs
+
+
+def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
+    """Read configs and indexes (no weights, no rows) of a recipe.
+
+    Returns:
+        What the recipe names, None where it cannot be read, and every error.
     """
     errors: list[str] = []
     source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
@@ -59,9 +77,9 @@ def check(recipe: Recipe, ranks: int = 1) -> Inputs:
         errors += _data_errors(recipe, tree, ranks)
     if source is not None and tree is not None:
         errors += _fit_errors(source, tree)
-    if errors or source is None or tree is None:
-        raise UserError(error_list("the recipe", errors))
-    return Inputs(source, target, tree)
+    if source is None or tree is None:
+        return None, errors
+    return Inputs(source, target, tree), errors
 
 
 def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 import composer.utils.checkpoint as composer_checkpoint
 import torch
 import torch.distributed as dist
-from composer.core.time import Time, Timestamp, TimeUnit
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+
+from llmshearing.checkpoints.runs import load_trainer_state
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,14 @@ def load_checkpoints_without_pickles() -> None:
     """Make Composer read checkpoints as tensors and plain Python only.
 
     Composer's `_torch_load_with_validation` unpickles anything, so a checkpoint from elsewhere
-    could run code. Its own clock classes are the only ones that a trainer checkpoint needs besides.
+    could run code.
     """
-    torch.serialization.add_safe_globals([Time, Timestamp, TimeUnit])
     composer_checkpoint._torch_load_with_validation = _load_weights_only
 
 
 def _load_weights_only(checkpoint_filepath: str | Path, map_location: str) -> dict[str, Any]:
     path = composer_checkpoint._ensure_valid_checkpoint(checkpoint_filepath)
-    return torch.load(path, map_location=map_location, weights_only=True)
+    return load_trainer_state(path, map_location)
 
 
 def keep_float32(module: nn.Module) -> None:

@@ -29,7 +29,7 @@ from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
 from llmshearing.checkpoints.runs import latest_checkpoint
 from llmshearing.checkpoints.source import load_model
-from llmshearing.config import Recipe, load_recipe, steps, to_yaml
+from llmshearing.config import Recipe, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error
 from llmshearing.files import write_text
 from llmshearing.models.shearing import ShearingModel
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         raise UserError(f"expected RECIPE.yaml and key=value overrides\n{__doc__}")
-    train(load_recipe(arguments[0], arguments[1:]))
-
-
-def train(recipe: Recipe) -> None:
-    """Run a recipe to its end, from its latest checkpoint where there is one."""
+    recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
     dist.initialize_dist(get_device())
-    inputs = preflight.check(recipe, dist.get_world_size())
+    train(recipe, inputs)
+
+
+def train(recipe: Recipe, inputs: Inputs) -> None:
+    """Run a checked recipe to its end, from its latest checkpoint where there is one."""
     directory = Path(recipe.run.directory)
     set_up_log(directory)
     if dist.get_global_rank() == 0:

@@ -57,7 +57,9 @@ def rows(
     Args:
         shape: the source's shape.
         tied: whether the output head is the token embedding.
-        query_key_value_bias, output_bias, mlp_bias: which projections have biases.
+        query_key_value_bias: whether queries, keys and values have biases.
+        output_bias: whether the attention's output has one.
+        mlp_bias: whether the MLP's projections have.
         query_key_norm: whether queries and keys are normalised per head.
     """
     hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llmshearing.architecture.shape import Shape
@@ -43,7 +43,8 @@ def resolve_target(source: Shape, settings: TargetSettings) -> tuple[Shape, list
     if multi_head and "heads" in asked:
         asked.setdefault("kv_groups", asked["heads"])
     target = replace(source, **asked)
-    errors = [*_size_errors(source, target), *_divisor_errors(target, settings.multiple_of)]
+    named = [name for name in SIZES if name in asked and (name != "kv_groups" or not multi_head)]
+    errors = [*_size_errors(source, target, named), *_divisor_errors(target, settings.multiple_of)]
     if not errors:
         errors = _head_errors(source, target, multi_head)
     if not errors and target == source:
@@ -54,9 +55,9 @@ def resolve_target(source: Shape, settings: TargetSettings) -> tuple[Shape, list
     return target, errors
 
 
-def _size_errors(source: Shape, target: Shape) -> list[str]:
+def _size_errors(source: Shape, target: Shape, names: Sequence[str]) -> list[str]:
     errors = []
-    for name in SIZES:
+    for name in names:
         have, want = getattr(source, name), getattr(target, name)
         if want < 1:
             errors.append(f"target.{name}: found {want}, expected at least 1")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -88,9 +87,9 @@ def held_out_losses(state: State) -> dict[str, float]:
     """The last held-out loss per domain, in nats per token."""
     losses = {}
     for domain, metrics in state.eval_metrics.items():
-        value = metrics["loss"].compute()
-        if torch.isfinite(value):
-            losses[domain] = float(value)
+        metric = metrics["loss"]
+        if metric.update_called:
+            losses[domain] = float(metric.compute())
     return losses
 
 

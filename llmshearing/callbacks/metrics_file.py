@@ -10,6 +10,7 @@ from typing import Any
 
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
 
 from llmshearing.files import write_text
 
@@ -33,13 +34,15 @@ class MetricsFile(LoggerDestination):
         """Collect until the step ends."""
         del step
         for name, value in metrics.items():
+            if name.startswith("time/"):
+                continue  # Composer's clock, which `batch` and `tokens` already say
             number = float(value)
             self.pending[name] = number if math.isfinite(number) else math.nan
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Drop what a killed run wrote after its checkpoint."""
         del logger
-        if not self.path.is_file():
+        if dist.get_global_rank() != 0 or not self.path.is_file():
             return
         batch = state.timestamp.batch.value
         kept = [line for line in self.path.read_text().splitlines() if _batch(line) <= batch]
@@ -72,7 +75,7 @@ class MetricsFile(LoggerDestination):
         self.evaluated = False
 
     def _write(self, state: State) -> None:
-        if not self.pending:
+        if not self.pending or dist.get_global_rank() != 0:
             return
         batch = state.timestamp.batch.value
         line = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from composer.core.time import Time, Timestamp, TimeUnit
 from torch import Tensor
@@ -15,6 +18,19 @@ from torch import Tensor
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
 
+# What a trainer checkpoint holds besides tensors and Python's own types: Composer's clock, and
+# NumPy's generator state.
+TRAINER_CLASSES = [
+    Time,
+    Timestamp,
+    TimeUnit,
+    datetime.timedelta,
+    torch.torch_version.TorchVersion,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt32DType,
+    np._core.multiarray._reconstruct,
+]
 MODEL_PREFIX = "model."
 MASK_PREFIX = "masks.log_alpha."
 
@@ -65,14 +81,18 @@ class RunCheckpoint:
 
     @cached_property
     def _state(self) -> dict[str, Tensor]:
-        with torch.serialization.safe_globals([Time, Timestamp, TimeUnit]):
-            try:
-                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-            except (RuntimeError, EOFError, OSError) as error:
-                raise UserError(
-                    f"{self.path} is not a whole checkpoint ({error}); take an earlier one"
-                ) from error
-        return loaded["state"]["model"]
+        try:
+            return load_trainer_state(self.path)["state"]["model"]
+        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+            raise UserError(
+                f"{self.path} is not a whole checkpoint ({error}); take an earlier one"
+            ) from error
+
+
+def load_trainer_state(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
+    """Read a trainer checkpoint as tensors and plain values; nothing in it can run code."""
+    with torch.serialization.safe_globals(TRAINER_CLASSES):
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
 
 
 def open_run(path: str | Path) -> RunCheckpoint:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,10 @@ class PruningSettings:
         warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
             own.
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
-        learning_rate: of masks and multipliers (Adam).
+        learning_rate: of the masks (Adam).
+        multiplier_learning_rate: of the multipliers. Adam makes it the growth per step: where it is
+            large, the constraint drives all units alike before the loss can tell them apart.
+        final_fraction: both rates fall by a cosine to this part of themselves after the warmup.
         clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
     """
 
@@ -45,12 +49,16 @@ class PruningSettings:
     warmup: str = "0.2dur"
     noise: str = "shared"
     learning_rate: float = 1.0
+    multiplier_learning_rate: float = 0.05
+    final_fraction: float = 0.1
     clip_norm: float = 0.0
 
 
-@dataclass(frozen=True)
-class MaskOutput:
+class MaskOutput(NamedTuple):
     """One draw of the masks.
+
+    A tuple, because FSDP2 finds the tensors that need its backward hooks by walking tuples and
+    dictionaries; in another container the masks' gradients would never be reduced.
 
     Attributes:
         gates: per axis, [d], [L] or [L, n].
