@@ -1,10 +1,17 @@
-"""Dynamic batch loading: domain weights follow the losses while a run goes on."""
+"""Dynamic batch loading: domain weights follow the losses while a run goes on.
+
+Metrics, per domain, to every logger: at each update `loading/weight`, `loading/loss` (the signal),
+`loading/reference` and `loading/excess`; at each logged step `loading/share` (realised),
+`loading/planned_share`, `loading/tokens`, `loading/passes` and `loading/train_loss` (the mean since
+the last logged step; not logged for a domain that was absent).
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +30,8 @@ from llmshearing.data.dataloaders import (
 )
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading import policies, settings
+from llmshearing.loading import policies, settings, usage
+from llmshearing.loading.history import LossHistory, Stalls
 from llmshearing.loading.mixture import write_mixture
 from llmshearing.loading.plan import Plan
 from llmshearing.loading.references import References
@@ -36,12 +44,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a run is, as far as its data goes.
+
+    Attributes:
+        global_batch: rows of a batch over all ranks.
+        batches: optimizer steps of the whole run.
+        log_interval: steps between logged ones.
+        sequence_length: tokens in a row.
+        directory: of the run; `mixture.yaml` is written there. None writes none.
+    """
+
+    global_batch: int
+    batches: int
+    log_interval: int
+    sequence_length: int
+    directory: Path | None = None
+
+
 class DynamicLoading(Callback):
     """Owns the loaders of a run, moves the domain weights by its policy and logs them.
 
     An update after batch b takes effect at batch b + `prefetch`, the first that no number of
-    workers can have read already. Metrics, per domain: `loading/weight`, `loading/share`
-    (realised), `loading/loss`, `loading/reference`, `loading/excess`.
+    workers can have read already. An update is made before the step's checkpoint is saved.
 
     Args:
         loading: the recipe's section.
@@ -49,9 +75,9 @@ class DynamicLoading(Callback):
         train_loader: for the trainer.
         eval_loaders: for the trainer's evaluators, whose labels must be the domains' names.
         start: weights at the start [k].
-        references: losses to reach [k], or None where the policy needs none.
-        global_batch: rows of a batch over all ranks.
-        directory: the run's; `mixture.yaml` is written there. None writes none.
+        references: losses to reach [k]; None where the policy needs none, or for `dro`, which then
+            takes the losses that it foresees for the end of the run.
+        course: of the run.
     """
 
     def __init__(
@@ -63,18 +89,19 @@ class DynamicLoading(Callback):
         *,
         start: np.ndarray,
         references: np.ndarray | None,
-        global_batch: int,
-        directory: Path | None = None,
+        course: Course,
     ) -> None:
-        self.settings, self.sampler = loading, sampler
+        self.settings, self.sampler, self.course = loading, sampler, course
         self.train_loader, self.eval_loaders = train_loader, dict(eval_loaders)
         self.domains = [supply.name for supply in sampler.supplies]
         self.weights, self.references = np.asarray(start, np.float64), references
         self.limits = settings.limits(loading, self.domains, self.weights)
         self.interval = settings.interval(loading)
-        self.global_batch, self.directory = global_batch, directory
         self.losses: np.ndarray | None = None
-        self.updated = 0  # batch of the last update
+        self.updated, self.trained = 0, 0  # batch of the last update, samples trained on
+        self.history, self.stalls = LossHistory(), Stalls(loading.patience)
+        self.since_update = torch.zeros(2, len(self.domains), dtype=torch.float64)
+        self.since_log = torch.zeros_like(self.since_update)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, tree: DataTree) -> DynamicLoading:
@@ -83,7 +110,7 @@ class DynamicLoading(Callback):
         Raises:
             UserError: the data, the references or the mixture file do not fit.
         """
-        data, loading = recipe.data, recipe.loading
+        data, loading, run = recipe.data, recipe.loading, recipe.run
         sources = open_domains(tree, data.split)
         names = [rows.name for rows in sources]
         supplies = [settings.supply(loading, r.name, len(r), r.block) for r in sources]
@@ -91,11 +118,11 @@ class DynamicLoading(Callback):
         sampler = Sampler(
             supplies,
             Plan.start(start),
-            recipe.run.seed,
+            run.seed,
             window=loading.window,
             memory=loading.prefetch + 2,
         )
-        rank, ranks = dist.get_global_rank(), dist.get_world_size()
+        ranks = {"rank": dist.get_global_rank(), "world_size": dist.get_world_size()}
         return cls(
             loading,
             sampler,
@@ -104,28 +131,51 @@ class DynamicLoading(Callback):
                 global_batch=data.global_batch,
                 workers=data.workers,
                 prefetch=loading.prefetch,
-                rank=rank,
-                world_size=ranks,
+                **ranks,
             ),
             build_eval_loaders(
-                tree,
-                data.eval_split,
-                names,
-                batch=data.eval_batch,
-                limit=data.eval_rows,
-                rank=rank,
-                world_size=ranks,
+                tree, data.eval_split, names, batch=data.eval_batch, limit=data.eval_rows, **ranks
             ),
             start=start,
             references=read_references(loading, names, tree, data.eval_split),
-            global_batch=data.global_batch,
-            directory=Path(recipe.run.directory),
+            course=Course(
+                global_batch=data.global_batch,
+                batches=settings.batches(run.duration),
+                log_interval=settings.batches(run.log_interval),
+                sequence_length=tree.sequence_length,
+                directory=Path(run.directory),
+            ),
         )
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Begin at the first sample that was not trained on."""
+        """Begin at the first sample that was not trained on, and tell what will be used."""
         del logger
-        self.sampler.rewind(state.timestamp.sample.value)
+        self.trained = state.timestamp.sample.value
+        self.sampler.rewind(self.trained)
+        to_come = max(0, self.course.batches * self.course.global_batch - self.trained)
+        used = self.sampler.cursor.positions
+        uses = usage.expected_use(self.sampler.supplies, self.weights, to_come, used)
+        log.info(
+            "use of the data at the weights of now\n%s",
+            usage.table(uses, self.course.sequence_length),
+        )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Collect the training losses; stop at one that is not finite."""
+        self.trained = state.timestamp.sample.value
+        model = state.model.module if hasattr(state.model, "module") else state.model
+        metric = getattr(model, "domain_loss", None)
+        sums = None
+        if metric is not None:
+            sums = torch.stack([metric.totals, metric.counts]).double()
+            dist.all_reduce(sums, reduce_operation="SUM")
+            metric.reset()
+            self.since_update = self.since_update.to(sums.device) + sums
+            self.since_log = self.since_log.to(sums.device) + sums
+        self._refuse_not_finite(state, sums)
+        if state.timestamp.batch.value % self.course.log_interval == 0:
+            logger.log_metrics(self._running_metrics())
+            self.since_log = torch.zeros_like(self.since_log)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Keep the held-out losses; update if it is time."""
@@ -137,7 +187,8 @@ class DynamicLoading(Callback):
                     f"{state.timestamp.batch.value}, expected a finite number: the model has "
                     "diverged (lower the learning rate) or the domain has no targets"
                 )
-        self.losses = np.array(losses)
+        if self.settings.signal == "held_out":
+            self._keep(np.array(losses))
         self._update(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -148,9 +199,8 @@ class DynamicLoading(Callback):
         """The data is used up: the run ends here."""
         del logger
         if self.sampler.used_up:
-            log.warning(
-                "the data is used up: training stops at step %d", state.timestamp.batch.value
-            )
+            batch = state.timestamp.batch.value
+            log.warning("the data is used up: training stops at step %d", batch)
             state.stop_training()
 
     def fit_end(self, state: State, logger: Logger) -> None:
@@ -159,17 +209,18 @@ class DynamicLoading(Callback):
         self._write()
 
     def mixture(self) -> dict[str, Any]:
-        """The weights now and what was realised, by domain name."""
-        cursor = self.sampler.cursor
-        given = max(cursor.sample, 1)
+        """The weights now and what was realised, by domain name, up to the last trained sample."""
+        cursor = self.sampler.cursor_at(self.trained)
+        used = np.array(cursor.positions)
+        rows = np.array([supply.rows for supply in self.sampler.supplies])
         return {
             "weights": self._by_name(self.weights),
-            "shares": self._by_name(np.array(cursor.positions) / given),
-            "samples": dict(zip(self.domains, cursor.positions, strict=True)),
-            "passes": {
-                supply.name: position / supply.rows
-                for supply, position in zip(self.sampler.supplies, cursor.positions, strict=True)
+            "shares": self._by_name(used / max(cursor.sample, 1)),
+            "tokens": {
+                name: count * self.course.sequence_length
+                for name, count in zip(self.domains, cursor.positions, strict=True)
             },
+            "passes": self._by_name(used / rows),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,6 +229,10 @@ class DynamicLoading(Callback):
             "weights": self.weights.tolist(),
             "losses": None if self.losses is None else self.losses.tolist(),
             "updated": self.updated,
+            "since_update": self.since_update.tolist(),
+            "since_log": self.since_log.tolist(),
+            "history": self.history.state_dict(),
+            "excess": self.stalls.excess,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,49 +240,124 @@ class DynamicLoading(Callback):
         self.weights = np.array(state["weights"])
         self.losses = None if state["losses"] is None else np.array(state["losses"])
         self.updated = state["updated"]
+        self.since_update = torch.tensor(state["since_update"], dtype=torch.float64)
+        self.since_log = torch.tensor(state["since_log"], dtype=torch.float64)
+        self.history = LossHistory.from_state(state["history"])
+        self.stalls.excess = state["excess"]
 
     def _update(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         due = batch >= self.settings.first_update * self.interval and batch % self.interval == 0
-        if not due or batch == self.updated or self.losses is None:
+        if not due or batch == self.updated:
             return
-        references = self.losses if self.references is None else self.references
-        before = self.weights
-        after = policies.update(self.settings.policy, before, self.losses, references, self.limits)
-        shared = [after.tolist()]
-        dist.broadcast_object_list(shared, src=0)
-        self.weights, self.updated = np.array(shared[0]), batch
-        first = state.timestamp.sample.value + self.settings.prefetch * self.global_batch
-        if (self.weights != before).any():
-            self.sampler.update(first, self.weights)
+        if self.settings.signal == "train":
+            self._keep_train_losses()
+        if self.losses is None:
+            return
+        references = self._references()
+        before, after = self.weights, self.weights
+        if self.settings.policy != "constant":
+            after = policies.update(
+                self.settings.policy, before, self.losses, references, self.limits
+            )
+            shared = [after.tolist()]
+            dist.broadcast_object_list(shared, src=0)  # one answer, whatever the machines
+            after = np.array(shared[0])
+            first = self.trained + self.settings.prefetch * self.course.global_batch
+            self.sampler.update(max(first, self.sampler.plan.segments[-1].first), after)
+        self.weights, self.updated = after, batch
         self._log(logger, before, references)
+        self._warn_of_stalls(references)
         self._write()
+
+    def _references(self) -> np.ndarray:
+        """The losses to reach; without any, those of now, so that there is no excess."""
+        assert self.losses is not None
+        if self.references is not None:
+            return self.references
+        if self.settings.policy == "dro":
+            return self.history.foreseen(self.course.batches * self.course.global_batch)
+        return self.losses
+
+    def _keep(self, losses: np.ndarray) -> None:
+        self.losses = losses
+        if self.settings.policy == "dro":
+            self.history.add(self.trained, losses.tolist())
+
+    def _keep_train_losses(self) -> None:
+        """Mean training losses since the last update; an absent domain keeps what was known."""
+        totals, counts = self.since_update.cpu().numpy()
+        known = self.losses if self.losses is not None else self.references
+        if known is None and not counts.all():
+            return  # nothing is known of a domain yet: go on collecting
+        known = totals if known is None else known
+        self.since_update = torch.zeros_like(self.since_update)
+        self._keep(np.where(counts > 0, totals / np.maximum(counts, 1), known))
+
+    def _running_metrics(self) -> dict[str, float]:
+        mixture = self.mixture()
+        planned = self.sampler.plan.shares(self.trained)
+        totals, counts = self.since_log.cpu().numpy()
+        measured = {}
+        for i, name in enumerate(self.domains):
+            measured[f"loading/share/{name}"] = mixture["shares"][name]
+            measured[f"loading/planned_share/{name}"] = float(planned[i])
+            measured[f"loading/tokens/{name}"] = mixture["tokens"][name]
+            measured[f"loading/passes/{name}"] = mixture["passes"][name]
+            if counts[i]:
+                measured[f"loading/train_loss/{name}"] = float(totals[i] / counts[i])
+        return measured
+
+    def _refuse_not_finite(self, state: State, sums: torch.Tensor | None) -> None:
+        """The trainer has the loss on the host already, so that looking at it costs nothing."""
+        losses = getattr(state, "total_loss_dict", None) or {}
+        if all(math.isfinite(float(loss)) for loss in losses.values()):
+            return
+        where = "of no domain's own"
+        if sums is not None:
+            odd = (~sums[0].isfinite()).tolist()
+            names = [name for name, bad in zip(self.domains, odd, strict=True) if bad]
+            where = f"in {', '.join(names)}" if names else "outside the cross entropy"
+        raise UserError(
+            f"found a loss that is not finite at step {state.timestamp.batch.value - 1}, {where} "
+            f"(samples {self.trained - self.course.global_batch} to {self.trained - 1}): lower the "
+            "learning rate, or look at these samples"
+        )
 
     def _log(self, logger: Logger, before: np.ndarray, references: np.ndarray) -> None:
         assert self.losses is not None
-        shares = self.mixture()["shares"]
         measured = {}
         for i, name in enumerate(self.domains):
+            loss, reference = self.losses[i], references[i]
             measured[f"loading/weight/{name}"] = self.weights[i]
-            measured[f"loading/share/{name}"] = shares[name]
-            measured[f"loading/loss/{name}"] = self.losses[i]
-            if self.references is not None:
-                measured[f"loading/reference/{name}"] = references[i]
-                measured[f"loading/excess/{name}"] = self.losses[i] - references[i]
-            log.info(
-                "domain %s: weight %.4f -> %.4f, loss %.4f, reference %.4f, excess %+.4f",
-                name,
-                before[i],
-                self.weights[i],
-                self.losses[i],
-                references[i],
-                self.losses[i] - references[i],
+            measured[f"loading/loss/{name}"] = loss
+            line = (
+                f"domain {name}: weight {before[i]:.4f} -> {self.weights[i]:.4f}, loss {loss:.4f}"
             )
+            if references is not self.losses:
+                measured[f"loading/reference/{name}"] = reference
+                measured[f"loading/excess/{name}"] = loss - reference
+                line += f", reference {reference:.4f}, excess {loss - reference:+.4f}"
+            log.info("%s", line)
         logger.log_metrics(measured)
 
+    def _warn_of_stalls(self, references: np.ndarray) -> None:
+        assert self.losses is not None
+        if self.references is None:
+            return
+        for i in self.stalls.add((self.losses - references).tolist()):
+            log.warning(
+                "domain %s: its loss is %.4f above the reference and has not come nearer in %d "
+                "updates, at weight %.4f; a ceiling bounds what it takes from the others",
+                self.domains[i],
+                self.losses[i] - references[i],
+                self.settings.patience,
+                self.weights[i],
+            )
+
     def _write(self) -> None:
-        if self.directory is not None and dist.get_global_rank() == 0:
-            write_mixture(self.directory / "mixture.yaml", self.mixture())
+        if self.course.directory is not None and dist.get_global_rank() == 0:
+            write_mixture(self.course.directory / "mixture.yaml", self.mixture())
 
     def _by_name(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.domains, values, strict=True)}

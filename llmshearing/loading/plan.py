@@ -64,6 +64,13 @@ class Plan:
         """The number of the segment that holds a sample."""
         return bisect_right(self.segments, sample, key=lambda segment: segment.first) - 1
 
+    def shares(self, samples: int) -> np.ndarray:
+        """The mean weights over the first `samples` samples [k]."""
+        starts = np.array([segment.first for segment in self.segments] + [samples])
+        lengths = np.diff(np.minimum(starts, samples)) if samples else np.eye(len(starts) - 1)[0]
+        weights = np.array([segment.weights for segment in self.segments]) / SCALE
+        return lengths @ weights / lengths.sum()
+
     def state_dict(self) -> list[list[int]]:
         """Plain lists: first sample and weights of each segment."""
         return [[segment.first, *segment.weights] for segment in self.segments]

@@ -144,9 +144,60 @@ def _constant(weights: Vector, losses: Vector, references: Vector, limits: Limit
     return weights
 
 
+def _robust(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
+    """The worst mixture within a chi-square ball around the prior, as in DRPruning.
+
+    argmax over q of sum(q * excess), for sum((q - prior)^2 / prior) <= radius, sum(q) = 1 and
+    floor <= q <= ceiling. Its form is q = clip(prior * (1 + (excess - level) / cost), ...); the
+    cost of leaving the prior is found by bisection, and so is the level, from the sum.
+    """
+    del weights
+    excess = limits.eta * (losses - references)
+    spread = float(np.ptp(excess))
+    if limits.radius == 0 or spread == 0:
+        return limits.prior
+
+    def mixture(cost: float) -> Vector:
+        return _levelled(limits.prior, excess / cost, limits.floor, limits.ceiling)
+
+    low, high = 1e-9 * spread, 1e9 * spread
+    if _chi_square(mixture(low), limits.prior) <= limits.radius:
+        return mixture(low)
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        if _chi_square(mixture(middle), limits.prior) <= limits.radius:
+            high = middle
+        else:
+            low = middle
+    return mixture(high)
+
+
+def _levelled(prior: Vector, gain: Vector, floor: Vector, ceiling: Vector) -> Vector:
+    """clip(prior * (1 + gain - level), floor, ceiling) at the level where it sums to 1."""
+    low, high = gain.min() - 1 / prior[prior > 0].min(), gain.max() + 1
+    for _ in range(200):
+        level = (low + high) / 2
+        if np.clip(prior * (1 + gain - level), floor, ceiling).sum() > 1:
+            low = level
+        else:
+            high = level
+    mixture = np.clip(prior * (1 + gain - high), floor, ceiling)
+    return mixture / mixture.sum()
+
+
+def _chi_square(mixture: Vector, prior: Vector) -> float:
+    known = prior > 0
+    return float(((mixture - prior)[known] ** 2 / prior[known]).sum())
+
+
 def _tilted(weights: Vector, exponents: Vector) -> Vector:
     moved = weights * np.exp(exponents - exponents.max())
     return moved / moved.sum()
 
 
-POLICIES: dict[str, Rule] = {"paper": _paper, "released": _released, "constant": _constant}
+POLICIES: dict[str, Rule] = {
+    "paper": _paper,
+    "released": _released,
+    "constant": _constant,
+    "dro": _robust,
+}

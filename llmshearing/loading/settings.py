@@ -162,7 +162,19 @@ def supply(settings: LoadingSettings, name: str, rows: int, block: int) -> Suppl
 
 def interval(settings: LoadingSettings) -> int:
     """Steps between updates."""
-    return _batches(settings.update_interval) or 0
+    return batches(settings.update_interval)
+
+
+def batches(text: str) -> int:
+    """Optimizer steps of a time such as `300ba`.
+
+    Raises:
+        ValueError: another form.
+    """
+    found = _batches(text)
+    if found is None:
+        raise ValueError(text)
+    return found
 
 
 def _each(settings: LoadingSettings, domains: Sequence[str], key: str) -> np.ndarray:
