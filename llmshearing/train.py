@@ -187,7 +187,9 @@ def facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
 def set_up_log(directory: Path) -> None:
     """The project's log on the console and in `log.txt`, from rank 0."""
     logger = logging.getLogger("llmshearing")
-    logger.handlers.clear()
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
     logger.propagate = False
     if dist.get_global_rank() != 0:
         logger.setLevel(logging.ERROR)

@@ -1,6 +1,10 @@
 """Fixtures that many tests share."""
 
+import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,3 +19,101 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real input at {folder}: set LLMSHEARING_SHARED to a folder that holds it")
     return folder
+
+ROOT = Path(__file__).parents[1]
+DOMAINS = {"prose": "stone river light", "code": "def return import", "letters": "dear sir yours"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random LLaMA of 3 layers with a SentencePiece tokenizer, as a Hugging Face directory."""
+    import sentencepiece
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    text = folder / "text.txt"
+    text.write_text("\n".join(document(name, i) for name in DOMAINS for i in range(60)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=128,
+        model_type="bpe",
+        byte_fallback=False,
+        minloglevel=2,
+        num_threads=1,
+    )
+    text.unlink()
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tree(tmp_path_factory, tiny_model) -> Path:
+    """A data tree of three domains with rows of 32 tokens, made by the real preparation."""
+    raw, root = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("tree") / "data"
+    for name in DOMAINS:
+        (raw / name).mkdir()
+        lines = (json.dumps({"text": document(name, i)}) for i in range(150))
+        (raw / name / "train.jsonl").write_text("\n".join(lines) + "\n")
+    config = raw / "config.yaml"
+    rules = {"eval": {"share": 0.1}, "prune": {"share": 0.5}, "continue": {"share": 1.0}}
+    settings = {
+        "source": str(raw),
+        "output": str(root),
+        "tokenizer": str(tiny_model),
+        "sequence_length": 32,
+        "domains": {name: {} for name in DOMAINS},
+        "splits": rules,
+        "processes": 1,
+    }
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    command = [sys.executable, str(ROOT / "data_prep" / "prepare.py"), str(config)]
+    subprocess.run(command, check=True, capture_output=True)
+    return root
+
+
+def document(domain: str, number: int) -> str:
+    """Some words of a domain, the same for the same number."""
+    words = [*DOMAINS[domain].split(), *DOMAINS["prose"].split()]
+    draw = random.Random(f"{domain}-{number}")
+    return " ".join(draw.choice(words) + str(draw.randrange(30)) for _ in range(40))
+
+
+@pytest.fixture
+def recipe_file(tmp_path, tiny_model, tiny_tree) -> Path:
+    """A pruning recipe of a few steps on the tiny model; a second is enough for a run."""
+    recipe = {
+        "run": {
+            "directory": str(tmp_path / "run"),
+            "duration": "8ba",
+            "eval_interval": "4ba",
+            "checkpoint_interval": "4ba",
+            "log_interval": "1ba",
+        },
+        "model": {"path": str(tiny_model)},
+        "target": {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 24},
+        "data": {
+            "root": str(tiny_tree),
+            "split": "prune",
+            "global_batch": 8,
+            "microbatch": 4,
+            "workers": 0,
+        },
+        "optimizer": {"learning_rate": 0.001},
+        "parallelism": "ddp",
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path

@@ -1,0 +1,116 @@
+"""Both stages through their real parts, on a model of a few thousand parameters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import metrics, run_here, series
+from transformers import AutoModelForCausalLM
+
+from llmshearing.checkpoints.export import export
+from llmshearing.checkpoints.runs import load_trainer_state, open_run
+from llmshearing.config import load_recipe
+from llmshearing.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_trainer_state(run / "checkpoints" / f"ba{step}.pt")["state"]["model"]
+
+
+def test_prune_export_continue_export(recipe_file, tmp_path):
+    lines = run_here(recipe_file)
+    run = tmp_path / "run"
+    assert [line["batch"] for line in lines] == list(range(1, 9))
+    assert set(series(lines, "metrics/prose/loss")) == {4, 8}
+    for file in ("config.yaml", "log.txt", "mixture.yaml", "masks/ba8.safetensors"):
+        assert (run / file).is_file()
+    assert load_recipe(run / "config.yaml") == load_recipe(recipe_file)
+
+    pruned = export(run, tmp_path / "pruned")
+    assert (pruned.shape.hidden, pruned.shape.layers, pruned.shape.heads) == (16, 2, 2)
+    assert pruned.shape.intermediate == 24
+    assert pruned.difference < 1e-5
+    model, report = AutoModelForCausalLM.from_pretrained(
+        pruned.directory, output_loading_info=True
+    )
+    assert not any(report.values())
+    assert sum(p.numel() for p in model.parameters()) == pruned.parameters
+    manifest = json.loads((pruned.directory / "llmshearing.json").read_text())
+    assert len(manifest["kept"]["hidden"]) == 16
+    assert [len(row) for row in manifest["kept"]["head"]] == [2, 2, 2]
+    # The run's last held-out loss is that of the exact target shape, so it is the export's too.
+    before = manifest["losses"]
+
+    second = tmp_path / "continue.yaml"
+    recipe = json.loads(recipe_file.read_text())
+    del recipe["target"]
+    recipe["model"]["path"] = str(pruned.directory)
+    recipe["run"]["directory"] = str(tmp_path / "second")
+    recipe["data"]["split"] = "continue"
+    second.write_text(json.dumps(recipe))
+    lines = run_here(second, "optimizer.learning_rate=1e-12", "run.eval_interval=1ba")
+    first = {name: series(lines, f"metrics/{name}/loss")[1] for name in before}
+    assert first == pytest.approx(before, abs=1e-5)
+    sheared = export(tmp_path / "second", tmp_path / "sheared", dtype="bfloat16")
+    assert sheared.shape == pruned.shape
+
+
+@pytest.mark.parametrize("stage", ["prune", "continue"])
+def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe_file, tmp_path, stage):
+    recipe = json.loads(recipe_file.read_text())
+    recipe["loading"] = {"policy": "constant", "update_interval": "2ba"}
+    if stage == "continue":
+        del recipe["target"]
+    recipe_file.write_text(json.dumps(recipe))
+    whole = run_here(recipe_file, "run.keep_checkpoints=-1")
+    resumed = tmp_path / "resumed"
+    (resumed / "checkpoints").mkdir(parents=True)
+    for suffix in (".pt", ".json"):
+        shutil.copy(tmp_path / f"run/checkpoints/ba4{suffix}", resumed / "checkpoints")
+    run_here(recipe_file, f"run.directory={resumed}")
+    again = metrics(resumed)
+    assert [line["batch"] for line in again] == [5, 6, 7, 8]
+    for name in whole[-1]["metrics"]:
+        if not name.startswith("throughput"):
+            expected = {step: v for step, v in series(whole, name).items() if step > 4}
+            assert series(again, name) == expected, name
+    left, right = weights(tmp_path / "run", 8), weights(resumed, 8)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_microbatches_do_not_change_the_losses(recipe_file, tmp_path):
+    runs = [
+        run_here(recipe_file, f"data.microbatch={8 // parts}", f"run.directory={tmp_path}/m{parts}")
+        for parts in (1, 2, 4)
+    ]
+    for name in ("loss/train/ce", "loss/train/lagrangian", "optimizer/gradient_norm"):
+        first = series(runs[0], name)
+        for other in runs[1:]:
+            assert series(other, name) == pytest.approx(first, abs=1e-6, rel=1e-6), name
+
+
+def test_export_refuses_what_it_cannot_use(recipe_file, tmp_path):
+    with pytest.raises(UserError, match="found no checkpoint in"):
+        open_run(tmp_path)
+    run_here(recipe_file, "run.duration=4ba")
+    checkpoint = tmp_path / "run/checkpoints/ba4.pt"
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").write_text("kept")
+    with pytest.raises(UserError, match="not empty"):
+        export(tmp_path / "run", full)
+    assert [p.name for p in full.iterdir()] == ["precious"]
+    with pytest.raises(UserError, match="found dtype 'int8'"):
+        export(tmp_path / "run", tmp_path / "out", "int8")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        export(tmp_path / "run", tmp_path / "out")
+    checkpoint.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="found no checkpoint in"):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
