@@ -140,7 +140,7 @@ def reference(facts: TokenizerFacts) -> Encoder:
 
 
 def fastest(facts: TokenizerFacts) -> Encoder:
-    """Give the fast encoder where it agrees with the reference on the probes, else the reference."""
+    """Give the fast encoder if it agrees with the reference on the probes, else the reference."""
     slow = reference(facts)
     try:
         quick = FastEncoder(facts, slow)

@@ -116,10 +116,10 @@ def _held(plan: plans.Plan, domain: plans.Domain, excluded: np.ndarray) -> Held:
         for unit, file in _files(plan, domain.name, pool):
             for name in names:
                 held.counts[name] += file.head[name]
+            where = {"domain": domain.name, "file": unit.source.name}
             for line, problem in file.head["problems"]:
-                where = {"domain": domain.name, "file": unit.source.name}
-                line += before[unit.source.name]
-                held.problems.append({**where, "line": line, "problem": problem})
+                number = before[unit.source.name] + line
+                held.problems.append({**where, "line": number, "problem": problem})
             before[unit.source.name] += file.head["lines"]
             mask = packing.chosen(
                 file.hashes, 0, splits.BUCKETS, excluded if pool == "train" else NONE

@@ -124,21 +124,19 @@ def _fill(stream: Stream, begin: int, rows: np.ndarray) -> None:
     flat = np.empty(len(rows) * length, dtype)
     loss = np.empty(len(flat), np.uint8) if stream.layout.chat else None
     at = 0
-    for unit, skip in _units(stream, begin, end):
+    for unit, before in _units(stream, begin, end):
         tokens = unit.tokens(dtype)
         targets = unit.loss(dtype) if loss is not None else None
-        for low, high in _runs(unit, stream):
-            if skip >= high - low:
-                skip -= high - low
+        for first, last, position in _runs(unit, stream, before):
+            # The stretch first:last of the unit stands at `position` of the stream.
+            low = first + max(0, begin - position)
+            high = min(last, first + end - position)
+            if low >= high:
                 continue
-            low, skip = low + skip, 0
-            high = min(high, low + len(flat) - at)
             flat[at : at + high - low] = tokens[low:high]
             if loss is not None and targets is not None:
                 loss[at : at + high - low] = targets[low:high]
             at += high - low
-            if at == len(flat):
-                break
     assert at == len(flat)
     rows[TOKENS] = flat.reshape(len(rows), length)
     if loss is not None:
@@ -146,21 +144,24 @@ def _fill(stream: Stream, begin: int, rows: np.ndarray) -> None:
 
 
 def _units(stream: Stream, begin: int, end: int) -> Iterator[tuple[units.UnitFile, int]]:
-    """Open the units that hold tokens `begin` to `end`; with the tokens to skip in the first."""
+    """Open the units that hold tokens `begin` to `end`, with the place of each in the stream."""
     first = int(np.searchsorted(stream.before, begin, side="right")) - 1
     for index in range(first, len(stream.files)):
         if stream.before[index] >= end:
             return
         if stream.before[index + 1] > stream.before[index]:
-            unit = units.UnitFile.open(stream.files[index], stream.layout.dtype)
-            yield unit, max(0, begin - stream.before[index])
+            yield (
+                units.UnitFile.open(stream.files[index], stream.layout.dtype),
+                stream.before[index],
+            )
 
 
-def _runs(unit: units.UnitFile, stream: Stream) -> Iterator[tuple[int, int]]:
-    """Give the stretches of the unit's tokens that belong to the stream."""
+def _runs(unit: units.UnitFile, stream: Stream, before: int) -> Iterator[tuple[int, int, int]]:
+    """Give the stretches of the unit's tokens that belong to the stream, and their places in it."""
     mask = chosen(unit.hashes, stream.begin, stream.end, stream.excluded)
     ends = np.cumsum(unit.lengths)
     edges = np.diff(np.concatenate([[0], mask.view(np.int8), [0]]))
     starts = (ends - unit.lengths)[np.flatnonzero(edges == 1)]
     stops = ends[np.flatnonzero(edges == -1) - 1]
-    yield from zip(starts.tolist(), stops.tolist(), strict=True)
+    places = before + np.cumsum(stops - starts) - (stops - starts)
+    yield from zip(starts.tolist(), stops.tolist(), places.tolist(), strict=True)

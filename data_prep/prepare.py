@@ -76,8 +76,8 @@ def _begin(plan: plans.Plan) -> bool:
         held = DataTree.read(root).manifest.get("identity")
         if held != plan.identity:
             raise UserError(
-                f"found another preparation in {root} (other text, tokenizer or settings), expected "
-                "an empty folder: choose another output= or remove it"
+                f"found another preparation in {root} (other text, tokenizer or settings), "
+                "expected an empty folder: choose another output= or remove it"
             )
         shutil.rmtree(plan.work, ignore_errors=True)
         return False

@@ -142,9 +142,8 @@ def documents(
             yield from _parquet_documents(source, blocks, field)
             return
         for number, line in enumerate(lines(source, blocks, unit_bytes), start=1):
-            if number == 1 and blocks[0] == 0:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            yield _parse(number, line, field)
+            begins_file = number == 1 and blocks[0] == 0
+            yield _parse(number, line.removeprefix(codecs.BOM_UTF8) if begins_file else line, field)
     except OSError as error:
         raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
 
@@ -170,12 +169,13 @@ def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[
     first, last = blocks
     inside = False  # within a line that began before the unit
     tail: list[bytes] = []  # the parts of the line under way
-    for index, data in _pieces(source, first, unit_bytes):
+    for index, piece in _pieces(source, first, unit_bytes):
         if index < first:
-            inside = not data.endswith(b"\n") if data else inside
+            inside = not piece.endswith(b"\n") if piece else inside
             continue
+        data = piece
         if inside:
-            _, newline, data = data.partition(b"\n")
+            _, newline, data = piece.partition(b"\n")
             inside = not newline
         if index >= last and not tail:
             return

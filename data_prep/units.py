@@ -275,7 +275,7 @@ class writing:  # noqa: N801 - used as a function
         try:
             self._file.close()
             if error is None:
-                os.replace(self._temporary, self._path)
+                self._temporary.replace(self._path)
         except OSError as failure:
             error = failure
         if error is not None:

@@ -110,8 +110,8 @@ class Progress:
         left = (self._total - self._done) * seconds / self._done if self._done else 0.0
         return (
             f"{self._what}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, "
-            f"{self._done / 1e6 / seconds:,.1f} MB/s, {self._counted / 1e6 / seconds:,.2f} M tokens/s, "
-            f"{duration(left)} left   "
+            f"{self._done / 1e6 / seconds:,.1f} MB/s, "
+            f"{self._counted / 1e6 / seconds:,.2f} M tokens/s, {duration(left)} left   "
         )
 
 
