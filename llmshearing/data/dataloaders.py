@@ -33,8 +33,6 @@ class GlobalBatches(DistributedSampler):
     def __init__(self, rows: TrainRows, global_batch: int, rank: int, world_size: int) -> None:
         super().__init__(rows, num_replicas=world_size, rank=rank)
         self.sampler, self.global_batch = rows.sampler, global_batch
-        share = global_batch // world_size
-        self.part = (rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         raise TypeError("training batches have no number")
@@ -42,7 +40,7 @@ class GlobalBatches(DistributedSampler):
     def __iter__(self) -> Iterator[np.ndarray]:
         """Indices of `TrainRows` [B, 3], until the data is used up."""
         while (batch := self.sampler.take(self.global_batch)) is not None:
-            mine = batch.part(*self.part)
+            mine = batch.share(self.rank, self.num_replicas)
             yield np.stack([mine.sample, mine.domain, self.sampler.rows(mine)], axis=1)
 
 

@@ -39,7 +39,7 @@ class LossHistory:
         """Losses to expect after `sample` samples, per domain.
 
         The fit is a / n^b + c over the points since the worst mean loss, for what comes before is
-        the model being cut and not learning. With fewer than four points: the lowest loss seen.
+        the model being cut and not learning. Fewer than four points give the lowest loss of them.
 
         Raises:
             ValueError: no point was added.
@@ -49,7 +49,7 @@ class LossHistory:
         losses = np.array(self.losses)
         start = int(losses.mean(1).argmax())
         after, points = np.array(self.samples[start:], np.float64), losses[start:]
-        lowest = losses.min(0)
+        lowest = points.min(0)
         if len(after) < FEWEST_POINTS:
             return lowest
         fitted = np.array([_fitted(after, column, sample) for column in points.T])

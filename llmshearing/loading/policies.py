@@ -18,6 +18,7 @@ Vector = NDArray[np.float64]
 
 RELEASED_SMOOTHING = 1e-4  # `c` of the released code
 TOLERANCE = 1e-6  # of weights that should sum to 1
+NEGLIGIBLE = 1e-9  # nats between domains that count as equally far from their references
 
 
 @dataclass(frozen=True)
@@ -149,21 +150,22 @@ def _robust(weights: Vector, losses: Vector, references: Vector, limits: Limits)
 
     argmax over q of sum(q * excess), for sum((q - prior)^2 / prior) <= radius, sum(q) = 1 and
     floor <= q <= ceiling. Its form is q = clip(prior * (1 + (excess - level) / cost), ...); the
-    cost of leaving the prior is found by bisection, and so is the level, from the sum.
+    cost of leaving the prior is found by bisection, the level from the sum.
     """
     del weights
     excess = limits.eta * (losses - references)
-    spread = float(np.ptp(excess))
-    if limits.radius == 0 or spread == 0:
+    excess = excess - excess.max()  # only differences count
+    spread = -float(excess.min())
+    if limits.radius == 0 or spread < NEGLIGIBLE:
         return limits.prior
 
     def mixture(cost: float) -> Vector:
         return _levelled(limits.prior, excess / cost, limits.floor, limits.ceiling)
 
-    low, high = 1e-9 * spread, 1e9 * spread
+    low, high = 1e-6 * spread, 1e9 * spread
     if _chi_square(mixture(low), limits.prior) <= limits.radius:
         return mixture(low)
-    for _ in range(200):
+    for _ in range(60):
         middle = (low * high) ** 0.5
         if _chi_square(mixture(middle), limits.prior) <= limits.radius:
             high = middle
@@ -173,15 +175,16 @@ def _robust(weights: Vector, losses: Vector, references: Vector, limits: Limits)
 
 
 def _levelled(prior: Vector, gain: Vector, floor: Vector, ceiling: Vector) -> Vector:
-    """clip(prior * (1 + gain - level), floor, ceiling) at the level where it sums to 1."""
-    low, high = gain.min() - 1 / prior[prior > 0].min(), gain.max() + 1
-    for _ in range(200):
-        level = (low + high) / 2
-        if np.clip(prior * (1 + gain - level), floor, ceiling).sum() > 1:
-            low = level
-        else:
-            high = level
-    mixture = np.clip(prior * (1 + gain - high), floor, ceiling)
+    """clip(prior * (1 + gain - level), floor, ceiling) at the level where it sums to 1.
+
+    The sum falls with the level, linearly between the levels at which a domain meets a bound.
+    """
+    known = prior > 0
+    meets = [1 + gain[known] - bound[known] / prior[known] for bound in (ceiling, floor)]
+    marks = np.sort(np.concatenate(meets))[::-1]
+    sums = np.clip(prior * (1 + gain - marks[:, None]), floor, ceiling).sum(1)
+    level = np.interp(1.0, sums, marks)
+    mixture = np.clip(prior * (1 + gain - level), floor, ceiling)
     return mixture / mixture.sum()
 
 

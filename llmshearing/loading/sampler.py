@@ -72,9 +72,10 @@ class Assigned:
     domain: NDArray[np.int64]
     position: NDArray[np.int64]
 
-    def part(self, start: int, stop: int) -> Assigned:
-        """Some of the samples."""
-        cut = slice(start, stop)
+    def share(self, rank: int, world_size: int) -> Assigned:
+        """One rank's part of a global batch; the ranks' parts follow each other."""
+        size = len(self.sample) // world_size
+        cut = slice(rank * size, (rank + 1) * size)
         return Assigned(self.sample[cut], self.domain[cut], self.position[cut])
 
 

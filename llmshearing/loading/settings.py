@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class LoadingSettings:
             number of workers, so that the order of the data does not depend on that number.
         window: shards of a domain whose rows are mixed with each other.
         patience: updates without progress after which a domain is named in a warning.
-        domains: what differs for single domains.
+        domains: what differs for single domains, with the keys of `DomainSettings` for each.
     """
 
     policy: str = "constant"
@@ -86,7 +87,7 @@ class LoadingSettings:
     prefetch: int = 4
     window: int = 8
     patience: int = 10
-    domains: dict[str, DomainSettings] = field(default_factory=dict)
+    domains: dict[str, Any] = field(default_factory=dict)
 
 
 def problems(settings: LoadingSettings, domains: Sequence[str]) -> list[str]:
@@ -151,9 +152,14 @@ def limits(settings: LoadingSettings, domains: Sequence[str], prior: Sequence[fl
     )
 
 
+def domain_settings(settings: LoadingSettings, name: str) -> DomainSettings:
+    """What differs for a domain, in a section without problems."""
+    return DomainSettings(**(settings.domains.get(name) or {}))
+
+
 def supply(settings: LoadingSettings, name: str, rows: int, block: int) -> Supply:
     """A domain's rows with what happens once they are used up."""
-    own = settings.domains.get(name, DomainSettings())
+    own = domain_settings(settings, name)
     used_up = own.used_up or settings.used_up
     most = settings.max_passes if own.max_passes is None else own.max_passes
     passes = most or (None if used_up == "repeat" else 1)
@@ -179,7 +185,7 @@ def batches(text: str) -> int:
 
 def _each(settings: LoadingSettings, domains: Sequence[str], key: str) -> np.ndarray:
     common = getattr(settings, key)
-    own = [getattr(settings.domains.get(name, DomainSettings()), key) for name in domains]
+    own = [getattr(domain_settings(settings, name), key) for name in domains]
     return np.array([common if value is None else value for value in own], np.float64)
 
 
@@ -226,8 +232,19 @@ def _range(key: str, value: float | None, low: float, high: float) -> list[str]:
 
 def _domain_errors(settings: LoadingSettings, domains: Sequence[str]) -> list[str]:
     errors = _unknown("loading.domains", settings.domains, domains)
-    for name, own in settings.domains.items():
+    known = {entry.name for entry in fields(DomainSettings)}
+    for name, given in settings.domains.items():
         key = f"loading.domains.{name}"
+        if given is not None and not isinstance(given, dict):
+            errors.append(f"{key}: found {given!r}, expected keys such as ceiling")
+            continue
+        for wrong in set(given or {}) - known:
+            errors.append(f"{key}.{wrong}: unknown key; known: {', '.join(sorted(known))}")
+        for entry in known & set(given or {}):
+            errors += _type_errors(f"{key}.{entry}", entry, (given or {})[entry])
+        if any(error.startswith(key) for error in errors):
+            continue
+        own = domain_settings(settings, name)
         errors += _range(f"{key}.eta", own.eta, 0, math.inf)
         errors += _range(f"{key}.floor", own.floor, 0, 1)
         errors += _range(f"{key}.ceiling", own.ceiling, 0, 1)
@@ -251,6 +268,14 @@ def _bound_errors(settings: LoadingSettings, domains: Sequence[str]) -> list[str
             f"loading.ceiling: the ceilings sum to {ceiling.sum():g}, expected at least 1"
         )
     return errors
+
+
+def _type_errors(key: str, name: str, value: Any) -> list[str]:
+    expected: dict[str, tuple[type, ...]] = {"used_up": (str,), "max_passes": (int,)}
+    types = expected.get(name, (int, float))
+    if value is None or (isinstance(value, types) and not isinstance(value, bool)):
+        return []
+    return [f"{key}: found {value!r}, expected {'a word' if types == (str,) else 'a number'}"]
 
 
 def _unknown(key: str, given: dict, domains: Sequence[str]) -> list[str]:
