@@ -1,7 +1,7 @@
 """The names and types of a data tree, in one place for those who write it and those who read it.
 
 ```
-<root>/manifest.json                    what the tree holds; written last, so its presence means whole
+<root>/manifest.json                    what the tree holds; written last, so that it means whole
 <root>/tokenizer/                       a copy of the tokenizer's own files
 <root>/{eval,prune,continue}/<domain>/  MDS: index.json, shard.00000.mds, ...
 ```
