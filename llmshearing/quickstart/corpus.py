@@ -20,7 +20,7 @@ import re
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from llmshearing.files import write_text
@@ -37,11 +37,10 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "ops
 NOTES = re.compile(r"licen[sc]e|copying|notice|authors|readme|changelog|changes|news", re.I)
 NOTE_SUFFIXES = {"", ".txt", ".md", ".rst"}
 SHORTEST_DOCUMENT = 200
-LONGEST_DOCUMENT = 100_000
-CHARACTERS_PER_DOMAIN = 3_500_000
+LONGEST_DOCUMENT = 20_000
 
 
-def collect(characters_per_domain: int = CHARACTERS_PER_DOMAIN) -> dict[str, list[str]]:
+def collect(characters_per_domain: int) -> dict[str, list[str]]:
     """Gather the documents of each domain.
 
     A passage that was seen before, in any domain, is left out: licences and boilerplate recur all
@@ -60,19 +59,13 @@ def collect(characters_per_domain: int = CHARACTERS_PER_DOMAIN) -> dict[str, lis
     return {name: _take(find(), seen, characters_per_domain) for name, find in domains.items()}
 
 
-def write(out: Path, characters_per_domain: int = CHARACTERS_PER_DOMAIN) -> dict[str, int]:
-    """Write `out/<domain>/text.jsonl`, one `{"text": ...}` a line.
-
-    Returns:
-        Characters per domain.
-    """
-    sizes = {}
-    for name, documents in collect(characters_per_domain).items():
+def write(domains: Mapping[str, list[str]], out: Path) -> None:
+    """Write `out/<domain>/text.jsonl`, one `{"text": ...}` a line."""
+    for name, documents in domains.items():
         lines = (json.dumps({"text": text}, ensure_ascii=False) for text in documents)
         write_text(out / name / "text.jsonl", "\n".join(lines) + "\n")
-        sizes[name] = sum(map(len, documents))
-        log.info("%-10s %5d documents  %.1fM characters", name, len(documents), sizes[name] / 1e6)
-    return sizes
+        characters = sum(map(len, documents)) / 1e6
+        log.info("%-10s %5d documents  %.1fM characters", name, len(documents), characters)
 
 
 def _take(documents: Iterable[str], seen: Seen, characters: int) -> list[str]:

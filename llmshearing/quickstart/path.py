@@ -1,0 +1,117 @@
+"""The quickstart as one function."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from transformers import LlamaConfig
+
+import llmshearing
+from llmshearing.architecture.shape import Shape
+from llmshearing.checkpoints.source import read_source, tokenizer_files
+from llmshearing.data.tree import DataTree
+from llmshearing.errors import UserError
+from llmshearing.loading.references import References
+from llmshearing.quickstart import corpus, tokenizer
+from llmshearing.quickstart.record import Record
+from llmshearing.quickstart.runner import run_stages
+from llmshearing.quickstart.stages import RECIPES, Calls, Layout, Settings, stages
+from llmshearing.quickstart.summary import write_results
+
+SEQUENCE_LENGTH = 256
+# Twice the target of yamls/quickstart/prune.yaml in every axis but the layers.
+SOURCE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+}
+
+
+def run(out: Path, model: Path | None = None, settings: Settings | None = None) -> None:
+    """Go the whole path, or what is left of it.
+
+    Args:
+        out: where everything goes; made where it is missing.
+        model: a Hugging Face LLaMA to shear to half its width; a small one is trained otherwise.
+        settings: a shorter path.
+
+    Raises:
+        UserError: no clone of the project around, an output directory in use, or a failed command.
+    """
+    settings = settings or Settings()
+    project = Path(llmshearing.__file__).absolute().parents[1]
+    if not (project / RECIPES).is_dir():
+        raise UserError(
+            f"found no {RECIPES} in {project}, expected a clone of the project: clone it and run "
+            "`make quickstart` there"
+        )
+    model = model.absolute() if model else None
+    target = half(read_source(model).table.source) if model else []
+    layout = Layout(_shown(out.absolute(), project), model)
+    root = project / layout.root
+    calls = Calls(
+        text=lambda: _write_text(root, model, settings),
+        references=lambda: _write_references(project, layout),
+    )
+    record = Record.open(root, model)
+    console = Console(stderr=True, soft_wrap=True)
+    run_stages(stages(layout, settings, calls, target), record, root / "logs", project, console)
+    write_results(project, layout, record, console)
+
+
+def half(source: Shape) -> list[str]:
+    """Overrides for a target of half the width of any source; layers stay."""
+    multi_head = source.heads == source.kv_groups
+    groups = max(1, source.kv_groups // 2)
+    heads = groups if multi_head else groups * source.heads_per_group
+    sizes = {
+        "hidden": source.hidden // 2,
+        "layers": source.layers,
+        "heads": heads,
+        "intermediate": source.intermediate // 2,
+    }
+    sizes |= {} if multi_head else {"kv_groups": groups}
+    return [f"target.{name}={size}" for name, size in sizes.items()]
+
+
+def _shown(out: Path, project: Path) -> Path:
+    """The output directory as commands name it: short where it lies in the project."""
+    return out.relative_to(project) if out.is_relative_to(project) else out
+
+
+def _write_text(root: Path, model: Path | None, settings: Settings) -> None:
+    """Text, tokenizer, and the source's config; each anew."""
+    for name in ("text", "tokenizer", "source-config"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    domains = corpus.collect(settings.characters_per_domain)
+    corpus.write(domains, root / "text")
+    if model is not None:
+        return
+    tokenizer.train(domains.values(), root / "tokenizer")
+    config = root / "source-config"
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=tokenizer.VOCABULARY,
+        max_position_embeddings=SEQUENCE_LENGTH,
+        **SOURCE,
+    ).save_pretrained(config)
+    for file in tokenizer_files(root / "tokenizer"):
+        shutil.copyfile(file, config / file.name)
+
+
+def _write_references(project: Path, layout: Layout) -> None:
+    """The source's own losses: the paper's second option for what a domain should reach."""
+    found = json.loads((project / layout.losses("source")).read_text(encoding="utf-8"))
+    tree = DataTree.open(project / layout.data)
+    References(
+        losses={name: held["loss"] for name, held in found["domains"].items()},
+        source=f"measured of {layout.model('source')}",
+        tokenizer=tree.tokenizer["fingerprint"],
+        sequence_length=tree.sequence_length,
+        fingerprints={name: info.fingerprint for name, info in tree.split("eval").items()},
+    ).write(project / layout.references)

@@ -1,0 +1,87 @@
+"""What an output directory already holds, so that a second attempt goes on where one stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmshearing.errors import UserError
+from llmshearing.files import write_json
+from llmshearing.quickstart.stages import Stage
+
+FILE = "quickstart.json"
+
+
+@dataclass
+class Record:
+    """Finished stages with what they took.
+
+    Attributes:
+        path: the file.
+        model: the model given, or None.
+        done: by stage `seconds`, `peak_memory_gb` and `command`.
+    """
+
+    path: Path
+    model: str | None
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, root: Path, model: Path | None) -> Record:
+        """Read the record of `root`, or begin one.
+
+        Raises:
+            UserError: the directory holds something else, or a path from another model.
+        """
+        path, name = root / FILE, str(model) if model else None
+        if not path.is_file():
+            if root.exists() and (not root.is_dir() or any(root.iterdir())):
+                raise UserError(
+                    f"found {root} in use, expected a new directory or one of an earlier "
+                    "quickstart: choose another --out"
+                )
+            record = cls(path, name)
+            record.write()
+            return record
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["model"] != name:
+            raise UserError(
+                f"found a quickstart from {held['model'] or 'a model of its own'} in {root}, "
+                f"expected one from {name or 'a model of its own'}: choose another --out"
+            )
+        return cls(path, name, held["done"])
+
+    def write(self) -> None:
+        """Keep the record."""
+        write_json(self.path, {"model": self.model, "done": self.done})
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether this very stage is finished."""
+        entry = self.done.get(stage.name)
+        return entry is not None and entry["command"] == " ".join(stage.command)
+
+    def begin(self, stage: Stage) -> None:
+        """Take away what an attempt that was stopped, or another command, left behind."""
+        changed = stage.name in self.done
+        self.done.pop(stage.name, None)
+        self.write()
+        leftovers = [stage.makes] if stage.makes else []
+        if changed and stage.run_directory:
+            leftovers.append(stage.run_directory)
+        for path in leftovers:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def end(self, stage: Stage, seconds: float, peak_memory_gb: float) -> None:
+        """Note a finished stage."""
+        self.done[stage.name] = {
+            "seconds": round(seconds, 1),
+            "peak_memory_gb": round(peak_memory_gb, 3),
+            "command": " ".join(stage.command),
+        }
+        self.write()
