@@ -96,6 +96,11 @@ class HeldOutRows(Dataset):
         self.rows, self.domain = rows, domain
         self.sequence_length, self.vocabulary = sequence_length, vocabulary
         self.used = len(rows) if limit is None else min(limit, len(rows))
+        if self.used == 0:
+            raise UserError(
+                f"found no held-out row to use in {rows.local}, expected one at least: prepare "
+                f"more of domain {rows.name}, or raise the number of rows to evaluate on"
+            )
 
     def __len__(self) -> int:
         return self.used

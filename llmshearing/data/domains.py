@@ -7,6 +7,8 @@ memory, which a killed run would leave behind, and its index with an entry per r
 from __future__ import annotations
 
 import bisect
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,53 @@ import numpy as np
 from filelock import FileLock
 from streaming import Stream
 from streaming.base.format import Reader
+from streaming.base.storage import CloudDownloader
 from streaming.base.world import World
 
+from llmshearing.data.schema import MANIFEST
 from llmshearing.errors import UserError
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.json"
+
+
+def fetch_tree(remote: str, root: str | Path) -> None:
+    """Make `root` the cache of a remote data tree: its manifest and indexes now, shards as needed.
+
+    What is there already stays; several processes may call this at once.
+
+    Args:
+        remote: the tree's folder, in any form that Streaming takes.
+        root: a local folder.
+
+    Raises:
+        UserError: something cannot be fetched.
+    """
+    root, remote = Path(root), remote.rstrip("/")
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".fetch.lock"):
+        if (root / MANIFEST).is_file():
+            return
+        incoming = root / f"{MANIFEST}.incoming"  # its right name comes last, so it means whole
+        incoming.unlink(missing_ok=True)
+        _download(f"{remote}/{MANIFEST}", incoming)
+        try:
+            splits = json.loads(incoming.read_text(encoding="utf-8"))["splits"]
+            names = [f"{split}/{name}" for split, domains in splits.items() for name in domains]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"found no manifest of a data tree at {remote}/{MANIFEST}") from error
+        for name in names:
+            _download(f"{remote}/{name}/{INDEX}", root / name / INDEX)
+        incoming.rename(root / MANIFEST)
+        log.info("fetched the indexes of %d domains from %s", len(names), remote)
+
+
+def _download(remote: str, local: Path) -> None:
+    try:
+        CloudDownloader.direct_download(remote, str(local))
+    except Exception as error:  # every storage has errors of its own
+        raise UserError(f"could not fetch {remote}: {error}") from error
 
 
 class DomainRows(Sequence[dict[str, np.ndarray]]):
@@ -42,7 +88,7 @@ class DomainRows(Sequence[dict[str, np.ndarray]]):
             self._shards: list[Reader] = self._stream.get_shards(World.detect(), False)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"found no usable index of domain {name} at {self.local / 'index.json'}: {error}"
+                f"found no usable index of domain {name} at {self.local / INDEX}: {error}"
             ) from error
         sizes = [len(shard) for shard in self._shards]
         self._starts = np.cumsum([0, *sizes]).tolist()

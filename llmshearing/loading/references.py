@@ -49,7 +49,11 @@ class References:
 
     def write(self, path: str | Path) -> None:
         """Write the file."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        write_text(path, self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The file's text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
     def read(cls, path: str | Path) -> References:

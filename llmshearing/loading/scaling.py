@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.errors import UserError, exits_on_user_error
@@ -137,26 +136,39 @@ def concerns(
     return found
 
 
+def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
+    """Reference losses for a size from a file of measured ones.
+
+    Args:
+        path: see `read_models`.
+        parameters: size of the target model.
+
+    Returns:
+        The losses, and what to tell of them: residuals and warnings, as lines.
+
+    Raises:
+        UserError: the file or the size is of no use.
+    """
+    if not parameters > 0 or not math.isfinite(parameters):
+        raise UserError(f"found {parameters} parameters, expected a number above 0")
+    models = read_models(path)
+    curves = fit(models)
+    losses = {domain: round(curve.at(parameters), 6) for domain, curve in curves.items()}
+    warned = [f"warning: {text}\n" for text in concerns(curves, models, parameters)]
+    references = References(losses, source=f"fit to {len(models)} models at {parameters:g}")
+    return references, residual_table(curves, models) + "".join(warned)
+
+
 @exits_on_user_error
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`reference-loss fit LOSSES.yaml --parameters N`.
-
-    YAML with `losses` goes to standard output, residuals and warnings to standard error.
-    """
+    """Print YAML with `losses` on standard output, residuals and warnings on standard error."""
     parser = argparse.ArgumentParser(prog="llmshearing reference-loss fit", description=__doc__)
     parser.add_argument("losses", metavar="LOSSES.yaml", help="models: [{parameters, losses}, ...]")
     parser.add_argument("--parameters", type=float, required=True, help="size of the target model")
     options = parser.parse_args(arguments)
-    if not options.parameters > 0 or not math.isfinite(options.parameters):
-        raise UserError(f"found --parameters {options.parameters}, expected a number above 0")
-    models = read_models(options.losses)
-    curves = fit(models)
-    losses = {domain: round(curve.at(options.parameters), 6) for domain, curve in curves.items()}
-    references = References(losses, source=f"fit to {len(models)} models at {options.parameters:g}")
-    sys.stdout.write(yaml.safe_dump(references.to_dict(), sort_keys=False))
-    sys.stderr.write(residual_table(curves, models))
-    for concern in concerns(curves, models, options.parameters):
-        sys.stderr.write(f"warning: {concern}\n")
+    references, notes = fit_file(options.losses, options.parameters)
+    sys.stdout.write(references.to_yaml())
+    sys.stderr.write(notes)
 
 
 def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> str:

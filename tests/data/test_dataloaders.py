@@ -1,0 +1,150 @@
+"""Loaders: the same batches for any number of workers and ranks, every held-out row once."""
+
+from itertools import islice
+
+import pytest
+import torch
+from mds_trees import make_tree
+
+from llmshearing.data.dataloaders import (
+    HeldOutOrder,
+    build_eval_loaders,
+    build_train_loader,
+    open_domains,
+    train_rows,
+)
+from llmshearing.data.tree import DataTree
+from llmshearing.errors import UserError
+from llmshearing.loading.plan import Plan
+from llmshearing.loading.sampler import Sampler, Supply
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    held_out = {"cc": 23, "wiki": 7}
+    return DataTree.open(make_tree(tmp_path / "tree", {"cc": 90, "wiki": 41}, held_out))
+
+
+def loader_of(tree, passes=None, **settings):
+    domains = open_domains(tree, "prune")
+    supplies = [Supply(d.name, len(d), d.block, passes) for d in domains]
+    rows = train_rows(domains, tree, Sampler(supplies, Plan.start([0.7, 0.3]), 17))
+    return build_train_loader(rows, global_batch=8, **settings)
+
+
+def batches_of(spec, count):
+    return [spec.batch_transforms(batch) for batch in islice(iter(spec.dataloader), count)]
+
+
+def same(left, right):
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(tree, workers):
+    alone = batches_of(loader_of(tree), 6)
+    for left, right in zip(alone, batches_of(loader_of(tree, workers=workers), 6), strict=True):
+        assert same(left, right)
+
+
+def test_workers_read_no_further_than_prefetch(tree):
+    spec = loader_of(tree, workers=2, prefetch=5)
+    iterator = iter(spec.dataloader)
+    for trained in range(6):
+        next(iterator)
+        ahead = spec.dataloader.dataset.sampler.cursor.sample // 8 - trained - 1
+        assert ahead <= 5
+    assert ahead == 4
+
+
+def test_ranks_share_each_global_batch(tree):
+    whole = batches_of(loader_of(tree), 4)
+    parts = [batches_of(loader_of(tree, rank=rank, world_size=4), 4) for rank in range(4)]
+    for number, batch in enumerate(whole):
+        together = {key: torch.cat([part[number][key] for part in parts]) for key in batch}
+        assert same(batch, together)
+
+
+def test_a_resumed_loader_goes_on(tree):
+    whole = batches_of(loader_of(tree), 8)
+    spec = loader_of(tree, workers=2)
+    iterator = iter(spec.dataloader)
+    for _ in range(5):
+        next(iterator)
+    state = spec.dataloader.dataset.state_dict(40)
+    other = loader_of(tree, workers=1)
+    other.dataloader.dataset.load_state_dict(state)
+    for left, right in zip(whole[5:], batches_of(other, 3), strict=True):
+        assert same(left, right)
+
+
+def test_the_loader_ends_where_the_data_does(tree):
+    found = batches_of(loader_of(tree, passes=1, workers=2), 100)
+    assert len(found) == 16  # 90 rows at a weight of 0.7 last for 128 samples
+
+
+def test_a_damaged_shard_stops_the_trainer(tree):
+    for shard in (tree.root / "prune/wiki").glob("shard.*.mds"):
+        shard.write_bytes(b"")
+    with pytest.raises(UserError, match="found 0 bytes in shard"):
+        batches_of(loader_of(tree, workers=1), 3)
+
+
+def test_microbatches_may_be_larger_than_a_rank_s_batch(tree):
+    spec = loader_of(tree)
+    batch = batches_of(spec, 1)[0]
+    assert len(spec.split_batch(batch, 16)) == 1
+    assert [len(part["input_ids"]) for part in spec.split_batch(batch, 4)] == [4, 4]
+    assert spec.get_num_samples_in_batch(batch) == 8
+    assert spec.get_num_tokens_in_batch(batch) == 8 * tree.sequence_length
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workers": 5}, "found 5 data workers with loading.prefetch 4"),
+        ({"world_size": 3}, "3 ranks"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(tree, settings, message):
+    with pytest.raises(UserError, match=message):
+        loader_of(tree, **settings)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [1, 4, 50])
+def test_every_held_out_row_counts_once(tree, world_size, batch):
+    for name, rows in (("cc", 23), ("wiki", 7)):
+        seen, batches = [], set()
+        for rank in range(world_size):
+            loaders = build_eval_loaders(
+                tree, "eval", ["cc", "wiki"], batch=batch, rank=rank, world_size=world_size
+            )
+            found = list(loaders[name])
+            batches.add(len(found))
+            assert all(len(part["input_ids"]) <= batch for part in found)
+            for part in found:
+                counted = (part["labels"] != -100).any(1)
+                seen += part["input_ids"][counted, 1].tolist()
+        assert sorted(seen) == list(range(rows))
+        assert len(batches) == 1, "every rank must run as many batches"
+
+
+def test_little_is_read_only_to_fill_up():
+    class Rows:
+        def __len__(self):
+            return 100
+
+    order = HeldOutOrder(Rows(), batch=16, rank=0, world_size=1)
+    assert (order.batches, order.batch_size) == (7, 15)
+
+
+def test_a_manifest_that_does_not_fit_the_index_is_told(tree):
+    text = (tree.root / "manifest.json").read_text()
+    (tree.root / "manifest.json").write_text(text.replace('"rows": 90', '"rows": 91'))
+    with pytest.raises(UserError, match=r"found 90 rows in the index of .*cc, expected 91"):
+        open_domains(DataTree.open(tree.root), "prune")

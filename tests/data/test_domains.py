@@ -1,0 +1,156 @@
+"""Rows by number, local and remote; damaged and missing shards told by name."""
+
+import json
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+from mds_trees import make_tree, tokens_of
+
+from llmshearing.data.domains import DomainRows, fetch_tree
+from llmshearing.data.schema import TOKENS
+from llmshearing.data.tree import DataTree
+from llmshearing.errors import UserError
+
+ROWS = 75
+# Streaming's decompression leaves closing its file to the collector
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return make_tree(tmp_path / "tree", {"cc": ROWS})
+
+
+def read_all(rows):
+    return np.stack([rows[i][TOKENS] for i in range(len(rows))])
+
+
+def expected():
+    return np.stack([tokens_of(0, row) for row in range(ROWS)])
+
+
+def test_rows_of_a_local_folder(tree):
+    rows = DomainRows("cc", tree / "prune/cc")
+    assert len(rows) == ROWS
+    assert len(list((tree / "prune/cc").glob("shard.*.mds"))) > 2
+    assert 1 < rows.block < ROWS
+    np.testing.assert_array_equal(read_all(rows), expected())
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_rows_of_a_remote_folder_are_fetched_shard_by_shard(tmp_path, compression):
+    remote = make_tree(tmp_path / "remote", {"cc": ROWS}, compression=compression)
+    local = tmp_path / "cache"
+    fetch_tree(str(remote), local)
+    assert DataTree.open(local).split("prune")["cc"].rows == ROWS
+    rows = DomainRows("cc", local / "prune/cc", str(remote / "prune/cc"))
+    assert not list(local.rglob("shard.*"))
+    rows[ROWS - 1]
+    assert len(list(local.rglob("shard.*.mds"))) == 1
+    np.testing.assert_array_equal(read_all(rows), expected())
+
+
+def test_compressed_local_shards_are_read_and_kept(tmp_path):
+    root = make_tree(tmp_path / "tree", {"cc": ROWS}, compression="zstd")
+    np.testing.assert_array_equal(read_all(DomainRows("cc", root / "prune/cc")), expected())
+    assert list((root / "prune/cc").glob("*.zstd"))
+
+
+def test_a_shard_that_left_the_cache_is_fetched_again(tmp_path):
+    remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
+    rows = DomainRows("cc", local, str(remote / "prune/cc"))
+    first = rows[0][TOKENS]
+    for shard in local.glob("shard.*.mds"):
+        shard.unlink()
+    np.testing.assert_array_equal(rows[0][TOKENS], first)
+
+
+def _read_in_process(local, remote):
+    np.testing.assert_array_equal(read_all(DomainRows("cc", local, remote)), expected())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_several_processes_may_fetch_at_once(tmp_path):
+    remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
+    fetch_tree(str(remote), local)
+    context = multiprocessing.get_context("fork")
+    arguments = (local / "prune/cc", str(remote / "prune/cc"))
+    processes = [context.Process(target=_read_in_process, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_a_tree_that_is_there_is_not_fetched_again(tmp_path):
+    remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
+    fetch_tree(str(remote), local)
+    shutil.rmtree(remote)
+    fetch_tree(str(remote), local)
+
+
+@pytest.mark.parametrize("what", ["prune/cc/index.json", "manifest.json"])
+def test_a_remote_without_its_files_is_told(tmp_path, what):
+    remote = make_tree(tmp_path / "remote", {"cc": ROWS})
+    (remote / what).unlink()
+    with pytest.raises(UserError, match=f"could not fetch .*{what}"):
+        fetch_tree(str(remote), tmp_path / "cache")
+    assert not (tmp_path / "cache/manifest.json").exists()
+
+
+def test_a_remote_that_is_no_tree_is_told(tmp_path):
+    remote = make_tree(tmp_path / "remote", {"cc": ROWS})
+    (remote / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match="found no manifest of a data tree"):
+        fetch_tree(str(remote), tmp_path / "cache")
+
+
+def last_shard(tree):
+    return sorted((tree / "prune/cc").glob("shard.*.mds"))[-1]
+
+
+def test_a_missing_shard_is_told_by_name(tree):
+    shard = last_shard(tree)
+    shard.unlink()
+    rows = DomainRows("cc", tree / "prune/cc")
+    rows[0]
+    with pytest.raises(UserError, match=f"found no shard .*{shard.name} of domain cc"):
+        rows[ROWS - 1]
+
+
+def test_a_shard_cut_short_is_told_by_name(tree):
+    shard = last_shard(tree)
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(UserError, match=f"bytes in shard .*{shard.name} of domain cc, expected"):
+        DomainRows("cc", tree / "prune/cc")[ROWS - 1]
+
+
+def test_a_shard_overwritten_is_told_by_name(tree):
+    shard = last_shard(tree)
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    with pytest.raises(UserError, match=f"damaged shard .*{shard.name} of domain cc"):
+        DomainRows("cc", tree / "prune/cc")[ROWS - 1]
+
+
+def test_a_shard_that_the_remote_does_not_have_is_told(tmp_path):
+    remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
+    rows = DomainRows("cc", local, str(remote / "prune/cc"))
+    last_shard(remote).unlink()
+    with pytest.raises(UserError, match="could not fetch shard"):
+        rows[ROWS - 1]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", json.dumps({"version": 1, "shards": []}), "[]"])
+def test_a_damaged_index_is_told(tree, text):
+    (tree / "prune/cc/index.json").write_text(text)
+    with pytest.raises(UserError, match="no usable index of domain cc at"):
+        DomainRows("cc", tree / "prune/cc")
+
+
+def test_a_missing_index_is_told(tree):
+    (tree / "prune/cc/index.json").unlink()
+    with pytest.raises(UserError, match="no usable index of domain cc at"):
+        DomainRows("cc", tree / "prune/cc")
