@@ -143,7 +143,9 @@ def _domains(
             pools["train"] = [entry for entry in pools["train"] if entry.name not in held]
             if not pools["train"] and any(split in asks for split in SPLITS[1:]):
                 raise UserError(f"domain {name}: found no file beside its eval_files: set files")
-            held_out = [asks.pop("eval", splits.Ask("eval", None, 1.0))]
+            ask = asks.pop("eval", None)  # a share is of text that is split off, not of these
+            whole = splits.Ask("eval", None, 1.0)
+            held_out = [ask if ask and ask.tokens is not None else whole]
         ordered = [asks[split] for split in SPLITS if split in asks]
         estimate, chat = None, rule.messages_field is not None
         reads = rule.messages_field or rule.text_field or recipe.text_field

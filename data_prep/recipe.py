@@ -26,7 +26,8 @@ class DomainRule:
     Attributes:
         files: a folder or a glob below `source`, or a list of these; the folder that bears the
             domain's name where none is given.
-        eval_files: the same for held-out text; none means that it is split off `files`.
+        eval_files: the same for held-out text, taken whole or up to its budget; where none is
+            given, held-out text is split off `files`.
         text_field: the field that holds the text; the recipe's own where none is given.
         messages_field: the field that holds a chat; a domain that names it is chat data.
         weight: the domain's part of a budget for all domains; only ratios matter.

@@ -85,7 +85,11 @@ def config(tmp_path, source, model_file) -> Path:
                 "tokenizer": str(model_file),
                 "sequence_length": 32,
                 "domains": {"web": {}, "code": {}},
-                "splits": {"eval": {"share": 0.1}, "prune": {"share": 0.3}, "continue": {"share": 1}},
+                "splits": {
+                    "eval": {"share": 0.1},
+                    "prune": {"share": 0.3},
+                    "continue": {"share": 1},
+                },
                 "unit_bytes": 3000,
                 "shard_bytes": "6KiB",
                 "processes": 1,

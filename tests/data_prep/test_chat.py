@@ -1,0 +1,92 @@
+"""Dialogues: the template's text, the loss on the answers alone."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from chat import ChatEncoder
+from corpus import prepare
+from streaming import StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
+
+from llmshearing.data.tree import DataTree
+
+TALK = [
+    {"role": "user", "content": "the 東京?"},
+    {"role": "assistant", "content": "one answer"},
+    {"role": "user", "content": "and then"},
+    {"role": "assistant", "content": " another\n"},
+]
+
+
+def test_what_counts_is_what_the_assistant_writes(json_folder):
+    encoder = ChatEncoder(json_folder)
+    ids, lengths, loss = encoder.encode([encoder.render(TALK), encoder.render(TALK[:2])])
+    read = tokenizers.Tokenizer.from_file(str(json_folder / "tokenizer.json"))
+    cut = lengths[0]
+    assert lengths.sum() == len(ids) == len(loss)
+    counted = read.decode(ids[:cut][loss[:cut] == 1].tolist(), skip_special_tokens=False)
+    rest = read.decode(ids[:cut][loss[:cut] == 0].tolist(), skip_special_tokens=False)
+    assert counted == "one answer<|end|> another\n<|end|>"
+    assert rest == "<|user|>the 東京?<|assistant|><|user|>and then<|assistant|>"
+    assert read.decode(ids[cut:][loss[cut:] == 1].tolist(), skip_special_tokens=False) == (
+        "one answer<|end|>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ("hello", "list of messages"),
+        ([], "list of messages"),
+        ([{"role": "user"}], "`role` and `content`"),
+        ([{"role": "user", "content": None}], "`role` and `content`"),
+        ([{"role": "user", "content": "x"}], "no answer"),
+    ],
+)
+def test_what_is_no_dialogue_says_so(json_folder, messages, problem):
+    with pytest.raises(ValueError, match=problem):
+        ChatEncoder(json_folder).render(messages)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(json_folder):
+    encoder = ChatEncoder(json_folder)
+    encoder._tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
+    with pytest.raises(ValueError, match="rewrites"):
+        encoder.render(TALK)
+
+
+def test_a_chat_domain_beside_a_text_domain(config, source, json_folder, tmp_path):
+    path = source / "talk" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps({"messages": TALK, "n": i}) + "\n" for i in range(90)))
+    overrides = [f"tokenizer={json_folder}", "domains.talk.messages_field=messages"]
+    settings = json.loads(config.read_text())
+    settings["splits"] = {"continue": {"share": 1}}
+    settings["domains"] = {"talk": {"eval_files": "talk/held.jsonl"}, "web": {"eval_files": "code"}}
+    (path.parent / "held.jsonl").write_text(json.dumps({"messages": TALK[:2] * 9}) + "\n")
+    config.write_text(json.dumps(settings))
+    assert prepare(config, *overrides) == 0
+    domains = DataTree.open(tmp_path / "tree").split("continue")
+    assert domains["talk"].chat
+    assert not domains["web"].chat
+    clean_stale_shared_memory()
+    dataset = StreamingDataset(local=str(domains["talk"].path), batch_size=1)
+    samples = [dataset[i] for i in range(len(dataset))]
+    tokens = np.concatenate([sample["tokens"] for sample in samples])
+    loss = np.concatenate([sample["loss"] for sample in samples])
+    encoder = ChatEncoder(json_folder)
+    ids, _, counted = encoder.encode([encoder.render(TALK)])
+    one, marks = np.insert(ids, 0, 0), np.insert(counted, 0, 0)  # bos; the template ends with eos
+    times = -(-len(tokens) // len(one))
+    np.testing.assert_array_equal(tokens, np.tile(one, times)[: len(tokens)])
+    np.testing.assert_array_equal(loss, np.tile(marks, times)[: len(loss)])
+    assert set(dataset[0]) == {"tokens", "loss"}
+
+
+def test_a_dialogue_the_template_refuses_is_a_bad_document(json_folder):
+    encoder = ChatEncoder(json_folder)
+    encoder._tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="roles must alternate"):
+        encoder.render(TALK)
