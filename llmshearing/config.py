@@ -71,7 +71,8 @@ class DataSettings:
     """Where rows come from and how they are cut.
 
     Attributes:
-        root: a data tree made by `data_prep/prepare.py`.
+        root: a data tree made by `data_prep/prepare.py`, or the local cache of a remote one.
+        remote: a remote data tree, e.g. `s3://bucket/data`; its shards are fetched into `root`.
         split: the split to train on, `prune` or `continue`.
         eval_split: the split to evaluate on, one evaluator per domain.
         global_batch: rows per optimizer step over all ranks.
@@ -82,6 +83,7 @@ class DataSettings:
     """
 
     root: str = MISSING
+    remote: str | None = None
     split: str = MISSING
     eval_split: str = "eval"
     global_batch: int = MISSING

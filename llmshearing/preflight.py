@@ -11,9 +11,11 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.checkpoints.source import Source, read_source
 from llmshearing.config import Recipe, error_list, parse_recipe
+from llmshearing.data.domains import data_facts, fetch_tree
 from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.loading.inputs import file_problems
 from llmshearing.loading.settings import problems
 from llmshearing.pruning.constraint import constraint_of
 from llmshearing.pruning.distributions import distribution_of
@@ -65,7 +67,7 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
     """
     errors: list[str] = []
     source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
-    tree = _try(errors, lambda: DataTree.open(recipe.data.root), "data.root")
+    tree = _try(errors, lambda: _open_tree(recipe), "data.root")
     target = None
     if recipe.target is not None:
         _try(errors, lambda: distribution_of(recipe.pruning.distribution))
@@ -104,8 +106,17 @@ def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
         for name in train
         if name not in held_out or held_out[name].rows == 0
     ]
-    errors += problems(recipe.loading, list(train))
-    return errors
+    found = problems(recipe.loading, list(train))
+    if not found and not errors:
+        facts = data_facts(tree, recipe.data.split, recipe.data.eval_split)
+        found = file_problems(recipe.loading, facts, recipe.data.workers)
+    return errors + found
+
+
+def _open_tree(recipe: Recipe) -> DataTree:
+    if recipe.data.remote:
+        fetch_tree(recipe.data.remote, recipe.data.root)
+    return DataTree.open(recipe.data.root)
 
 
 def _fit_errors(source: Source, tree: DataTree) -> list[str]:

@@ -26,15 +26,17 @@ from llmshearing.data.dataloaders import (
     build_eval_loaders,
     build_train_loader,
     open_domains,
+    remote_folders,
     train_rows,
 )
+from llmshearing.data.domains import data_facts
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.loading import policies, settings, usage
 from llmshearing.loading.history import LossHistory, Stalls
+from llmshearing.loading.inputs import read_references
 from llmshearing.loading.mixture import write_mixture
 from llmshearing.loading.plan import Plan
-from llmshearing.loading.references import References
 from llmshearing.loading.sampler import Sampler
 from llmshearing.loading.settings import LoadingSettings
 
@@ -111,7 +113,8 @@ class DynamicLoading(Callback):
             UserError: the data, the references or the mixture file do not fit.
         """
         data, loading, run = recipe.data, recipe.loading, recipe.run
-        sources = open_domains(tree, data.split)
+        remotes = remote_folders(tree, data.split, data.remote)
+        sources = open_domains(tree, data.split, remotes)
         names = [rows.name for rows in sources]
         supplies = [settings.supply(loading, r.name, len(r), r.block) for r in sources]
         start = settings.starting_weights(loading, names, [len(rows) for rows in sources])
@@ -134,10 +137,16 @@ class DynamicLoading(Callback):
                 **ranks,
             ),
             build_eval_loaders(
-                tree, data.eval_split, names, batch=data.eval_batch, limit=data.eval_rows, **ranks
+                tree,
+                data.eval_split,
+                names,
+                batch=data.eval_batch,
+                limit=data.eval_rows,
+                remotes=remote_folders(tree, data.eval_split, data.remote),
+                **ranks,
             ),
             start=start,
-            references=read_references(loading, names, tree, data.eval_split),
+            references=read_references(loading, data_facts(tree, data.split, data.eval_split)),
             course=Course(
                 global_batch=data.global_batch,
                 batches=settings.batches(run.duration),
@@ -361,29 +370,6 @@ class DynamicLoading(Callback):
 
     def _by_name(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.domains, values, strict=True)}
-
-
-def read_references(
-    loading: LoadingSettings, domains: Sequence[str], tree: DataTree, eval_split: str
-) -> np.ndarray | None:
-    """The losses to reach, in the domains' order.
-
-    Raises:
-        UserError: they do not belong to this data.
-    """
-    if not loading.references:
-        return None
-    found = References.read(loading.references)
-    errors = found.errors(
-        loading.references,
-        domains,
-        tree.tokenizer["fingerprint"],
-        tree.sequence_length,
-        {name: info.fingerprint for name, info in tree.split(eval_split).items()},
-    )
-    if errors:
-        raise UserError("; ".join(errors))
-    return np.array([found.losses[name] for name in domains])
 
 
 def _held_out_loss(state: State, domain: str) -> float:

@@ -175,6 +175,11 @@ def open_domains(
     return domains
 
 
+def remote_folders(tree: DataTree, split: str, remote: str | None) -> dict[str, str]:
+    """Where the shards of a split's domains are fetched from; nothing where the tree is local."""
+    return {name: f"{remote.rstrip('/')}/{split}/{name}" for name in tree.split(split) if remote}
+
+
 def train_rows(domains: Sequence[DomainRows], tree: DataTree, sampler: Sampler) -> TrainRows:
     """The training rows of a tree's domains in a sampler's order."""
     return TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler)

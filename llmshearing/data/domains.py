@@ -21,7 +21,9 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.world import World
 
 from llmshearing.data.schema import MANIFEST
+from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.loading.inputs import DataFacts
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,18 @@ def fetch_tree(remote: str, root: str | Path) -> None:
             _download(f"{remote}/{name}/{INDEX}", root / name / INDEX)
         incoming.rename(root / MANIFEST)
         log.info("fetched the indexes of %d domains from %s", len(names), remote)
+
+
+def data_facts(tree: DataTree, split: str, eval_split: str) -> DataFacts:
+    """What mixtures and references have to fit, of a tree's splits."""
+    train, held_out = tree.split(split), tree.split(eval_split)
+    return DataFacts(
+        domains=list(train),
+        rows=[info.rows for info in train.values()],
+        tokenizer=tree.tokenizer["fingerprint"],
+        sequence_length=tree.sequence_length,
+        fingerprints={name: info.fingerprint for name, info in held_out.items()},
+    )
 
 
 def _download(remote: str, local: Path) -> None:
