@@ -4,7 +4,7 @@ The reference decides: SentencePiece itself where there is a `.model`, the `toke
 otherwise. Marks of control such as `</s>` that occur in a text are text, never control tokens.
 Where gigatoken knows the tokenizer it does the work, some ten times as fast: it is tried on probes
 before the work and on one document in `AUDIT_EVERY` during it. It reads marks of control as such,
-so that the documents with one in them go to the reference.
+so that the documents in which it finds one go to the reference.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PROBES = (
 
 
 class Encoder(Protocol):
-    """Token ids of texts, without marks of beginning and end."""
+    """Token ids of texts in UTF-8, without marks of beginning and end."""
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Give all ids, concatenated, and the number of ids of each text."""
         ...
 
@@ -51,7 +51,7 @@ class TokenizerFacts:
         vocabulary: number of ids; every id is below it.
         bos: id of the mark that begins a document, if there is one.
         eos: id of the mark that ends a document, if there is one.
-        marks: texts that a fast encoder may take for control tokens.
+        control: ids that a fast encoder may read in a text and that no text stands for.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class TokenizerFacts:
     vocabulary: int
     bos: int | None
     eos: int | None
-    marks: tuple[str, ...]
+    control: tuple[int, ...]
 
     def with_vocabulary(self, vocabulary: int) -> TokenizerFacts:
         """Give the same with the tokens that a chat template adds counted in."""
@@ -94,14 +94,12 @@ def _inspect_sentencepiece(file: Path) -> dict[str, Any]:
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     size = model.get_piece_size()
-    marks = [
-        model.id_to_piece(i) for i in range(size) if model.is_control(i) or model.is_unknown(i)
-    ]
+    special = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
     return {
         "vocabulary": size,
         "bos": model.bos_id() if model.bos_id() >= 0 else None,
         "eos": model.eos_id() if model.eos_id() >= 0 else None,
-        "marks": tuple(marks),
+        "control": tuple(special),
     }
 
 
@@ -116,7 +114,7 @@ def _inspect_json(file: Path) -> dict[str, Any]:
         "vocabulary": max(ids) + 1,
         "bos": tokenizer.token_to_id(named["bos_token"]) if "bos_token" in named else None,
         "eos": tokenizer.token_to_id(named["eos_token"]) if "eos_token" in named else None,
-        "marks": tuple(token.content for token in added.values()),
+        "control": tuple(sorted(added)),
     }
 
 
@@ -144,7 +142,8 @@ def fastest(facts: TokenizerFacts) -> Encoder:
     slow = reference(facts)
     try:
         quick = FastEncoder(facts, slow)
-        agrees = all(_same(quick.encode([text]), slow.encode([text])) for text in PROBES)
+        probes = [[text.encode()] for text in PROBES]
+        agrees = all(_same(quick.encode(one), slow.encode(one)) for one in probes)
     except ImportError:
         log.debug("gigatoken is not installed; encoding with the reference")
         return slow
@@ -166,9 +165,9 @@ class SentencePieceEncoder:
 
         self._model = sentencepiece.SentencePieceProcessor(model_file=str(facts.path))
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Give all ids, concatenated, and the number of ids of each text."""
-        return _flat([self._model.encode(text) for text in texts])
+        return _flat([self._model.encode(text.decode()) for text in texts])
 
 
 class JsonEncoder:
@@ -183,9 +182,10 @@ class JsonEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Give all ids, concatenated, and the number of ids of each text."""
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        decoded = [text.decode() for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
         return _flat([one.ids for one in encoded])
 
 
@@ -217,33 +217,38 @@ class FastEncoder:
             else read.from_json(facts.path.read_bytes())
         )
         self._slow = slow
-        self._marks = facts.marks
+        self._control = np.array(facts.control, np.uint32)
         self._encoded = 0
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Give all ids, concatenated, and the number of ids of each text.
 
         Raises:
             RuntimeError: the fast encoder and the reference disagree on a document.
         """
-        clear = [not any(mark in text for mark in self._marks) for text in texts]
-        if all(clear):
-            flat, lengths = self._quick(texts)
-        else:
-            parts = [
-                self._quick([t]) if ok else self._slow.encode([t])
-                for t, ok in zip(texts, clear, strict=True)
-            ]
-            flat = np.concatenate([part[0] for part in parts])
-            lengths = np.concatenate([part[1] for part in parts])
+        flat, lengths = self._quick(texts)
+        read = np.flatnonzero(self._is_control(flat))
+        if len(read):  # where a text holds the name of a control token, and only there
+            ends = np.cumsum(lengths)
+            parts = np.split(flat, ends[:-1])
+            for index in np.unique(np.searchsorted(ends, read, side="right")):
+                parts[index], lengths[index : index + 1] = self._slow.encode([texts[index]])
+            flat = np.concatenate(parts)
         self._audit(texts, flat, lengths)
         return flat, lengths
 
-    def _quick(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _is_control(self, flat: np.ndarray) -> np.ndarray:
+        if not len(self._control):
+            return np.zeros(len(flat), bool)
+        low, high = self._control[0], self._control[-1]
+        near = (flat >= low) & (flat <= high)
+        return near if high - low + 1 == len(self._control) else np.isin(flat, self._control)
+
+    def _quick(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         layout = self._fast.encode_batch(texts, parallel=False).layout
         return np.asarray(layout.content.data), np.diff(np.asarray(layout.offsets.data))
 
-    def _audit(self, texts: list[str], flat: np.ndarray, lengths: np.ndarray) -> None:
+    def _audit(self, texts: list[bytes], flat: np.ndarray, lengths: np.ndarray) -> None:
         """Compare one document in `AUDIT_EVERY` with the reference."""
         first = -self._encoded % AUDIT_EVERY
         self._encoded += len(texts)
@@ -251,7 +256,8 @@ class FastEncoder:
             begin = int(lengths[:index].sum())
             ids, _ = self._slow.encode([texts[index]])
             if not np.array_equal(ids, flat[begin : begin + int(lengths[index])]):
+                begins = texts[index][:60].decode(errors="replace")
                 raise RuntimeError(
                     f"gigatoken's ids are not the reference's on a text that begins "
-                    f"{texts[index][:60]!r}: uninstall gigatoken and prepare again"
+                    f"{begins!r}: uninstall gigatoken and prepare again"
                 )

@@ -251,7 +251,7 @@ def _estimate(
                 if size >= SAMPLED_CHARACTERS:
                     break
         if size:
-            ids = len(encoder.encode([t.encode("utf-8", "ignore").decode() for t in texts])[0])
+            ids = len(encoder.encode([text.encode("utf-8", "ignore") for text in texts])[0])
             ids += documents * (recipe.bos + recipe.eos)
             text_bytes = file.size * sources.text_ratio(file, reads)
             tokens += ids / size * text_bytes

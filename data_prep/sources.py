@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import zstandard
 
 from llmshearing.errors import UserError
@@ -149,6 +150,14 @@ def documents(
 
 
 def _parse(number: int, line: bytes, field: str) -> Document:
+    try:
+        return Document(number, orjson.loads(line)[field])
+    except (ValueError, KeyError, TypeError):
+        return _parse_with_care(number, line, field)
+
+
+def _parse_with_care(number: int, line: bytes, field: str) -> Document:
+    """Parse what the fast parser refuses, which may still be JSON, or say what is wrong."""
     if not line or line.isspace():
         return Document(number, None, blank=True)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import encoders
 import numpy as np
 import sources
+import xxhash
 from chat import ChatEncoder
 
 from llmshearing.errors import UserError
@@ -145,7 +145,7 @@ class UnitWorker:
         chat = settings.messages_fields.get(unit.domain)
         name = chat or settings.text_fields[unit.domain]
         keep = WHOLE if unit.pool == "eval" else settings.keep[unit.domain]
-        key = settings.seed.to_bytes(8, "little", signed=True)
+        seed = settings.seed % (1 << 64)
         batch: list[Any] = []
         size = 0
         for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, name):
@@ -153,12 +153,11 @@ class UnitWorker:
             if document.blank:
                 continue
             value, problem = document.value, document.problem
-            canonical = b""
+            content = canonical = b""
             if problem is None:
                 try:
                     canonical = _canonical(value, chat=chat is not None)
-                    if chat and self._chat:
-                        value = self._chat.render(value)
+                    content = self._chat.render(value) if chat and self._chat else canonical
                 except ValueError as error:
                     problem = str(error)
             if problem is not None:
@@ -168,15 +167,14 @@ class UnitWorker:
                     summary.problems.append((document.line, problem))
                 continue
             summary.documents += 1
-            digest = hashlib.blake2b(canonical, digest_size=8, key=key).digest()
-            number = int.from_bytes(digest, "little")
+            number = xxhash.xxh3_64_intdigest(canonical, seed)
             if number >= keep:
                 continue
             hashes.append(number)
             summary.bytes += len(canonical)
-            batch.append(value)
+            batch.append(content)
             size += len(canonical)
-            del document, value, canonical
+            del document, value, content, canonical
             if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
                 yield batch
                 batch, size = [], 0
