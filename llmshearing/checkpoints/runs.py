@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from composer.core.time import Time, Timestamp, TimeUnit
+from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
@@ -25,11 +27,11 @@ TRAINER_CLASSES = [
     Timestamp,
     TimeUnit,
     datetime.timedelta,
-    torch.torch_version.TorchVersion,
+    TorchVersion,
     np.ndarray,
     np.dtype,
     np.dtypes.UInt32DType,
-    np._core.multiarray._reconstruct,
+    _reconstruct,
 ]
 MODEL_PREFIX = "model."
 MASK_PREFIX = "masks.log_alpha."

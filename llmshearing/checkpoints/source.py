@@ -81,13 +81,14 @@ def load_model(source: Source, *, attention: str = "sdpa", random: bool = False)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         return model.float()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=torch.float32,
             attn_implementation=attention,
             output_loading_info=True,
             local_files_only=True,
         )
+        model, report = loaded
     except OSError as error:
         raise UserError(f"cannot read weights from {source.path}: {error}") from error
     except RuntimeError as error:

@@ -146,7 +146,7 @@ def set_gates(sites: list[GateSite], table: CouplingTable, gates: Gates) -> None
             scale = layer_gate(site.row, gates, site.layer)
             site.module.in_gate = along[1]
             site.module.out_gate = _out_gate(along[0], scale, site.module.out_features)
-        else:
+        elif isinstance(site.module, GatedEmbedding | GatedRMSNorm):
             site.module.gate = along[-1]
 
 

@@ -36,6 +36,8 @@ class HeldOutLoss(Metric):
     """Mean loss per target token, exact for any cut into batches and ranks."""
 
     full_state_update = False
+    total: Tensor
+    count: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,6 +58,8 @@ class DomainLoss(Metric):
     """Training loss per domain: sums and counts [D], gathered in one pass over the losses."""
 
     full_state_update = False
+    totals: Tensor
+    counts: Tensor
 
     def __init__(self, domains: int) -> None:
         super().__init__()

@@ -38,8 +38,9 @@ class ShearingModel(ComposerModel):
         self.last_draw: MaskOutput | None = None
         decoder_layers = {type(block) for block in _decoder_layers(model)}
         # Composer reads these two to place sharding and activation checkpointing.
-        model.fsdp_wrap_fn = lambda module: type(module) in decoder_layers
-        model.activation_checkpointing_fn = lambda module: type(module) in decoder_layers
+        hooks: Any = model
+        hooks.fsdp_wrap_fn = lambda module: type(module) in decoder_layers
+        hooks.activation_checkpointing_fn = lambda module: type(module) in decoder_layers
 
     def forward(self, batch: Batch) -> tuple[Tensor, MaskOutput | None]:
         """Draw the gates once, outside the blocks, and run the stock model.

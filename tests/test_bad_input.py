@@ -1,0 +1,106 @@
+"""A user's mistakes: one message each, all at once, exit status 2 and no traceback."""
+
+import json
+import shutil
+
+import pytest
+from runs import launch
+
+from llmshearing.cli import main
+from llmshearing.errors import UserError
+from llmshearing.preflight import check
+
+CASES = {
+    "misspelled key": (["data.workrs=1"], "data.workrs: unknown key in data; did you mean data.workers?"),
+    "misspelled section": (["optimiser.eps=1"], "did you mean optimizer?"),
+    "wrong type": (["data.microbatch=many"], "data.microbatch: Value 'many'"),
+    "no unit": (["run.duration=300"], "run.duration: found '300', expected steps with a unit"),
+    "target larger": (["target.hidden=64"], "target.hidden: found 64, but the source has 32"),
+    "weights": (["loading.weights={prose: 0.5, code: 0.5, letters: 0.5}"], "they sum to 1.5"),
+    "unknown domain": (["loading.weights={prse: 1.0}"], "did you mean prose"),
+    "policy": (["loading.policy=papper"], "found 'papper', expected one of paper, released, constant"),
+    "distribution": (["pruning.distribution=hard"], "pruning.distribution: found 'hard'"),
+    "constraint": (["pruning.constraint=soft"], "pruning.constraint: found 'soft'"),
+    "no tree": (["data.root=nowhere"], "found no data tree at nowhere"),
+    "no split": (["data.split=train"], "expected `train`"),
+    "no model": (["model.path=nowhere"], "found no config.json in nowhere"),
+    "microbatch": (["data.microbatch=16"], "expected at most data.global_batch = 8"),
+    "parallelism": (["parallelism=fsdp3"], "parallelism: found 'fsdp3', expected one of fsdp2"),
+    "not an assignment": (["data.workers"], "data.workers: expected key=value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_mistake_has_its_message(recipe_file, case, capsys):
+    overrides, message = CASES[case]
+    assert main(["validate", str(recipe_file), *overrides]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_a_right_recipe_is_told_its_sizes(recipe_file, capsys):
+    assert main(["validate", str(recipe_file)]) == 0
+    assert "no errors" in capsys.readouterr().out
+
+
+def test_all_errors_at_once(recipe_file):
+    overrides = [override for case in ("misspelled key", "no unit", "target larger", "weights")
+                 for override in CASES[case][0]]  # fmt: skip
+    with pytest.raises(UserError, match="has 4 errors"):
+        check(recipe_file, overrides)
+
+
+def test_a_missing_value_is_named(recipe_file):
+    recipe = json.loads(recipe_file.read_text())
+    del recipe["model"]
+    recipe_file.write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match=r"model.path: not given"):
+        check(recipe_file)
+
+
+def test_heads_that_do_not_fit_the_groups(recipe_file, tiny_model, tmp_path):
+    grouped = tmp_path / "grouped"
+    shutil.copytree(tiny_model, grouped)
+    config = json.loads((grouped / "config.json").read_text())
+    (grouped / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 2}))
+    with pytest.raises(UserError, match="3 heads do not fit 2 KV groups"):
+        check(recipe_file, [f"model.path={grouped}", "target.heads=3"])
+
+
+def test_a_domain_without_rows(recipe_file, tiny_tree, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(tiny_tree, tree)
+    manifest = json.loads((tree / "manifest.json").read_text())
+    manifest["splits"]["prune"]["prose"]["rows"] = 0
+    (tree / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="domain prose has no rows in split prune"):
+        check(recipe_file, [f"data.root={tree}"])
+
+
+def test_a_model_without_tokenizer_and_one_with_another(recipe_file, tiny_model, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="found no tokenizer in"):
+        check(recipe_file, [f"model.path={bare}"])
+    (bare / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(UserError, match="prepared with another tokenizer"):
+        check(recipe_file, [f"model.path={bare}"])
+
+
+def test_weights_that_do_not_fit_the_config(recipe_file, tiny_model, tmp_path):
+    from llmshearing.checkpoints.source import load_model, read_source
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(UserError, match="do not fit its config"):
+        load_model(read_source(broken))
+
+
+def test_the_launched_run_ends_with_status_2(recipe_file):
+    done = launch(1, recipe_file, "data.workrs=1")
+    assert done.returncode == 2
+    assert "did you mean data.workers?" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
