@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import numpy as np
 from llmshearing.errors import UserError
 from llmshearing.loading.references import References
 from llmshearing.loading.settings import LoadingSettings, starting_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ def read_references(settings: LoadingSettings, facts: DataFacts) -> np.ndarray |
     Raises:
         UserError: they cannot be read or do not belong to this data.
     """
+    found = _references(settings, facts)
+    if found is None:
+        return None
+    if not found.tells_its_data:
+        log.warning(
+            "%s does not say which tokenizer and rows its losses belong to: "
+            "that they fit this data could not be checked",
+            settings.references,
+        )
+    return np.array([found.losses[name] for name in facts.domains])
+
+
+def _references(settings: LoadingSettings, facts: DataFacts) -> References | None:
     if not settings.references:
         return None
     found = References.read(settings.references)
@@ -49,7 +65,7 @@ def read_references(settings: LoadingSettings, facts: DataFacts) -> np.ndarray |
     )
     if errors:
         raise UserError("; ".join(errors))
-    return np.array([found.losses[name] for name in facts.domains])
+    return found
 
 
 def file_problems(settings: LoadingSettings, facts: DataFacts, workers: int = 0) -> list[str]:
@@ -57,7 +73,7 @@ def file_problems(settings: LoadingSettings, facts: DataFacts, workers: int = 0)
     errors = []
     readers: tuple[Callable[[], object], ...] = (
         lambda: starting_weights(settings, facts.domains, facts.rows),
-        lambda: read_references(settings, facts),
+        lambda: _references(settings, facts),
     )
     for read in readers:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,6 @@ import yaml
 from llmshearing.errors import UserError
 from llmshearing.files import write_text
 from llmshearing.loading.mixture import read_yaml
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,12 @@ class References:
                 errors.append(
                     f"{path}: the loss of {name} was measured on other held-out rows; measure again"
                 )
-        if not errors and not (self.tokenizer and self.fingerprints):
-            log.warning("%s does not say which tokenizer and rows its losses belong to", path)
         return errors
+
+    @property
+    def tells_its_data(self) -> bool:
+        """Whether it is known which tokenizer and rows the losses belong to."""
+        return bool(self.tokenizer and self.fingerprints)
 
 
 def _loss(path: str | Path, name: Any, value: Any) -> float:

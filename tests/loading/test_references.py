@@ -23,11 +23,13 @@ def test_fitting_references_have_no_errors():
     assert MEASURED.errors("file", **RUN) == []
 
 
-def test_losses_alone_are_taken_with_a_warning(tmp_path, caplog):
+def test_losses_alone_are_taken_but_tell_nothing(tmp_path):
     path = tmp_path / "references.yaml"
     path.write_text("losses: {cc: 2.0, wiki: 1.5}")
-    assert References.read(path).errors(path, **RUN) == []
-    assert "does not say which tokenizer" in caplog.text
+    found = References.read(path)
+    assert found.errors(path, **RUN) == []
+    assert not found.tells_its_data
+    assert MEASURED.tells_its_data
 
 
 @pytest.mark.parametrize(

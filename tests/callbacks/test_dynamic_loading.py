@@ -1,0 +1,229 @@
+"""Dynamic batch loading inside the real trainer, on a model of a few thousand parameters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from recording import run_recorded, seen
+from runs import metrics, series
+
+from llmshearing import preflight
+from llmshearing.errors import UserError
+from llmshearing.loading.policies import Limits, update
+
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+
+DOMAINS = ["prose", "code", "letters"]
+REFERENCES = {"prose": 4.0, "code": 4.9, "letters": 3.0}
+
+
+@pytest.fixture
+def recipe(recipe_file, tmp_path):
+    """Updates every second step by the paper's rule, evaluated every second step."""
+    references = tmp_path / "references.yaml"
+    references.write_text(yaml.safe_dump({"losses": REFERENCES}))
+    given = json.loads(recipe_file.read_text())
+    given["run"] |= {"eval_interval": "2ba", "checkpoint_interval": "1ba", "keep_checkpoints": -1}
+    given["data"] |= {"eval_rows": 8}
+    given["loading"] = {
+        "policy": "paper",
+        "references": str(references),
+        "update_interval": "2ba",
+        "prefetch": 2,
+    }
+    recipe_file.write_text(json.dumps(given))
+    return recipe_file
+
+
+def run(recipe, *overrides):
+    """Run to the end; the metrics and what was seen."""
+    checked, inputs = preflight.check(recipe, overrides)
+    run_recorded(checked, inputs)
+    directory = Path(checked.run.directory)
+    return metrics(directory), seen(directory)
+
+
+def by_domain(lines, name):
+    """{step: values [k]} of a metric with a domain at its end."""
+    columns = [series(lines, f"{name}/{domain}") for domain in DOMAINS]
+    return {step: np.array([column[step] for column in columns]) for step in columns[0]}
+
+
+def test_updates_follow_the_policy_and_take_effect_after_the_prefetch(recipe):
+    lines, batches = run(recipe)
+    weights, losses = by_domain(lines, "loading/weight"), by_domain(lines, "loading/loss")
+    assert list(weights) == [2, 4, 6, 8]
+    before = next(iter(by_domain(lines, "loading/planned_share").values()))
+    references = np.array([REFERENCES[name] for name in DOMAINS])
+    for step, after in weights.items():
+        expected = update("paper", before, losses[step], references, Limits.none(before))
+        np.testing.assert_allclose(after, expected, atol=1e-6)  # the first ones are quantised
+        before = after
+    # each segment's counts are within one of its weights
+    segments = [(0, 4, next(iter(by_domain(lines, "loading/planned_share").values())))]
+    segments += [(4, 6, weights[2]), (6, 8, weights[4])]
+    for first, last, planned in segments:
+        domains = [row[1] for step in range(first, last) for row in batches[step]]
+        counts = np.bincount(domains, minlength=3)
+        assert (np.abs(counts - planned * len(domains)) <= 1 + 1e-6).all()
+    assert [row[0] for step in sorted(batches) for row in batches[step]] == list(range(64))
+
+
+def test_losses_and_shares_are_logged(recipe):
+    lines, batches = run(recipe)
+    assert by_domain(lines, "loading/reference")[2].tolist() == list(REFERENCES.values())
+    excess = by_domain(lines, "loading/loss")[4] - by_domain(lines, "loading/reference")[4]
+    np.testing.assert_allclose(by_domain(lines, "loading/excess")[4], excess)
+    held_out = [series(lines, f"metrics/{name}/loss")[4] for name in DOMAINS]
+    np.testing.assert_allclose(by_domain(lines, "loading/loss")[4], held_out, rtol=1e-6)
+    counts = np.bincount([row[1] for step in range(5) for row in batches[step]], minlength=3)
+    np.testing.assert_allclose(by_domain(lines, "loading/share")[5], counts / 40)
+    np.testing.assert_array_equal(by_domain(lines, "loading/tokens")[5], counts * 32)
+
+
+def test_training_losses_are_those_of_the_domains_that_were_there(recipe):
+    lines, batches = run(recipe, "data.global_batch=2", "data.microbatch=2")
+    absent = 0
+    for line in lines:
+        domains = {row[1] for row in batches[line["batch"] - 1]}
+        for number, name in enumerate(DOMAINS):
+            known = f"loading/train_loss/{name}" in line["metrics"]
+            assert known == (number in domains)
+            absent += not known
+            assert not known or 3 < line["metrics"][f"loading/train_loss/{name}"] < 7
+    assert absent > 0
+
+
+def test_the_step_s_loss_is_the_mean_of_its_domains_losses(recipe):
+    lines, batches = run(recipe)
+    for line in lines:
+        counts = np.bincount([row[1] for row in batches[line["batch"] - 1]], minlength=3)
+        losses = [line["metrics"].get(f"loading/train_loss/{name}", 0.0) for name in DOMAINS]
+        mean = (counts * losses).sum() / counts.sum()
+        assert line["metrics"]["loss/train/ce"] == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [
+        pytest.param(("loading.policy=paper",), marks=pytest.mark.slow),
+        pytest.param(("loading.policy=dro", "loading.references=null"), marks=pytest.mark.slow),
+        ("loading.policy=released", "loading.signal=train", "loading.update_interval=3ba"),
+    ],
+)
+def test_resumed_at_any_step_with_other_workers_nothing_changes(recipe, tmp_path, loading):
+    whole_lines, whole = run(recipe, *loading)
+    for step, workers in ((1, 0), (3, 2), (5, 1)):
+        resumed = tmp_path / f"resumed{step}"
+        (resumed / "checkpoints").mkdir(parents=True)
+        for suffix in (".pt", ".json"):
+            shutil.copy(tmp_path / f"run/checkpoints/ba{step}{suffix}", resumed / "checkpoints")
+        lines, batches = run(
+            recipe, *loading, f"run.directory={resumed}", f"data.workers={workers}"
+        )
+        assert batches == {n: rows for n, rows in whole.items() if n >= step}
+        for name in ("loading/weight", "loading/train_loss"):
+            for domain in DOMAINS:
+                expected = series(whole_lines, f"{name}/{domain}")
+                found = series(lines, f"{name}/{domain}")
+                assert found == {n: v for n, v in expected.items() if n > step}
+
+
+def test_checkpoint_state_is_plain(recipe, tmp_path):
+    run(recipe, "run.duration=2ba")
+    state = torch.load(tmp_path / "run/checkpoints/ba2.pt", weights_only=False)["state"]
+    for part in (state["dataset_state"]["train"], dict(state["callbacks"])["DynamicLoading"]):
+        assert json.loads(json.dumps(part)) == part
+
+
+def test_an_update_needs_no_evaluation_on_its_step(recipe):
+    lines, _ = run(recipe, "run.eval_interval=4ba", "loading.update_interval=3ba")
+    assert list(by_domain(lines, "loading/weight")) == [6]  # at 3 nothing was measured yet
+    np.testing.assert_allclose(
+        by_domain(lines, "loading/loss")[6],
+        [series(lines, f"metrics/{name}/loss")[4] for name in DOMAINS],
+    )
+
+
+def test_the_first_update_may_come_later(recipe):
+    lines, _ = run(recipe, "loading.first_update=3")
+    assert list(by_domain(lines, "loading/weight")) == [6, 8]
+
+
+def test_the_training_loss_can_be_the_signal(recipe):
+    lines, batches = run(recipe, "loading.signal=train", "run.eval_interval=8ba")
+    losses = by_domain(lines, "loading/loss")
+    assert list(losses) == [2, 4, 6, 8]
+    for number, name in enumerate(DOMAINS):
+        steps = [series(lines, f"loading/train_loss/{name}").get(n) for n in (3, 4)]
+        counts = [[row[1] for row in batches[n - 1]].count(number) for n in (3, 4)]
+        if sum(counts):
+            mean = sum(c * s for c, s in zip(counts, steps, strict=True) if c) / sum(counts)
+            assert losses[4][number] == pytest.approx(mean, abs=1e-6)
+
+
+def test_a_run_leaves_a_mixture_that_another_takes(recipe, tmp_path):
+    lines, batches = run(recipe)
+    mixture = yaml.safe_load((tmp_path / "run/mixture.yaml").read_text())
+    np.testing.assert_allclose(
+        [mixture["weights"][name] for name in DOMAINS], by_domain(lines, "loading/weight")[8]
+    )
+    counts = np.bincount([row[1] for rows in batches.values() for row in rows], minlength=3)
+    np.testing.assert_allclose([mixture["shares"][name] for name in DOMAINS], counts / 64)
+    settings = ("loading.policy=constant", "loading.references=null")
+    for what, expected in (("weights", mixture["weights"]), ("shares", mixture["shares"])):
+        again, _ = run(
+            recipe,
+            *settings,
+            f"run.directory={tmp_path}/{what}",
+            "run.duration=2ba",
+            f"loading.mixture={tmp_path}/run/mixture.yaml",
+            f"loading.mixture_of={what}",
+        )
+        found = dict(zip(DOMAINS, by_domain(again, "loading/weight")[2], strict=True))
+        assert found == pytest.approx(expected)
+
+
+def test_used_up_data_ends_the_run_well(recipe, tmp_path):
+    lines, batches = run(recipe, "loading.used_up=stop", "run.duration=1000ba", "data.eval_rows=2",
+                         "data.global_batch=32", "data.microbatch=32",
+                         "run.checkpoint_interval=1000ba", "run.eval_interval=1000ba")  # fmt: skip
+    assert 10 < len(batches) < 1000
+    assert (tmp_path / "run/mixture.yaml").is_file()
+    assert "is used up" in (tmp_path / "run/log.txt").read_text()
+    passes = yaml.safe_load((tmp_path / "run/mixture.yaml").read_text())["passes"]
+    assert max(passes.values()) > 0.9
+    assert max(passes.values()) <= 1
+    assert lines[-1]["batch"] == len(batches)
+
+
+def test_the_table_of_expected_use_stands_in_the_log(recipe, tmp_path):
+    run(recipe, "run.duration=1ba")
+    text = (tmp_path / "run/log.txt").read_text()
+    assert "use of the data at the weights of now" in text
+    assert all(f"\n{name} " in text for name in DOMAINS)
+
+
+def test_a_domain_that_comes_no_nearer_is_named(recipe, tmp_path):
+    run(recipe, "loading.patience=1", "optimizer.learning_rate=1e-9", "loading.policy=constant",
+        "pruning.warmup=8ba")  # fmt: skip
+    text = (tmp_path / "run/log.txt").read_text()
+    assert "has not come nearer in 1 updates" in text
+    assert "domain letters: its loss is" in text
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(recipe):
+    with pytest.raises(UserError, match=r"not finite at step \d+, in .*\(samples \d+ to \d+\)"):
+        run(
+            recipe, "optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "run.eval_interval=8ba"
+        )
+
+
+def test_references_that_do_not_fit_are_told_before_the_run(recipe, tmp_path):
+    (tmp_path / "references.yaml").write_text("losses: {prose: 1.0, code: 1.0}")
+    with pytest.raises(UserError, match="no reference loss for letters"):
+        run(recipe)

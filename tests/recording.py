@@ -1,0 +1,82 @@
+"""The real trainer with a witness: which samples every rank saw at every step.
+
+composer -n 2 tests/recording.py RECIPE.yaml key=value     # writes RUN/seen-RANK.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist, get_device
+
+from llmshearing import preflight
+from llmshearing.config import Recipe
+from llmshearing.errors import exits_on_user_error
+from llmshearing.preflight import Inputs
+from llmshearing.train import build_trainer, set_up_log
+
+
+class Witness(Callback):
+    """Writes step, sample numbers, domains and a sum of the token ids of each batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        batch = state.batch
+        line = {
+            "step": state.timestamp.batch.value,
+            "samples": batch["sample_id"].tolist(),
+            "domains": batch["domain"].tolist(),
+            "tokens": [int(row) for row in batch["input_ids"].sum(1)],
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def run_recorded(recipe: Recipe, inputs: Inputs) -> None:
+    directory = Path(recipe.run.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    set_up_log(directory)
+    trainer = build_trainer(recipe, inputs)
+    path = directory / f"seen-{dist.get_global_rank()}.jsonl"
+    trainer.state.callbacks.append(Witness(path))
+    trainer.fit()
+    trainer.close()
+
+
+def seen(directory: Path) -> dict[int, list[list[int]]]:
+    """[sample, domain, token sum] of every row of each step's global batch, in order.
+
+    Steps that were repeated after an interruption must have seen the same.
+    """
+    found: dict[tuple[int, int], Any] = {}
+    for path in sorted(directory.glob("seen-*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            rows = list(zip(line["samples"], line["domains"], line["tokens"], strict=True))
+            key = (line["step"], rows[0][0])
+            assert found.setdefault(key, rows) == rows, (
+                f"step {line['step']} was not repeated alike"
+            )
+    steps: dict[int, dict[int, tuple[int, ...]]] = {}
+    for (step, _), rows in sorted(found.items()):
+        for row in rows:
+            assert steps.setdefault(step, {}).setdefault(row[0], row) == row
+    return {step: [list(rows[n]) for n in sorted(rows)] for step, rows in steps.items()}
+
+
+@exits_on_user_error
+def main() -> None:
+    recipe, inputs = preflight.check(sys.argv[1], sys.argv[2:], dist.get_world_size())
+    dist.initialize_dist(get_device())
+    run_recorded(recipe, inputs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
