@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from rich.console import Console
-from transformers import LlamaConfig
 
 import llmshearing
 from llmshearing.architecture.shape import Shape
-from llmshearing.checkpoints.source import read_source, tokenizer_files
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.loading.references import References
-from llmshearing.quickstart import corpus, tokenizer
 from llmshearing.quickstart.record import Record
 from llmshearing.quickstart.runner import run_stages
-from llmshearing.quickstart.stages import RECIPES, Calls, Layout, Settings, stages
+from llmshearing.quickstart.stages import RECIPES, Layout, Settings, stages
 from llmshearing.quickstart.summary import write_results
-
-SEQUENCE_LENGTH = 256
-# Twice the target of yamls/quickstart/prune.yaml in every axis but the layers.
-SOURCE = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
-}
 
 
 def run(out: Path, model: Path | None = None, settings: Settings | None = None) -> None:
@@ -51,16 +37,13 @@ def run(out: Path, model: Path | None = None, settings: Settings | None = None) 
             "`make quickstart` there"
         )
     model = model.absolute() if model else None
-    target = half(read_source(model).table.source) if model else []
+    target = half(_shape_of(model)) if model else []
     layout = Layout(_shown(out.absolute(), project), model)
     root = project / layout.root
-    calls = Calls(
-        text=lambda: _write_text(root, model, settings),
-        references=lambda: _write_references(project, layout),
-    )
+    path = stages(layout, settings, lambda: _write_references(project, layout), target)
     record = Record.open(root, model)
     console = Console(stderr=True, soft_wrap=True)
-    run_stages(stages(layout, settings, calls, target), record, root / "logs", project, console)
+    run_stages(path, record, root / "logs", project, console)
     write_results(project, layout, record, console)
 
 
@@ -79,29 +62,15 @@ def half(source: Shape) -> list[str]:
     return [f"target.{name}={size}" for name, size in sizes.items()]
 
 
+def _shape_of(model: Path) -> Shape:
+    from llmshearing.checkpoints.source import read_source  # brings torch along
+
+    return read_source(model).table.source
+
+
 def _shown(out: Path, project: Path) -> Path:
     """The output directory as commands name it: short where it lies in the project."""
     return out.relative_to(project) if out.is_relative_to(project) else out
-
-
-def _write_text(root: Path, model: Path | None, settings: Settings) -> None:
-    """Text, tokenizer, and the source's config; each anew."""
-    for name in ("text", "tokenizer", "source-config"):
-        shutil.rmtree(root / name, ignore_errors=True)
-    domains = corpus.collect(settings.characters_per_domain)
-    corpus.write(domains, root / "text")
-    if model is not None:
-        return
-    tokenizer.train(domains.values(), root / "tokenizer")
-    config = root / "source-config"
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=tokenizer.VOCABULARY,
-        max_position_embeddings=SEQUENCE_LENGTH,
-        **SOURCE,
-    ).save_pretrained(config)
-    for file in tokenizer_files(root / "tokenizer"):
-        shutil.copyfile(file, config / file.name)
 
 
 def _write_references(project: Path, layout: Layout) -> None:

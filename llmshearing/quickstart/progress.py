@@ -86,16 +86,17 @@ class PathProgress:
             TextColumn("{task.percentage:3.0f}%  {task.fields[left]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("", total=self.planned, left="")
 
     def __enter__(self) -> PathProgress:
-        self.bar.start()
+        if self.console.is_terminal:
+            self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:
+            self.bar.stop()
 
     def skip(self, stage: Stage) -> None:
         """A stage that an earlier attempt finished."""

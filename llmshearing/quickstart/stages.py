@@ -91,19 +91,6 @@ class Layout:
         return self.root / "losses" / f"{name}.json"
 
 
-@dataclass(frozen=True)
-class Calls:
-    """The parts that are no command.
-
-    Attributes:
-        text: gathers text, trains the tokenizer, writes the config of the source.
-        references: turns the source's losses into a file that recipes take.
-    """
-
-    text: Callable[[], None]
-    references: Callable[[], None]
-
-
 def processes() -> int:
     """Ranks of a training stage: two where there are two cores.
 
@@ -120,17 +107,19 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def stages(layout: Layout, settings: Settings, calls: Calls, target: Sequence[str]) -> list[Stage]:
+def stages(
+    layout: Layout, settings: Settings, note_references: Callable[[], None], target: Sequence[str]
+) -> list[Stage]:
     """The whole path in order.
 
     Args:
         layout: where things go.
         settings: a shorter path.
-        calls: the parts that are no command.
+        note_references: turns the source's losses into the file `layout.references`.
         target: `target.key=value` for a source that is not the quickstart's own.
     """
     path: list[Stage] = [
-        Stage("text", "gather text, train a tokenizer", 15, call=calls.text),
+        _text(layout, settings),
         _prepare(layout, settings),
     ]
     references = f"loading.references={layout.references}"
@@ -139,7 +128,7 @@ def stages(layout: Layout, settings: Settings, calls: Calls, target: Sequence[st
         path.append(_train("source", "train the source model", 200, layout, settings, config))
         path.append(_export("source", "source", layout))
     path.append(_evaluate("source", layout))
-    path.append(Stage("references", "note its losses as references", 0.1, call=calls.references))
+    path.append(Stage("references", "note its losses as references", 0.1, call=note_references))
     source = f"model.path={layout.model('source')}"
     path.append(_train("prune", "prune it", 95, layout, settings, source, references, *target))
     path.append(_export("prune", "pruned", layout))
@@ -154,6 +143,13 @@ def stages(layout: Layout, settings: Settings, calls: Calls, target: Sequence[st
     path.append(_export("scratch", "scratch", layout))
     path.append(_evaluate("scratch", layout))
     return path
+
+
+def _text(layout: Layout, settings: Settings) -> Stage:
+    words = ("python", "-m", "llmshearing.quickstart.text", str(layout.root))
+    words += ("--characters", str(settings.characters_per_domain))
+    words += ("--text-only",) if layout.given else ()
+    return Stage("text", "gather text, train a tokenizer", 15, words)
 
 
 def _prepare(layout: Layout, settings: Settings) -> Stage:

@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from llmshearing.checkpoints.source import read_source
 from llmshearing.files import write_json
 from llmshearing.quickstart.record import Record
 from llmshearing.quickstart.stages import MODELS, Layout
@@ -93,6 +92,8 @@ def models_table(summary: dict[str, Any]) -> Table:
 
 
 def _parameters(directory: Path) -> int:
+    from llmshearing.checkpoints.source import read_source  # brings torch along
+
     table = read_source(directory).table
     return table.parameter_count(table.source)
 
