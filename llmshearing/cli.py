@@ -49,16 +49,35 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--batch-size", type=int, default=16)
     verb.add_argument("--json", type=Path, help="also write the result here")
 
+    _reference_loss_verbs(verbs)
     verb = _verb(verbs, "report", report, "plots and tables as one HTML page", "runs/prune")
     verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     verb.add_argument("--out", type=Path, help="the page; default RUN_DIR/report.html")
     return parser
 
 
-def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(
-        name, help=summary, description=summary, epilog=f"example: llmshearing {name} {example}"
+def _reference_loss_verbs(verbs) -> None:
+    about = "the losses that dynamic batch loading aims at"
+    group = verbs.add_parser("reference-loss", help=about, description=about)
+    kinds = group.add_subparsers(dest="kind", required=True, metavar="measure|fit")
+    verb = _verb(
+        kinds, "measure", measure_reference, "a model's own losses", "out/half --data sample/eval"
     )
+    verb.add_argument("model", type=Path, metavar="HF_DIR")
+    verb.add_argument("--data", type=Path, required=True, metavar="ROOT/eval")
+    verb.add_argument("--batch-size", type=int, default=16)
+    verb.add_argument("--out", type=Path, help="write the YAML here, not to standard output")
+
+    verb = _verb(
+        kinds, "fit", fit_reference, "a scaling law per domain", "losses.yaml --parameters 1.3e9"
+    )
+    verb.add_argument("losses", type=Path, metavar="LOSSES.yaml")
+    verb.add_argument("--parameters", type=float, required=True, help="size of the target model")
+
+
+def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=summary, description=summary)
+    verb.epilog = f"example: {verb.prog} {example}"
     verb.set_defaults(function=run)
     return verb
 
@@ -100,6 +119,26 @@ def evaluate(options: argparse.Namespace) -> None:
     print(result.as_table())
     if options.json is not None:
         write_json(options.json, result.as_dict())
+
+
+def measure_reference(options: argparse.Namespace) -> None:
+    """A model's held-out losses, as a file that a recipe takes."""
+    from llmshearing.evaluation.reference_loss import measure
+
+    references = measure(options.model, options.data, options.batch_size)
+    if options.out is None:
+        sys.stdout.write(references.to_yaml())
+    else:
+        references.write(options.out)
+
+
+def fit_reference(options: argparse.Namespace) -> None:
+    """Reference losses of a size; residuals and warnings go to standard error."""
+    from llmshearing.loading.scaling import fit_file
+
+    references, notes = fit_file(options.losses, options.parameters)
+    sys.stdout.write(references.to_yaml())
+    sys.stderr.write(notes)
 
 
 def report(options: argparse.Namespace) -> None:
