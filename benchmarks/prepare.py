@@ -1,0 +1,293 @@
+"""Data preparation beside what a user would write, and beside the encoders alone.
+
+    python benchmarks/prepare.py --text FOLDER --tokenizer TOKENIZER [--tokenizer ...] [--repeat 20]
+
+`FOLDER` holds a folder of JSON Lines a domain. The text is written `--repeat` times over, so that
+what is measured is the work and not the start of Python; `--repeat 1` shows the start as well.
+Encoders get the documents in memory and do nothing else. All in one run, on the same cores. Beside
+the time by the clock stands the processor time over all threads and processes, which other work on
+the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "data_prep"))
+SEQUENCE_LENGTH = 1024
+
+_encode: Callable[[list[str]], int] | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, action="append", required=True)
+    parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--cores", type=int, default=2)
+    given = parser.parse_args()
+    for tokenizer in given.tokenizer:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+            compare(given.text, tokenizer, Path(folder), given.repeat, given.cores)
+
+
+def compare(text: Path, tokenizer: Path, folder: Path, repeat: int, cores: int) -> None:
+    domains = copy_text(text, folder / "text", repeat)
+    documents = [
+        json.loads(line)["text"]
+        for path in sorted((folder / "text").rglob("*.jsonl"))
+        for line in path.read_bytes().splitlines()
+    ]
+    size = sum(len(document.encode()) for document in documents)
+    about = f"{len(documents):,} documents, {size / 1e6:,.1f} MB of text, {cores} cores"
+    print(f"\n{tokenizer.name}: {about}")
+    print(f"{'':40} seconds  M tokens/s    MB/s  processor s  M tokens/s per core")
+    alone: dict[str, Took] = {}
+    tokens = 0
+    for name, run in encoders(tokenizer, cores):
+        took, count, right = run(documents)
+        if right:
+            alone[name], tokens = took, count
+        show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, count, size)
+    ours = timed(lambda: prepare(tokenizer, folder, domains, cores))
+    show("this project, whole command", ours, tokens, size)
+    loop = timed(lambda: python_loop(tokenizer, folder))
+    show("(a) Python loop, NumPy, MDSWriter", loop, tokens, size)
+    show_ratio("(a)", loop, ours)
+    fastest = min(alone, key=lambda name: alone[name].wall)
+    show_ratio(f"(b) {fastest}", alone[fastest], ours)
+    others = [name for name in alone if "gigatoken" not in name]
+    known = min(others, key=lambda name: alone[name].wall)
+    show_ratio(f"the next library, {known}", alone[known], ours)
+
+
+def show(name: str, took: Took, tokens: int, size: int) -> None:
+    rates = f"{tokens / took.wall / 1e6:11.2f} {size / took.wall / 1e6:7.1f}"
+    rates += f"  {took.cpu:11.2f}  {tokens / took.cpu / 1e6:10.2f}"
+    print(f"{name:40} {took.wall:7.2f} {rates}", flush=True)
+
+
+def show_ratio(name: str, other: Took, ours: Took) -> None:
+    by = (
+        f"{other.wall / ours.wall:5.2f} by the clock, {other.cpu / ours.cpu:5.2f} by processor time"
+    )
+    print(f"throughput over {name}: {by}", flush=True)
+
+
+def timed(work: Callable[[], object]) -> Took:
+    begin, before = time.perf_counter(), processor_seconds()
+    work()
+    return Took(time.perf_counter() - begin, processor_seconds() - before)
+
+
+def processor_seconds() -> float:
+    both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+def copy_text(text: Path, folder: Path, repeat: int) -> list[str]:
+    """Write each domain's files `repeat` times over into one file."""
+    domains = sorted(path.name for path in text.iterdir() if path.is_dir())
+    for domain in domains:
+        data = b"".join(path.read_bytes() for path in sorted((text / domain).glob("*.jsonl")))
+        kept = [line for line in data.splitlines() if json.loads(line)["text"].strip()]
+        (folder / domain).mkdir(parents=True)
+        (folder / domain / "text.jsonl").write_bytes((b"\n".join(kept) + b"\n") * repeat)
+    return domains
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the clock, and of all processors together."""
+
+    wall: float
+    cpu: float
+
+
+Run = Callable[[list[str]], tuple[Took, int, bool]]
+
+
+def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, Run]]:
+    """Give the encoders that are installed, each in its fastest way."""
+    model = tokenizer / "tokenizer.model"
+    converted = tokenizer / "tokenizer.json"
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+    def checked(encode: Callable[[list[str]], list]) -> Run:
+        def run(documents: list[str]) -> tuple[Took, int, bool]:
+            ids: list = []
+            took = timed(lambda: ids.extend(encode(documents)))
+            return took, sum(map(len, ids)), same(documents, ids, processor)
+
+        return run
+
+    yield (
+        f"SentencePiece, {cores} threads",
+        checked(lambda documents: processor.encode(documents, num_threads=cores)),
+    )
+    if converted.is_file():
+        import tokenizers
+
+        os.environ["RAYON_NUM_THREADS"] = str(cores)
+        fast = tokenizers.Tokenizer.from_file(str(converted))
+
+        def batch(documents: list[str]) -> list:
+            parts = []
+            for first in range(0, len(documents), 1000):  # all at once takes gigabytes
+                encoded = fast.encode_batch_fast(
+                    documents[first : first + 1000], add_special_tokens=False
+                )
+                parts += [one.ids for one in encoded]
+            return parts
+
+        yield "tokenizers, fast batch", checked(batch)
+    if importlib.util.find_spec("kitoken"):
+        yield (
+            f"kitoken, {cores} processes",
+            lambda documents: spread(kitoken, model, documents, cores),
+        )
+    if importlib.util.find_spec("gigatoken"):
+        import gigatoken
+
+        giga = gigatoken.Tokenizer.from_sentencepiece(model)
+
+        def threads(documents: list[str]) -> tuple[Took, int, bool]:
+            encoded: list = []
+            took = timed(lambda: encoded.append(giga.encode_batch(documents, parallel=True)))
+            return took, len(encoded[0].layout.content.data), True
+
+        yield f"gigatoken, {cores} threads", threads
+        yield f"gigatoken, {cores} processes", lambda d: spread(gigatoken_batches, model, d, cores)
+
+
+def same(documents: list[str], ids: list, processor: object) -> bool:
+    """Compare with SentencePiece, on the documents of one repeat."""
+    step = max(1, len(documents) // 4000)
+    chosen = range(0, len(documents), step)
+    return all(processor.encode(documents[i]) == list(ids[i]) for i in chosen)  # type: ignore[attr-defined]
+
+
+def spread(
+    make: Callable[[Path], Callable[[list[str]], int]],
+    model: Path,
+    documents: list[str],
+    cores: int,
+) -> tuple[Took, int, bool]:
+    """Share the documents out among processes that already hold them; time the encoding alone."""
+    halves = [documents[first::cores] for first in range(cores)]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(cores, context, initializer=start, initargs=(make, model)) as pool:
+        list(pool.map(hold, halves))
+        results = list(pool.map(encode_held, range(cores)))
+    took = Took(max(took.wall for took, _ in results), sum(took.cpu for took, _ in results))
+    return took, sum(count for _, count in results), True
+
+
+_held: list[str] = []
+
+
+def start(make: Callable[[Path], Callable[[list[str]], int]], model: Path) -> None:
+    global _encode  # noqa: PLW0603 - a process pool gives no other place for it
+    _encode = make(model)
+
+
+def hold(documents: list[str]) -> None:
+    _held[:] = documents
+    time.sleep(1)  # so that the other process takes the other part
+
+
+def encode_held(_: int) -> tuple[Took, int]:
+    encode = _encode
+    assert encode is not None
+    counts: list[int] = []
+    took = timed(lambda: counts.append(encode(_held)))
+    time.sleep(1)
+    return took, counts[0]
+
+
+def gigatoken_batches(model: Path) -> Callable[[list[str]], int]:
+    import gigatoken
+
+    giga = gigatoken.Tokenizer.from_sentencepiece(model)
+
+    def encode(documents: list[str]) -> int:
+        batches = (documents[first : first + 300] for first in range(0, len(documents), 300))
+        return sum(
+            len(giga.encode_batch(one, parallel=False).layout.content.data) for one in batches
+        )
+
+    return encode
+
+
+def kitoken(model: Path) -> Callable[[list[str]], int]:
+    from kitoken import Kitoken
+
+    encoder = Kitoken.from_file(str(model))
+    return lambda documents: sum(len(encoder.encode(one, False)) for one in documents)
+
+
+def prepare(tokenizer: Path, folder: Path, domains: list[str], cores: int) -> None:
+    """Run the command as a user does, the start of Python included."""
+    config = {
+        "source": str(folder / "text"),
+        "output": str(folder / "tree"),
+        "tokenizer": str(tokenizer),
+        "sequence_length": SEQUENCE_LENGTH,
+        "domains": {domain: {"eval_files": f"{domain}/held.jsonl"} for domain in domains},
+        "splits": {"continue": {"share": 1}},
+        "processes": cores,
+    }
+    for domain in domains:
+        held = {"text": f"held out of {domain} " * SEQUENCE_LENGTH}
+        (folder / "text" / domain / "held.jsonl").write_text(json.dumps(held) + "\n")
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))
+    shutil.rmtree(folder / "tree", ignore_errors=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / "data_prep" / "prepare.py"), str(path)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def python_loop(tokenizer: Path, folder: Path) -> None:
+    """What one writes in a quarter of an hour: a loop over documents on one core."""
+    import sentencepiece
+    from streaming import MDSWriter
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
+    column = {"tokens": f"ndarray:uint16:{SEQUENCE_LENGTH}"}
+    for path in sorted((folder / "text").glob("*/text.jsonl")):
+        out = folder / "loop" / path.parent.name
+        with MDSWriter(out=str(out), columns=column) as writer, path.open(encoding="utf-8") as file:
+            rest: list[int] = []
+            for line in file:
+                ids = model.encode(json.loads(line)["text"], add_bos=True, add_eos=True)
+                rest += ids
+                whole = len(rest) // SEQUENCE_LENGTH * SEQUENCE_LENGTH
+                rows = np.array(rest[:whole], np.uint16).reshape(-1, SEQUENCE_LENGTH)
+                for row in np.stack(rows) if len(rows) else ():
+                    writer.write({"tokens": row})
+                rest = rest[whole:]
+
+
+if __name__ == "__main__":
+    main()
