@@ -5,10 +5,11 @@
 #
 # By default the small bench: tiny-llama (8.4M parameters) to half its width on a sample of
 # RedPajama. Other recipes by DATA, PRUNE and CONTINUE, ranks by RANKS, overrides by PRUNE_ARGS and
-# CONTINUE_ARGS. What is finished is kept: started again, it goes on where it stopped.
+# CONTINUE_ARGS; SKIP_EVALUATION=1 leaves the evaluations out. What is finished is kept: started
+# again, it goes on where it stopped.
 set -euo pipefail
 
-[[ $# -eq 3 ]] || { sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+[[ $# -eq 3 ]] || { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 MODEL=$1 TEXT=$2 OUT=$3
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 DATA=${DATA:-$ROOT/yamls/data/redpajama-sample.yaml}
@@ -23,7 +24,7 @@ run() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 train() { run "$BIN/composer" -n "$RANKS" -m llmshearing.train "$@"; }
 export_run() { [[ -f $2/llmshearing.json ]] || run "$BIN/llmshearing" export "$1" "$2"; }
 evaluate() {
-  [[ -f $OUT/$2.json ]] ||
+  [[ -n ${SKIP_EVALUATION:-} || -f $OUT/$2.json ]] ||
     run "$BIN/llmshearing" evaluate "$1" --data "$OUT/data/eval" --json "$OUT/$2.json"
 }
 
