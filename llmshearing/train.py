@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer import Trainer
 from composer.callbacks import CheckpointSaver
 from composer.core import Evaluator
@@ -52,6 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(recipe: Recipe, inputs: Inputs) -> None:
     """Run a checked recipe to its end, from its latest checkpoint where there is one."""
+    if recipe.model.precision != "fp32" and not torch.cuda.is_available():
+        raise UserError(
+            f"model.precision: found {recipe.model.precision}, which needs a GPU; "
+            "this machine shows none, so give model.precision=fp32"
+        )
     directory = Path(recipe.run.directory)
     set_up_log(directory)
     if dist.get_global_rank() == 0:
@@ -72,7 +78,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs) -> Trainer:
     optimizer = optimization.build_optimizer(model, recipe)
     total = steps(recipe.run.duration)
     tokens_per_batch = recipe.data.global_batch * inputs.tree.sequence_length
-    sharded = recipe.parallelism == "fsdp2" and dist.get_world_size() > 1
+    sharded = is_sharded(recipe)
     clipping = GradientClipping(
         optimization.clip_bounds(recipe),
         optimization.GROUP_NAMES[: len(optimizer.param_groups)],
@@ -135,10 +141,17 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     decoder = load_model(
         inputs.source, attention=settings.attention, random=settings.initialize == "random"
     )
+    if settings.activation_checkpointing and not is_sharded(recipe):
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
     masks = None
     if inputs.target is not None:
         masks = Masks(inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed)
     return ShearingModel(decoder, masks, domains=len(inputs.tree.split(recipe.data.split)))
+
+
+def is_sharded(recipe: Recipe) -> bool:
+    """Whether FSDP2 shards the model; one process has nothing to shard."""
+    return recipe.parallelism == "fsdp2" and dist.get_world_size() > 1
 
 
 def sharding(recipe: Recipe) -> dict[str, Any]:

@@ -94,6 +94,25 @@ def test_microbatches_do_not_change_the_losses(recipe_file, tmp_path):
             assert series(other, name) == pytest.approx(first, abs=1e-6, rel=1e-6), name
 
 
+def test_activation_checkpointing_changes_nothing(recipe_file, tmp_path):
+    lines = run_here(recipe_file, "run.duration=4ba")
+    again = run_here(
+        recipe_file,
+        "run.duration=4ba",
+        "model.activation_checkpointing=true",
+        f"run.directory={tmp_path}/again",
+    )
+    for name in ("loss/train/total", "optimizer/gradient_norm", "optimizer/gradient_norm_masks"):
+        assert series(again, name) == series(lines, name)
+
+
+def test_bfloat16_without_a_gpu_is_refused(recipe_file):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, which can do it")
+    with pytest.raises(UserError, match="needs a GPU"):
+        run_here(recipe_file, "model.precision=amp_bf16")
+
+
 def test_export_refuses_what_it_cannot_use(recipe_file, tmp_path):
     with pytest.raises(UserError, match="found no checkpoint in"):
         open_run(tmp_path)
