@@ -144,17 +144,23 @@ def read_rows(
     for i, (domain, row) in enumerate(rows):
         sample = domains[domain][row]
         tokens = sample[TOKENS]
-        if tokens.shape != (sequence_length,) or tokens.max() >= vocabulary:
-            raise UserError(
-                f"found row {row} of domain {domains[domain].name} in {domains[domain].local} with "
-                f"{tokens.size} ids up to {tokens.max()}, expected {sequence_length} ids below "
-                f"{vocabulary}: its shard is damaged; fetch or prepare it again"
-            )
+        if tokens.shape != (sequence_length,):
+            raise _unfit(domains[domain], row, f"{tokens.size} ids, expected {sequence_length}")
         array[i] = tokens
-        if LOSS in sample:
+        if LOSS in sample.dtype.names:
             if labels is ids:
                 labels = torch.full_like(ids, 1)
             labels.numpy()[i] = sample[LOSS]
+    if array.max(initial=0) >= vocabulary:
+        domain, row = rows[int(array.max(1).argmax())]
+        raise _unfit(domains[domain], row, f"id {array.max()}, expected ids below {vocabulary}")
     if labels is ids:
         return ids, ids.clone()
     return ids, torch.where(labels > 0, ids, IGNORED)
+
+
+def _unfit(domain: DomainRows, row: int, what: str) -> UserError:
+    return UserError(
+        f"found row {row} of domain {domain.name} in {domain.local} with {what}: its shard is "
+        "damaged; fetch or prepare it again"
+    )

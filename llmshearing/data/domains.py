@@ -1,7 +1,8 @@
 """Rows of one domain by number, from an MDS folder that may be a cache of a remote one.
 
-Streaming downloads, checks, decompresses and decodes; what is not taken from it is its shared
-memory, which a killed run would leave behind, and its index with an entry per row.
+Streaming reads the index, downloads and decompresses; rows are read in place. What is not taken
+from it is its shared memory, which a killed run would leave behind, and its index with an entry per
+row.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import bisect
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from llmshearing.loading.inputs import DataFacts
 log = logging.getLogger(__name__)
 
 INDEX = "index.json"
+OPEN_SHARDS = 64  # mapped at a time; a process may hold some ten thousand maps in all
 
 
 def fetch_tree(remote: str, root: str | Path) -> None:
@@ -80,7 +83,7 @@ def _download(remote: str, local: Path) -> None:
         raise UserError(f"could not fetch {remote}: {error}") from error
 
 
-class DomainRows(Sequence[dict[str, np.ndarray]]):
+class DomainRows(Sequence[np.void]):
     """The rows of a domain; a shard is fetched when one of its rows is first asked for.
 
     Args:
@@ -106,7 +109,7 @@ class DomainRows(Sequence[dict[str, np.ndarray]]):
             ) from error
         sizes = [len(shard) for shard in self._shards]
         self._starts = np.cumsum([0, *sizes]).tolist()
-        self._ready: set[int] = set()
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
 
     @property
     def block(self) -> int:
@@ -116,52 +119,82 @@ class DomainRows(Sequence[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, row: Any) -> dict[str, np.ndarray]:
-        """Columns of a row.
+    def __getitem__(self, row: Any) -> np.void:
+        """The columns of a row, by name.
 
         Raises:
             UserError: its shard is missing or damaged.
         """
         number = bisect.bisect_right(self._starts, row) - 1
-        shard = self._shards[number]
-        try:
-            if number not in self._ready:
-                self._fetch(number)
-            return shard[row - self._starts[number]]
-        except FileNotFoundError:
-            self._fetch(number)  # evicted from the cache meanwhile
-            return shard[row - self._starts[number]]
-        except (IndexError, ValueError, TypeError, EOFError) as error:
-            raise UserError(
-                f"found a damaged shard {self._path(number)} of domain {self.name} (row {row}: "
-                f"{error}): fetch or prepare it again"
-            ) from error
+        rows = self._open.get(number)
+        if rows is None:
+            self._fetch(number)
+            rows = self._open[number] = self._mapped(number)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return rows[row - self._starts[number]]
 
     def _path(self, number: int) -> Path:
         return self.local / self._shards[number].file_pairs[0][0].basename
+
+    def _mapped(self, number: int) -> np.ndarray:
+        """A shard's rows in place: columns of fixed size follow each other, row after row."""
+        path, count = self._path(number), len(self._shards[number])
+        try:
+            row = _row_type(self._shards[number])
+            file = np.memmap(path, np.uint8, mode="r")
+            # an MDS shard begins with the number of rows and the offsets of each and of the end
+            header = file[: 4 * (count + 2)].view(np.uint32)
+            first = int(header[1])
+            if header[0] != count or (np.diff(header[1:]) != row.itemsize).any():
+                raise ValueError("its offsets do not fit its columns")
+            return file[first : first + count * row.itemsize].view(row)
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"found a damaged shard {path} of domain {self.name} ({error}): "
+                "fetch or prepare it again"
+            ) from error
 
     def _fetch(self, number: int) -> None:
         """Have a shard on the local disk, whole, fetched by one process at a time."""
         path, shard = self._path(number), self._shards[number]
         expected = shard.file_pairs[0][0].bytes
-        if not path.is_file():
-            if self.remote is None and shard.file_pairs[0][1] is None:
-                raise UserError(
-                    f"found no shard {path} of domain {self.name}, which its index names: "
-                    "fetch or prepare it again"
-                )
+        compressed = shard.file_pairs[0][1] is not None
+        if _size(path) != expected and (self.remote is not None or compressed):
             try:
                 with FileLock(f"{path}.lock"):
+                    if _size(path) not in (expected, None) and self.remote is not None:
+                        path.unlink()  # what a kill left of a download
                     self._stream.prepare_shard(shard)
             except Exception as error:  # every storage has errors of its own
                 raise UserError(
                     f"could not fetch shard {path.name} of domain {self.name} from "
                     f"{self.remote or path.parent}: {error}"
                 ) from error
-        size = path.stat().st_size
+        size = _size(path)
         if size != expected:
+            found = "no file" if size is None else f"{size} bytes"
             raise UserError(
-                f"found {size} bytes in shard {path} of domain {self.name}, expected {expected}: "
+                f"found {found} at shard {path} of domain {self.name}, expected {expected} bytes: "
                 "fetch or prepare it again"
             )
-        self._ready.add(number)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _row_type(shard: Reader) -> np.dtype:
+    """The columns of a row as a record.
+
+    Raises:
+        ValueError: a column is no array of fixed size.
+    """
+    fields = []
+    for name, encoding in zip(shard.column_names, shard.column_encodings, strict=True):
+        kind, _, rest = encoding.partition(":")
+        dtype, _, shape = rest.partition(":")
+        if kind != "ndarray" or not shape:
+            raise ValueError(f"column {name} is {encoding}, expected ndarray:TYPE:LENGTH")
+        fields.append((name, np.dtype(dtype), tuple(map(int, shape.split(",")))))
+    return np.dtype(fields)

@@ -90,7 +90,7 @@ def test_the_loader_ends_where_the_data_does(tree):
 def test_a_damaged_shard_stops_the_trainer(tree):
     for shard in (tree.root / "prune/wiki").glob("shard.*.mds"):
         shard.write_bytes(b"")
-    with pytest.raises(UserError, match="found 0 bytes in shard"):
+    with pytest.raises(UserError, match="found 0 bytes at shard"):
         batches_of(loader_of(tree, workers=1), 3)
 
 

@@ -58,13 +58,37 @@ def test_compressed_local_shards_are_read_and_kept(tmp_path):
     assert list((root / "prune/cc").glob("*.zstd"))
 
 
-def test_a_shard_that_left_the_cache_is_fetched_again(tmp_path):
+def test_what_a_kill_left_of_a_download_is_fetched_again(tmp_path):
+    remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
+    read_all(DomainRows("cc", local, str(remote / "prune/cc")))
+    for shard in local.glob("shard.*.mds"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    again = DomainRows("cc", local, str(remote / "prune/cc"))
+    np.testing.assert_array_equal(read_all(again), expected())
+
+
+def test_shards_may_leave_the_cache_while_they_are_read(tmp_path):
     remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
     rows = DomainRows("cc", local, str(remote / "prune/cc"))
-    first = rows[0][TOKENS]
-    for shard in local.glob("shard.*.mds"):
-        shard.unlink()
-    np.testing.assert_array_equal(rows[0][TOKENS], first)
+    for i in range(ROWS):
+        np.testing.assert_array_equal(rows[i][TOKENS], expected()[i])
+        for shard in local.glob("shard.*.mds"):
+            shard.unlink()
+
+
+def test_only_so_many_shards_are_open(tree, monkeypatch):
+    monkeypatch.setattr("llmshearing.data.domains.OPEN_SHARDS", 2)
+    rows = DomainRows("cc", tree / "prune/cc")
+    np.testing.assert_array_equal(read_all(rows), expected())
+    np.testing.assert_array_equal(read_all(rows), expected())
+    assert len(rows._open) == 2
+
+
+def test_columns_of_another_kind_are_told(tree):
+    index = tree / "prune/cc/index.json"
+    index.write_text(index.read_text().replace("ndarray:uint16:16", "bytes"))
+    with pytest.raises(UserError, match="column tokens is bytes, expected ndarray:TYPE:LENGTH"):
+        DomainRows("cc", tree / "prune/cc")[0]
 
 
 def _read_in_process(local, remote):
@@ -117,14 +141,14 @@ def test_a_missing_shard_is_told_by_name(tree):
     shard.unlink()
     rows = DomainRows("cc", tree / "prune/cc")
     rows[0]
-    with pytest.raises(UserError, match=f"found no shard .*{shard.name} of domain cc"):
+    with pytest.raises(UserError, match=f"found no file at shard .*{shard.name} of domain cc"):
         rows[ROWS - 1]
 
 
 def test_a_shard_cut_short_is_told_by_name(tree):
     shard = last_shard(tree)
     shard.write_bytes(shard.read_bytes()[:-3])
-    with pytest.raises(UserError, match=f"bytes in shard .*{shard.name} of domain cc, expected"):
+    with pytest.raises(UserError, match=f"bytes at shard .*{shard.name} of domain cc, expected"):
         DomainRows("cc", tree / "prune/cc")[ROWS - 1]
 
 
