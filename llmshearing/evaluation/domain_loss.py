@@ -134,7 +134,8 @@ def evaluate(
     source = read_source(model_directory)
     check_tokenizer(model_directory, source.config["vocab_size"], tree)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(source).to(device).eval()
+    model = load_model(source)
+    model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -194,6 +195,7 @@ def token_losses(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tens
     wanted = targets != IGNORED
     states, targets = states[:, :-1][wanted], targets[wanted]
     head = model.get_output_embeddings()
+    assert head is not None
     pieces = zip(states.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True)
     losses = [cross_entropy(head(h).float(), t, reduction="none") for h, t in pieces]
     return torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)

@@ -117,8 +117,7 @@ def _packages() -> Iterator[str]:
 
 def description(package: importlib.metadata.Distribution) -> str:
     """The long description of an installed package, wherever its metadata keeps it."""
-    body = package.metadata.get_payload()
-    return (body if isinstance(body, str) else "") or package.metadata.get("Description", "")
+    return str(package.metadata.json.get("description", ""))
 
 
 def docstrings(source: str) -> str:

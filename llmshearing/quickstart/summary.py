@@ -111,11 +111,10 @@ def _lead(summary: dict[str, Any]) -> str:
 
 
 def _closing(table: Table, layout: Layout) -> TerminalTable:
-    """The table of models with where each is saved."""
+    """Each model with its size and mean loss, and where it is saved."""
     shown = TerminalTable(title=table.title)
-    for column, name in enumerate((*table.header, "what", "saved in")):
-        right = 0 < column < len(table.header)
-        shown.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*row, TOLD[row[0]], str(layout.model(row[0])))
+    for name in ("model", "", "parameters", "mean loss", "saved in"):
+        shown.add_column(name, overflow="fold")
+    for name, parameters, mean, *_ in table.rows:
+        shown.add_row(name, TOLD[name], parameters, mean, str(layout.model(name)))
     return shown

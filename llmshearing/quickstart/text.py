@@ -10,6 +10,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaConfig
 
@@ -19,12 +20,12 @@ from llmshearing.quickstart import corpus, tokenizer
 
 SEQUENCE_LENGTH = 256
 # Twice the target of yamls/quickstart/prune.yaml in every axis but the layers.
-SOURCE = {
-    "hidden_size": 192,
-    "intermediate_size": 512,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
+SOURCE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from llmshearing.reports.runs import HELD_OUT, Run, Series
@@ -104,7 +105,7 @@ def masks(scores: Mapping[str, NDArray]) -> Figure | None:
         plot.grid(visible=False)
         plot.set_yticks([])
         plot.tick_params(labelsize=7.5)
-        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
     assert image is not None
     color_scale(figure, image, plots)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ INK, GRID = "#1b1f27", "#d8dce3"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"}
 SIZE_INCHES = (4.4, 3.1)
 LEGEND_CHARACTERS, HANDLE_CHARACTERS = 52, 5
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,

@@ -1,0 +1,54 @@
+"""The whole path, made short: every command for real."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmshearing.errors import UserError
+from llmshearing.quickstart import run
+from llmshearing.quickstart.stages import Settings
+
+SHORT = Settings(
+    characters_per_domain=400_000,
+    prepare=("splits.eval.tokens_per_domain=2048",),
+    training=("run.eval_interval=4ba", "run.checkpoint_interval=4ba", "loading.prefetch=1"),
+    steps={"source": 8, "prune": 8, "continue": 4, "scratch": 12},
+)
+
+
+@pytest.mark.slow
+def test_the_whole_path_and_again(tmp_path, capsys):
+    out = tmp_path / "out"
+    run(out, settings=SHORT)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["tokens"]["scratch"] == (
+        summary["tokens"]["prune"] + summary["tokens"]["continue"]
+    )
+    assert 0 < summary["peak_memory_gb"] < 4
+    sheared = AutoModelForCausalLM.from_pretrained(out / "models/sheared")
+    assert summary["sheared_parameters"] == sheared.num_parameters()
+    assert summary["sheared_parameters"] == summary["scratch_parameters"]
+    assert AutoTokenizer.from_pretrained(out / "models/sheared").encode("def") != []
+    for name in ("source", "pruned", "sheared", "scratch"):
+        assert 0 < summary[f"{name}_loss"] < 10
+    assert "<svg" in (out / "report.html").read_text()
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
+    capsys.readouterr()
+    run(out, settings=SHORT)
+    assert "$ composer" not in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+    given = tmp_path / "given"
+    run(given, model=out / "models/source", settings=SHORT)
+    again = json.loads((given / "summary.json").read_text())
+    assert again["source_loss"] > 0
+    assert again["sheared_parameters"] == summary["sheared_parameters"]
+    assert "source" not in again["tokens"]
+
+
+def test_a_model_that_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        run(tmp_path / "out", model=tmp_path)
+    assert not (tmp_path / "out").exists()
