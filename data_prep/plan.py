@@ -31,7 +31,7 @@ class Domain:
     Attributes:
         name: the domain.
         pools: its files: `train`, and `eval` where held-out files are given.
-        field: the field to read.
+        reads: what to read of a record.
         chat: whether that is a chat.
         asks: what each split asks of each pool.
         estimate: tokens of the train pool, roughly; None where no budget needs it.
@@ -40,7 +40,7 @@ class Domain:
 
     name: str
     pools: dict[str, list[sources.Source]]
-    field: str
+    reads: sources.Reads
     chat: bool
     asks: dict[str, list[splits.Ask]]
     estimate: int | None
@@ -104,8 +104,8 @@ def make(recipe: recipes.Recipe) -> Plan:
         bos=facts.bos if recipe.bos else None,
         eos=facts.eos if recipe.eos else None,
         unit_bytes=recipes.byte_size(recipe.unit_bytes),
-        text_fields={domain.name: domain.field for domain in domains},
-        messages_fields={domain.name: domain.field for domain in domains if domain.chat},
+        reads={domain.name: domain.reads for domain in domains},
+        chats=frozenset(domain.name for domain in domains if domain.chat),
         keep={domain.name: domain.keep for domain in domains},
     )
     identity, work_identity = _identities(recipe, settings, domains)
@@ -148,7 +148,8 @@ def _domains(
             held_out = [ask if ask and ask.tokens is not None else whole]
         ordered = [asks[split] for split in SPLITS if split in asks]
         estimate, chat = None, rule.messages_field is not None
-        reads = rule.messages_field or rule.text_field or recipe.text_field
+        where = tuple((tuple(key.split(".")), value) for key, value in (rule.where or {}).items())
+        reads = sources.Reads(rule.messages_field or rule.text_field or recipe.text_field, where)
         if any(ask.tokens is not None for ask in ordered) and not chat:
             encoder = encoder or encoders.fastest(facts)
             estimate = _estimate(pools["train"], reads, encoder, recipe)
@@ -198,7 +199,8 @@ def _identities(
         "domains": [
             {
                 "name": domain.name,
-                "field": domain.field,
+                "field": domain.reads.field,
+                "where": domain.reads.where,
                 "chat": domain.chat,
                 "keep": domain.keep,
                 "files": [
@@ -231,7 +233,10 @@ def _digest(value: Any) -> str:
 
 
 def _estimate(
-    files: list[sources.Source], reads: str, encoder: encoders.Encoder, recipe: recipes.Recipe
+    files: list[sources.Source],
+    reads: sources.Reads,
+    encoder: encoders.Encoder,
+    recipe: recipes.Recipe,
 ) -> int:
     """Guess the tokens of some files from the beginnings of a few of them."""
     step = -(-len(files) // SAMPLED_FILES)

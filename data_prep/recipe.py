@@ -30,6 +30,8 @@ class DomainRule:
             given, held-out text is split off `files`.
         text_field: the field that holds the text; the recipe's own where none is given.
         messages_field: the field that holds a chat; a domain that names it is chat data.
+        where: fields and the values that a document of the domain has in them, for files that mix
+            domains; a dot leads into a field, e.g. `meta.redpajama_set_name: RedPajamaC4`.
         weight: the domain's part of a budget for all domains; only ratios matter.
     """
 
@@ -37,6 +39,7 @@ class DomainRule:
     eval_files: Any = None
     text_field: str | None = None
     messages_field: str | None = None
+    where: dict[str, str] | None = None
     weight: float | None = None
 
 
@@ -141,7 +144,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         problems = _unknown_keys(given)
         if problems:
             raise UserError(f"{path}: " + "; ".join(problems))
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), given))
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), given)
+        problems = [
+            f"`{name}` is missing: give it in the file or as {name}=..."
+            for name in ("source", "output", "tokenizer", "sequence_length", "domains")
+            if OmegaConf.is_missing(merged, name)
+        ]
+        if problems:
+            raise UserError(f"{path}: " + "; ".join(problems))
+        recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
         raise UserError(f"{path}: {what} (key `{error.full_key}`)") from None
@@ -181,14 +192,7 @@ def _unknown(given: DictConfig, schema: type, prefix: str) -> list[str]:
 
 
 def _problems(recipe: Recipe) -> list[str]:
-    config = OmegaConf.structured(recipe)
-    problems = [
-        f"`{name}` is missing: give it in the file or as {name}=..."
-        for name in ("source", "output", "tokenizer", "sequence_length", "domains")
-        if OmegaConf.is_missing(config, name)
-    ]
-    if problems:
-        return problems
+    problems = []
     if recipe.sequence_length < 2:
         problems.append(f"sequence_length is {recipe.sequence_length}, expected at least 2")
     if not recipe.domains:

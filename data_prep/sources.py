@@ -56,7 +56,7 @@ class Document:
         line: its line (JSON Lines) or row (Parquet), counted from 1 within the unit.
         value: the field asked for, or None.
         problem: why there is no value, or None.
-        blank: whether the line holds nothing and is no document.
+        blank: whether there is no document: an empty line, or text of another domain.
     """
 
     line: int
@@ -130,33 +130,59 @@ def plain_block_bytes(unit_bytes: int) -> int:
     return min(BLOCK_BYTES, unit_bytes)
 
 
+@dataclass(frozen=True)
+class Reads:
+    """What to read of a record.
+
+    Attributes:
+        field: the field that holds the text or the chat.
+        where: paths of fields, and the values that they have in records of the domain.
+    """
+
+    field: str
+    where: tuple[tuple[tuple[str, ...], str], ...] = ()
+
+    def of(self, record: dict[str, Any]) -> bool:
+        """Say whether a record is of the domain."""
+        for path, wanted in self.where:
+            value: Any = record
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value != wanted:
+                return False
+        return True
+
+
 def documents(
-    source: Source, blocks: tuple[int, int], unit_bytes: int, field: str
+    source: Source, blocks: tuple[int, int], unit_bytes: int, reads: Reads
 ) -> Iterator[Document]:
-    """Read the documents of a unit: the value of `field`, or what is wrong with the record.
+    """Read the documents of a unit: the value of the field, or what is wrong with the record.
 
     Raises:
         UserError: the file cannot be read to its end.
     """
     try:
         if source.kind == "parquet":
-            yield from _parquet_documents(source, blocks, field)
+            yield from _parquet_documents(source, blocks, reads)
             return
         for number, line in enumerate(lines(source, blocks, unit_bytes), start=1):
             begins_file = number == 1 and blocks[0] == 0
-            yield _parse(number, line.removeprefix(codecs.BOM_UTF8) if begins_file else line, field)
+            yield _parse(number, line.removeprefix(codecs.BOM_UTF8) if begins_file else line, reads)
     except OSError as error:
         raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
 
 
-def _parse(number: int, line: bytes, field: str) -> Document:
+def _parse(number: int, line: bytes, reads: Reads) -> Document:
     try:
-        return Document(number, orjson.loads(line)[field])
+        record = orjson.loads(line)
+        if not reads.where or reads.of(record):
+            return Document(number, record[reads.field])
     except (ValueError, KeyError, TypeError):
-        return _parse_with_care(number, line, field)
+        return _parse_with_care(number, line, reads)
+    return Document(number, None, blank=True)
 
 
-def _parse_with_care(number: int, line: bytes, field: str) -> Document:
+def _parse_with_care(number: int, line: bytes, reads: Reads) -> Document:
     """Parse what the fast parser refuses, which may still be JSON, or say what is wrong."""
     if not line or line.isspace():
         return Document(number, None, blank=True)
@@ -168,9 +194,11 @@ def _parse_with_care(number: int, line: bytes, field: str) -> Document:
         return Document(number, None, f"malformed JSON: {error}")
     if not isinstance(record, dict):
         return Document(number, None, f"found {type(record).__name__}, expected an object")
-    if field not in record:
-        return Document(number, None, f"no field `{field}`")
-    return Document(number, record[field])
+    if not reads.of(record):
+        return Document(number, None, blank=True)
+    if reads.field not in record:
+        return Document(number, None, f"no field `{reads.field}`")
+    return Document(number, record[reads.field])
 
 
 def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
@@ -261,35 +289,38 @@ def _parquet(source: Source) -> Any:
         raise UserError(f"cannot read {source.path} as Parquet: {error}") from None
 
 
-def _parquet_documents(source: Source, blocks: tuple[int, int], field: str) -> Iterator[Document]:
+def _parquet_documents(source: Source, blocks: tuple[int, int], reads: Reads) -> Iterator[Document]:
     import pyarrow
 
     file = _parquet(source)
-    if field not in file.schema_arrow.names:
+    columns = sorted({reads.field, *(path[0] for path, _ in reads.where)})
+    if not set(columns) <= set(file.schema_arrow.names):
         raise UserError(
             f"found the columns {', '.join(file.schema_arrow.names)} in {source.path}, "
-            f"expected `{field}`: set text_field"
+            f"expected {', '.join(columns)}: set text_field or where"
         )
     number = 0
     try:
-        batches = file.iter_batches(batch_size=256, row_groups=range(*blocks), columns=[field])
+        batches = file.iter_batches(batch_size=256, row_groups=range(*blocks), columns=columns)
         for batch in batches:
-            for value in batch.column(0):
+            for row in range(batch.num_rows):
                 number += 1
                 try:
-                    yield Document(number, value.as_py())
+                    record = {name: batch.column(name)[row].as_py() for name in columns}
+                    blank = not reads.of(record)
+                    yield Document(number, record[reads.field], blank=blank)
                 except UnicodeDecodeError as error:
                     yield Document(number, None, f"invalid UTF-8 at byte {error.start}")
     except pyarrow.ArrowException as error:
         raise UserError(f"found damaged data in {source.path} ({error}): get it again") from None
 
 
-def text_ratio(source: Source, field: str) -> float:
-    """Guess the bytes of text in a byte of the file, from its beginning."""
+def text_ratio(source: Source, reads: Reads) -> float:
+    """Guess the bytes of the domain's text in a byte of the file, from its beginning."""
     if source.kind == "parquet":
         file = _parquet(source).metadata
         names = [file.row_group(0).column(i).path_in_schema for i in range(file.num_columns)]
-        column = names.index(field) if field in names else 0
+        column = names.index(reads.field) if reads.field in names else 0
         groups = range(file.num_row_groups)
         text = sum(file.row_group(i).column(column).total_uncompressed_size for i in groups)
         return text / source.size
@@ -306,8 +337,7 @@ def text_ratio(source: Source, field: str) -> float:
                     break
             sample, expands = b"".join(parts), written / min(read, source.size)
     for line in sample.split(b"\n")[:-1] or [sample]:
-        value = _parse(0, line, field).value
-        if isinstance(value, str):
-            text += len(value.encode("utf-8", "ignore"))
-            lines_read += len(line) + 1
-    return expands * (text / lines_read if lines_read else 0.95)
+        value = _parse(0, line, reads).value
+        text += len(value.encode("utf-8", "ignore")) if isinstance(value, str) else 0
+        lines_read += len(line) + 1
+    return expands * (text / lines_read if text else 0.0 if reads.where else 0.95)

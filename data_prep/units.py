@@ -61,8 +61,8 @@ class UnitSettings:
         bos: id to begin documents with, or None.
         eos: id to end documents with, or None.
         unit_bytes: size of units, from which the blocks follow.
-        text_fields: field of the text, by domain.
-        messages_fields: field of the chat, by domain; empty for plain text.
+        reads: what to read of a record, by domain.
+        chats: the domains whose records are chats.
         keep: bound on the hash of documents that are tokenised, by domain.
     """
 
@@ -74,8 +74,8 @@ class UnitSettings:
     bos: int | None
     eos: int | None
     unit_bytes: int
-    text_fields: dict[str, str]
-    messages_fields: dict[str, str]
+    reads: dict[str, sources.Reads]
+    chats: frozenset[str]
     keep: dict[str, int]
 
 
@@ -113,7 +113,7 @@ class UnitWorker:
     def __init__(self, settings: UnitSettings) -> None:
         self.settings = settings
         self._encoder = encoders.fastest(settings.tokenizer)
-        self._chat = ChatEncoder(settings.tokenizer_path) if settings.messages_fields else None
+        self._chat = ChatEncoder(settings.tokenizer_path) if settings.chats else None
 
     def run(self, unit: Unit) -> UnitSummary:
         """Tokenise `unit` and write its file.
@@ -125,7 +125,7 @@ class UnitWorker:
         hashes: list[int] = []
         lengths, tokens, loss = [], [], []
         for batch in self._batches(unit, summary, hashes):
-            if unit.domain in self.settings.messages_fields:
+            if unit.domain in self.settings.chats:
                 assert self._chat is not None
                 flat, counts, targets = self._chat.encode(batch)
                 flat, counts, targets = self._framed_chat(flat, counts, targets)
@@ -142,13 +142,13 @@ class UnitWorker:
     def _batches(self, unit: Unit, summary: UnitSummary, hashes: list[int]) -> Iterator[list[Any]]:
         """Read documents in batches, count them, and note the hashes of those that are kept."""
         settings = self.settings
-        chat = settings.messages_fields.get(unit.domain)
-        name = chat or settings.text_fields[unit.domain]
+        chat = self._chat if unit.domain in settings.chats else None
+        reads = settings.reads[unit.domain]
         keep = WHOLE if unit.pool == "eval" else settings.keep[unit.domain]
         seed = settings.seed % (1 << 64)
         batch: list[Any] = []
         size = 0
-        for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, name):
+        for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, reads):
             summary.lines = document.line
             if document.blank:
                 continue
@@ -157,7 +157,7 @@ class UnitWorker:
             if problem is None:
                 try:
                     canonical = _canonical(value, chat=chat is not None)
-                    content = self._chat.render(value) if chat and self._chat else canonical
+                    content = chat.render(value) if chat else canonical
                 except ValueError as error:
                     problem = str(error)
             if problem is not None:

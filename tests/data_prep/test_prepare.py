@@ -189,6 +189,40 @@ def same_data(one, other):
         assert contents(one / split) == contents(other / split)
 
 
+def test_domains_mixed_in_the_same_files(config, source, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    settings = json.loads(config.read_text())
+    settings["domains"] = {
+        name: {"files": "mixed", "where": {"meta.set": name}} for name in ("web", "code")
+    }
+    mixed = tmp_path / "mixed.yaml"
+    mixed.write_text(json.dumps(settings))
+    records = [
+        {"text": json.loads(line)["text"], "meta": {"set": domain}}
+        for domain in ("web", "code")
+        for path in sorted((source / domain).rglob("*.jsonl"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    records = [record for pair in zip(records[:95], records[95:], strict=True) for record in pair]
+    (source / "mixed").mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (source / "mixed" / "all.jsonl").write_text(lines)
+    assert prepare(config) == 0
+    assert prepare(mixed, f"output={tmp_path / 'lines'}") == 0
+    (source / "mixed" / "all.jsonl").unlink()
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(table, source / "mixed" / "all.parquet", row_group_size=11)
+    assert prepare(mixed, f"output={tmp_path / 'parquet'}") == 0
+    for name in ("lines", "parquet"):
+        ours, apart = DataTree.open(tmp_path / name), DataTree.open(tmp_path / "tree")
+        for split in apart.splits:
+            for domain, info in apart.split(split).items():
+                assert ours.split(split)[domain].documents == info.documents
+                assert ours.split(split)[domain].tokens == info.tokens
+
+
 def test_a_wide_vocabulary_takes_32_bits(config, json_folder, tmp_path):
     tokenizer = json.loads((json_folder / "tokenizer.json").read_text(encoding="utf-8"))
     wide = tmp_path / "wide"
