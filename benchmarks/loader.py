@@ -11,6 +11,7 @@ grow with the data, on an index without files.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -109,7 +110,7 @@ def compare(root: Path, workers: int, seconds: float) -> None:
 
 
 def rate(batches: Iterable[Any], seconds: float) -> float:
-    """Batches per second after the first ones."""
+    """Batches per second after the first ones, which wait for the workers to start."""
     iterator: Iterator[Any] = iter(batches)
     for batch in islice(iterator, 8):
         assert batch["input_ids"].shape == (BATCH, LENGTH)
@@ -159,6 +160,7 @@ def collate(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 
 def growth(rows: int) -> dict[str, float]:
     """Cost of what a run does besides reading, for so many rows in all."""
+    before = peak_megabytes()
     names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
     supplies = [Supply(n, max(1, int(rows * w)), 8192) for n, w in WEIGHTS.items()]
 
@@ -175,18 +177,24 @@ def growth(rows: int) -> dict[str, float]:
         sampler.update(sampler.cursor.sample, weights)
         times.append(time.perf_counter() - begun)
         sampler.take(batch)
-    state = json.dumps(sampler.state_dict())
+    file = io.BytesIO()
+    torch.save(sampler.state_dict(), file)
     again, begun = new(), time.perf_counter()
-    again.load_state_dict(json.loads(state))
+    again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     found = again.take(batch)
     assert found is not None
     again.rows(found)
     return {
-        "update": 1e3 * max(times),
+        "update": 1e3 * statistics.median(times),
         "resume": 1e3 * (time.perf_counter() - begun),
-        "state": len(state) / 1024,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "state": len(file.getvalue()) / 1024,
+        "memory": peak_megabytes() - before,
     }
+
+
+def peak_megabytes() -> float:
+    """Of this process, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

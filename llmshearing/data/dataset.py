@@ -147,7 +147,7 @@ def read_rows(
         if tokens.shape != (sequence_length,):
             raise _unfit(domains[domain], row, f"{tokens.size} ids, expected {sequence_length}")
         array[i] = tokens
-        if LOSS in sample.dtype.names:
+        if LOSS in (sample.dtype.names or ()):
             if labels is ids:
                 labels = torch.full_like(ids, 1)
             labels.numpy()[i] = sample[LOSS]

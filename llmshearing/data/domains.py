@@ -11,14 +11,13 @@ import bisect
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from filelock import FileLock
 from streaming import Stream
-from streaming.base.format import Reader
+from streaming.base.format.mds.reader import MDSReader
 from streaming.base.storage import CloudDownloader
 from streaming.base.world import World
 
@@ -83,7 +82,7 @@ def _download(remote: str, local: Path) -> None:
         raise UserError(f"could not fetch {remote}: {error}") from error
 
 
-class DomainRows(Sequence[np.void]):
+class DomainRows:
     """The rows of a domain; a shard is fetched when one of its rows is first asked for.
 
     Args:
@@ -102,7 +101,7 @@ class DomainRows(Sequence[np.void]):
             keep_zip=remote is None,
         )
         try:
-            self._shards: list[Reader] = self._stream.get_shards(World.detect(), False)
+            self._shards = cast(list[MDSReader], self._stream.get_shards(World.detect(), False))
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"found no usable index of domain {name} at {self.local / INDEX}: {error}"
@@ -119,7 +118,7 @@ class DomainRows(Sequence[np.void]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, row: Any) -> np.void:
+    def __getitem__(self, row: int) -> Any:
         """The columns of a row, by name.
 
         Raises:
@@ -184,7 +183,7 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _row_type(shard: Reader) -> np.dtype:
+def _row_type(shard: MDSReader) -> np.dtype:
     """The columns of a row as a record.
 
     Raises:

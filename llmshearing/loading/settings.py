@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from llmshearing.errors import UserError
 from llmshearing.loading.policies import POLICIES, TOLERANCE, Limits
@@ -140,7 +141,7 @@ def name_errors(key: str, given: dict[str, float], domains: Sequence[str]) -> li
     return errors
 
 
-def limits(settings: LoadingSettings, domains: Sequence[str], prior: Sequence[float]) -> Limits:
+def limits(settings: LoadingSettings, domains: Sequence[str], prior: ArrayLike) -> Limits:
     """The bounds of the policy, in the domains' order."""
     return Limits(
         eta=_each(settings, domains, "eta"),
