@@ -35,9 +35,7 @@ def build(masked: bool) -> tuple[ShearingModel, torch.optim.Optimizer]:
     masks = None
     if masked:
         table = family_of(config.to_dict()).table(config.to_dict())
-        target = replace(
-            table.source, hidden=128, layers=6, heads=4, kv_groups=4, intermediate=344
-        )
+        target = replace(table.source, hidden=128, layers=6, heads=4, kv_groups=4, intermediate=344)
         masks = Masks(table, target, PruningSettings(), seed=0)
     model = ShearingModel(decoder, masks, domains=7).train()
     return model, torch.optim.AdamW(model.parameters(), lr=1e-4)

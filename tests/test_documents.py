@@ -11,8 +11,12 @@ from llmshearing.config import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = sorted(p for stage in ("prune", "continue", "quickstart")
-                 for p in (ROOT / "yamls" / stage).glob("*.yaml") if p.name != "data.yaml")  # fmt: skip
+RECIPES = sorted(
+    path
+    for stage in ("prune", "continue", "quickstart")
+    for path in (ROOT / "yamls" / stage).glob("*.yaml")
+    if path.name != "data.yaml"
+)
 
 
 def commands():

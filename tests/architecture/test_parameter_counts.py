@@ -61,9 +61,7 @@ def test_removing_any_row_of_any_table_changes_the_count():
 def test_shape_is_derived_from_tensors_alone():
     config = {**LLAMA2_7B, "num_key_value_heads": 8}
     table = family_of(config).table(config)
-    shape = replace(
-        table.source, hidden=2048, heads=12, kv_groups=4, layers=20, intermediate=5504
-    )
+    shape = replace(table.source, hidden=2048, heads=12, kv_groups=4, layers=20, intermediate=5504)
     tensors = table.tensor_shapes(shape)
     assert derive_shape(table, tensors) == shape
     name = "model.layers.3.mlp.up_proj.weight"

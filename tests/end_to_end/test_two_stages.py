@@ -34,9 +34,7 @@ def test_prune_export_continue_export(recipe_file, tmp_path):
     assert (pruned.shape.hidden, pruned.shape.layers, pruned.shape.heads) == (16, 2, 2)
     assert pruned.shape.intermediate == 24
     assert pruned.difference < 1e-5
-    model, report = AutoModelForCausalLM.from_pretrained(
-        pruned.directory, output_loading_info=True
-    )
+    model, report = AutoModelForCausalLM.from_pretrained(pruned.directory, output_loading_info=True)
     assert not any(report.values())
     assert sum(p.numel() for p in model.parameters()) == pruned.parameters
     manifest = json.loads((pruned.directory / "llmshearing.json").read_text())
