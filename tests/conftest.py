@@ -20,6 +20,7 @@ def shared() -> Path:
         pytest.skip(f"no real input at {folder}: set LLMSHEARING_SHARED to a folder that holds it")
     return folder
 
+
 ROOT = Path(__file__).parents[1]
 DOMAINS = {"prose": "stone river light", "code": "def return import", "letters": "dear sir yours"}
 

@@ -11,7 +11,7 @@ from llmshearing.errors import UserError
 from llmshearing.preflight import check
 
 CASES = {
-    "misspelled key": (["data.workrs=1"], "data.workrs: unknown key in data; did you mean data.workers?"),
+    "misspelled key": (["data.workrs=1"], "unknown key in data; did you mean data.workers?"),
     "misspelled section": (["optimiser.eps=1"], "did you mean optimizer?"),
     "wrong type": (["data.microbatch=many"], "data.microbatch: Value 'many'"),
     "no unit": (["run.duration=300"], "run.duration: found '300', expected steps with a unit"),
