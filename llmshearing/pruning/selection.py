@@ -34,9 +34,15 @@ def select(scores: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> Kept:
     return kept
 
 
+# A unit that stays takes part, however undecided its mask was: it counts in the norms' means, and a
+# gate of 0 folded into weights could not be trained again.
+SMALLEST_KEPT_GATE = 0.1
+
+
 def keep_only(gates: Mapping[Axis, Tensor], kept: Kept) -> dict[Axis, Tensor]:
-    """The gates with every unit that does not stay set to 0."""
+    """The gates with every unit that does not stay set to 0, and of those that stay none near 0."""
     return {
-        axis: gate * torch.zeros_like(gate).scatter(-1, kept[axis], 1.0)
+        axis: gate.clamp(min=SMALLEST_KEPT_GATE)
+        * torch.zeros_like(gate).scatter(-1, kept[axis], 1.0)
         for axis, gate in gates.items()
     }

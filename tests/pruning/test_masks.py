@@ -5,7 +5,7 @@ import torch
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
-from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks, PruningSettings
+from llmshearing.pruning.masks import CLOSEST_TO_CERTAIN, Masks, PruningSettings
 
 CONFIG = {
     "model_type": "llama",
@@ -62,11 +62,33 @@ def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
     assert gates[Axis.LAYER].count_nonzero() == 3
 
 
+def test_a_kept_unit_is_never_switched_off():
+    """A unit that stays counts in the norm's mean, so its gate must not be 0."""
+    masks = make().eval()
+    for logits in masks.log_alpha.values():
+        logits.data.fill_(-100.0)
+    masks.clamp_logits()
+    masks.set_progress(1, 1.0)
+    for axis, gate in masks().gates.items():
+        assert (gate.count_nonzero(dim=-1) == masks.target_sizes[axis]).all()
+
+
 def test_start_breaks_symmetry_within_the_bound():
     masks = make()
     for logits in masks.log_alpha.values():
         assert logits.std() > 0
-        assert logits.max() < LOG_ALPHA_BOUND
+        assert logits.max() < masks.bounds[1]
+
+
+def test_the_bound_is_one_of_probability():
+    masks = make()
+    for end, probability in ((-100.0, CLOSEST_TO_CERTAIN), (100.0, 1 - CLOSEST_TO_CERTAIN)):
+        for logits in masks.log_alpha.values():
+            logits.data.fill_(end)
+        masks.clamp_logits()
+        for logits in masks.log_alpha.values():
+            found = masks.distribution.keep_probability(logits)
+            assert found.max().item() == pytest.approx(probability, abs=1e-5)
 
 
 @pytest.mark.parametrize("constraint", ["published", "released"])
