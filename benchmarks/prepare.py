@@ -2,8 +2,8 @@
 
     python benchmarks/prepare.py --text FOLDER --tokenizer TOKENIZER [--tokenizer ...] [--repeat 20]
 
-`FOLDER` holds a folder of JSON Lines a domain. The text is written `--repeat` times over, so that
-what is measured is the work and not the start of Python; `--repeat 1` shows the start as well.
+`FOLDER` holds a folder of JSON Lines a domain. The fast ones get the text `--repeat` times over, so
+that what is measured is the work and not the start of Python; `--repeat 1` shows the start as well.
 Encoders get the documents in memory and do nothing else. All in one run, on the same cores. Beside
 the time by the clock stands the processor time over all threads and processes, which other work on
 the machine disturbs less.
@@ -50,38 +50,38 @@ def main() -> None:
 
 def compare(text: Path, tokenizer: Path, folder: Path, repeat: int, cores: int) -> None:
     domains = copy_text(text, folder / "text", repeat)
-    documents = [
+    once = [
         json.loads(line)["text"]
-        for path in sorted((folder / "text").rglob("*.jsonl"))
+        for path in sorted((folder / "once").rglob("*.jsonl"))
         for line in path.read_bytes().splitlines()
     ]
-    size = sum(len(document.encode()) for document in documents)
-    about = f"{len(documents):,} documents, {size / 1e6:,.1f} MB of text, {cores} cores"
-    print(f"\n{tokenizer.name}: {about}")
-    print(f"{'':40} seconds  M tokens/s    MB/s  processor s  M tokens/s per core")
+    size = sum(len(document.encode()) for document in once)
+    print(
+        f"\n{tokenizer.name}: {len(once):,} documents, {size / 1e6:,.1f} MB of text, {cores} cores"
+    )
+    print(f"{'':42} text  seconds  M tokens/s    MB/s  processor s  M tokens/s per core")
     alone: dict[str, Took] = {}
     tokens = 0
-    for name, run in encoders(tokenizer, cores):
-        took, count, right = run(documents)
+    for name, slow, run in encoders(tokenizer, cores):
+        times = 1 if slow else repeat
+        took, count, right = run(once * times)
         if right:
-            alone[name], tokens = took, count
-        show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, count, size)
+            alone[name], tokens = took.each(times), count // times
+        show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, times, count, size)
     ours = timed(lambda: prepare(tokenizer, folder, domains, cores))
-    show("this project, whole command", ours, tokens, size)
+    show("this project, whole command", ours, repeat, tokens * repeat, size)
     loop = timed(lambda: python_loop(tokenizer, folder))
-    show("(a) Python loop, NumPy, MDSWriter", loop, tokens, size)
+    show("(a) Python loop, NumPy, MDSWriter", loop, 1, tokens, size)
+    ours = ours.each(repeat)
     show_ratio("(a)", loop, ours)
-    fastest = min(alone, key=lambda name: alone[name].wall)
-    show_ratio(f"(b) {fastest}", alone[fastest], ours)
-    others = [name for name in alone if "gigatoken" not in name]
-    known = min(others, key=lambda name: alone[name].wall)
-    show_ratio(f"the next library, {known}", alone[known], ours)
+    for name, took in sorted(alone.items(), key=lambda one: one[1].wall):
+        show_ratio(f"(b) {name}", took, ours)
 
 
-def show(name: str, took: Took, tokens: int, size: int) -> None:
-    rates = f"{tokens / took.wall / 1e6:11.2f} {size / took.wall / 1e6:7.1f}"
+def show(name: str, took: Took, times: int, tokens: int, size: int) -> None:
+    rates = f"{tokens / took.wall / 1e6:11.2f} {size * times / took.wall / 1e6:7.1f}"
     rates += f"  {took.cpu:11.2f}  {tokens / took.cpu / 1e6:10.2f}"
-    print(f"{name:40} {took.wall:7.2f} {rates}", flush=True)
+    print(f"{name:42} x{times:<3} {took.wall:8.2f} {rates}", flush=True)
 
 
 def show_ratio(name: str, other: Took, ours: Took) -> None:
@@ -103,13 +103,14 @@ def processor_seconds() -> float:
 
 
 def copy_text(text: Path, folder: Path, repeat: int) -> list[str]:
-    """Write each domain's files `repeat` times over into one file."""
+    """Write each domain's files `repeat` times over into one file, and once beside it."""
     domains = sorted(path.name for path in text.iterdir() if path.is_dir())
     for domain in domains:
         data = b"".join(path.read_bytes() for path in sorted((text / domain).glob("*.jsonl")))
         kept = [line for line in data.splitlines() if json.loads(line)["text"].strip()]
-        (folder / domain).mkdir(parents=True)
-        (folder / domain / "text.jsonl").write_bytes((b"\n".join(kept) + b"\n") * repeat)
+        for place, times in ((folder, repeat), (folder.with_name("once"), 1)):
+            (place / domain).mkdir(parents=True)
+            (place / domain / "text.jsonl").write_bytes((b"\n".join(kept) + b"\n") * times)
     return domains
 
 
@@ -120,12 +121,16 @@ class Took:
     wall: float
     cpu: float
 
+    def each(self, times: int) -> Took:
+        """Give the time of one of several rounds."""
+        return Took(self.wall / times, self.cpu / times)
+
 
 Run = Callable[[list[str]], tuple[Took, int, bool]]
 
 
-def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, Run]]:
-    """Give the encoders that are installed, each in its fastest way."""
+def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, bool, Run]]:
+    """Give the encoders that are installed, whether they are slow, and their fastest way."""
     model = tokenizer / "tokenizer.model"
     converted = tokenizer / "tokenizer.json"
     import sentencepiece
@@ -142,6 +147,7 @@ def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, Run]]:
 
     yield (
         f"SentencePiece, {cores} threads",
+        True,
         checked(lambda documents: processor.encode(documents, num_threads=cores)),
     )
     if converted.is_file():
@@ -159,10 +165,11 @@ def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, Run]]:
                 parts += [one.ids for one in encoded]
             return parts
 
-        yield "tokenizers, fast batch", checked(batch)
+        yield "tokenizers, fast batch", True, checked(batch)
     if importlib.util.find_spec("kitoken"):
         yield (
             f"kitoken, {cores} processes",
+            True,
             lambda documents: spread(kitoken, model, documents, cores),
         )
     if importlib.util.find_spec("gigatoken"):
@@ -175,8 +182,12 @@ def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, Run]]:
             took = timed(lambda: encoded.append(giga.encode_batch(documents, parallel=True)))
             return took, len(encoded[0].layout.content.data), True
 
-        yield f"gigatoken, {cores} threads", threads
-        yield f"gigatoken, {cores} processes", lambda d: spread(gigatoken_batches, model, d, cores)
+        yield f"gigatoken, {cores} threads", False, threads
+        yield (
+            f"gigatoken, {cores} processes",
+            False,
+            lambda d: spread(gigatoken_batches, model, d, cores),
+        )
 
 
 def same(documents: list[str], ids: list, processor: object) -> bool:
@@ -275,7 +286,7 @@ def python_loop(tokenizer: Path, folder: Path) -> None:
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
     column = {"tokens": f"ndarray:uint16:{SEQUENCE_LENGTH}"}
-    for path in sorted((folder / "text").glob("*/text.jsonl")):
+    for path in sorted((folder / "once").glob("*/text.jsonl")):
         out = folder / "loop" / path.parent.name
         with MDSWriter(out=str(out), columns=column) as writer, path.open(encoding="utf-8") as file:
             rest: list[int] = []

@@ -9,6 +9,7 @@ so that the documents in which it finds one go to the reference.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -137,6 +138,7 @@ def reference(facts: TokenizerFacts) -> Encoder:
     return SentencePieceEncoder(facts) if facts.kind == "sentencepiece" else JsonEncoder(facts)
 
 
+@functools.lru_cache(maxsize=1)
 def fastest(facts: TokenizerFacts) -> Encoder:
     """Give the fast encoder if it agrees with the reference on the probes, else the reference."""
     slow = reference(facts)

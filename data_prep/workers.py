@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -18,7 +19,7 @@ from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_task: Callable[[Any], Any] | None = None  # what this worker process does, set when it starts
+_make: Callable[[], Callable[[Any], Any]] | None = None  # set when a worker process starts
 
 
 def results(
@@ -58,9 +59,10 @@ def results(
 
 
 def _start(make: Callable[..., Callable[[Any], Any]], about: Any) -> None:
-    global _task  # noqa: PLW0603 - a process pool gives no other place for it
+    global _make  # noqa: PLW0603 - a process pool gives no other place for it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _task = make(about)
+    # Made with the first piece of work, so that an error is that piece's and is told as such.
+    _make = functools.cache(functools.partial(make, about))
 
 
 def _end_with_parent() -> None:
@@ -72,8 +74,8 @@ def _end_with_parent() -> None:
 
 
 def _do(item: Any) -> Any:
-    assert _task is not None
-    return _task(item)
+    assert _make is not None
+    return _make()(item)
 
 
 class Progress:
