@@ -23,10 +23,6 @@ class Distribution(Protocol):
         """P(gate != 0), the unit's expected contribution to a count."""
         ...
 
-    def logit(self, keep_probability: float) -> float:
-        """The `log_alpha` at which a unit is kept with this probability."""
-        ...
-
     def deterministic(self, log_alpha: Tensor) -> Tensor:
         """The gate used without noise; it does not decrease in `log_alpha`."""
         ...
@@ -52,11 +48,6 @@ class HardConcrete:
     def keep_probability(self, log_alpha: Tensor) -> Tensor:
         """1 - sigmoid(beta log(-gamma / zeta) - log_alpha)."""
         return torch.sigmoid(log_alpha - self.beta * math.log(-self.gamma / self.zeta))
-
-    def logit(self, keep_probability: float) -> float:
-        """The inverse of `keep_probability`."""
-        odds = keep_probability / (1 - keep_probability)
-        return math.log(odds) + self.beta * math.log(-self.gamma / self.zeta)
 
     def deterministic(self, log_alpha: Tensor) -> Tensor:
         """The gate at the median noise, u = 1/2: exactly 1 for a unit that surely stays."""

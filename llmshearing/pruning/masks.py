@@ -20,11 +20,10 @@ from llmshearing.pruning.constraint import Multipliers, constraint_of
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.selection import Kept, keep_only, select
 
-# Keep probabilities stay this far from 0 and 1, where their gradient has not vanished, so that a
-# unit given up early can come back; and no further, or units that are off would flicker in every
-# forward. The start lies inside, or the bound would erase the noise that breaks symmetry.
-CLOSEST_TO_CERTAIN = 1e-3
-START_PROBABILITY = 0.9975
+# Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
+# early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
+LOG_ALPHA_BOUND = 5.0
+LOG_ALPHA_START = 4.0
 START_NOISE = 0.01
 
 
@@ -102,14 +101,10 @@ class Masks(nn.Module):
         self.target_sizes = table.sizes(target)
         self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
         self.layers = table.source.layers
-        self.bounds = [
-            self.distribution.logit(p) for p in (CLOSEST_TO_CERTAIN, 1 - CLOSEST_TO_CERTAIN)
-        ]
-        start = self.distribution.logit(START_PROBABILITY)
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = nn.ParameterDict(
             {
-                axis.value: start
+                axis.value: LOG_ALPHA_START
                 + START_NOISE * torch.randn(self.mask_shape(axis), generator=generator)
                 for axis in self.axes
             }
@@ -168,7 +163,7 @@ class Masks(nn.Module):
         """Keep the logits within their bound; called after each optimizer step."""
         with torch.no_grad():
             for parameter in self.log_alpha.values():
-                parameter.clamp_(*self.bounds)
+                parameter.clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
 
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that descend."""
