@@ -125,21 +125,21 @@ def stages(
     references = f"loading.references={layout.references}"
     if layout.given is None:
         config = f"model.path={layout.root / 'source-config'}"
-        path.append(_train("source", "train the source model", 200, layout, settings, config))
+        path.append(_train("source", "train the source model", 180, layout, settings, config))
         path.append(_export("source", "source", layout))
     path.append(_evaluate("source", layout))
     path.append(Stage("references", "note its losses as references", 0.1, call=note_references))
     source = f"model.path={layout.model('source')}"
-    path.append(_train("prune", "prune it", 95, layout, settings, source, references, *target))
+    path.append(_train("prune", "prune it", 70, layout, settings, source, references, *target))
     path.append(_export("prune", "pruned", layout))
     path.append(_evaluate("pruned", layout))
     pruned = f"model.path={layout.model('pruned')}"
     path.append(
-        _train("continue", "continue at the target shape", 55, layout, settings, pruned, references)
+        _train("continue", "continue at the target shape", 45, layout, settings, pruned, references)
     )
     path.append(_export("continue", "sheared", layout))
     path.append(_evaluate("sheared", layout))
-    path.append(_train("scratch", "train that shape from scratch", 75, layout, settings, pruned))
+    path.append(_train("scratch", "train that shape from scratch", 65, layout, settings, pruned))
     path.append(_export("scratch", "scratch", layout))
     path.append(_evaluate("scratch", layout))
     return path
