@@ -6,6 +6,7 @@ composer -n 2 tests/recording.py RECIPE.yaml key=value     # writes RUN/seen-RAN
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,28 @@ def seen(directory: Path) -> dict[int, list[list[int]]]:
 
 
 @exits_on_user_error
-def main() -> None:
-    recipe, inputs = preflight.check(sys.argv[1], sys.argv[2:], dist.get_world_size())
+def main(arguments: list[str]) -> None:
+    recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
     dist.initialize_dist(get_device())
     run_recorded(recipe, inputs)
 
 
+def run_rank(rank: int, ranks: int, port: int, log: str, arguments: list[str]) -> None:
+    """One rank as the launcher would start it, in a process of its own."""
+    with Path(log).open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    sys.exit(main(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ from recording import seen
 
 STEPS = 60
 KILLS = 20
-DEADLINE_SECONDS = 240
+DEADLINE_SECONDS = 600  # a machine may be busy
 
 pytestmark = [pytest.mark.slow, pytest.mark.world_size(2)]
 
