@@ -28,7 +28,7 @@ from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
-from llmshearing.checkpoints.runs import latest_checkpoint
+from llmshearing.checkpoints.runs import latest_checkpoint, step_of
 from llmshearing.checkpoints.source import load_model
 from llmshearing.config import Recipe, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error
@@ -63,13 +63,17 @@ def train(recipe: Recipe, inputs: Inputs) -> None:
     if dist.get_global_rank() == 0:
         write_text(directory / "config.yaml", to_yaml(recipe))
         log.info("recipe\n%s", to_yaml(recipe))
-    trainer = build_trainer(recipe, inputs)
+    checkpoint = resume_path(recipe)
+    if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
+        log.info("%s is the end of this run already; nothing is left to do", checkpoint)
+        return
+    trainer = build_trainer(recipe, inputs, checkpoint)
     trainer.fit()
     trainer.close()
 
 
-def build_trainer(recipe: Recipe, inputs: Inputs) -> Trainer:
-    """The Composer trainer of a checked recipe."""
+def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None) -> Trainer:
+    """The Composer trainer of a checked recipe, at its start or at a checkpoint."""
     substrate.load_checkpoints_without_pickles()
     reproducibility.seed_all(recipe.run.seed)
     directory = Path(recipe.run.directory)
@@ -124,7 +128,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs) -> Trainer:
         device_train_microbatch_size=recipe.data.microbatch,
         precision=recipe.model.precision,
         parallelism_config=sharding(recipe) if sharded else None,
-        load_path=resume_path(recipe),
+        load_path=checkpoint,
         progress_bar=False,
         log_to_console=False,
         seed=recipe.run.seed,

@@ -19,7 +19,7 @@ from llmshearing import preflight
 from llmshearing.config import Recipe
 from llmshearing.errors import exits_on_user_error
 from llmshearing.preflight import Inputs
-from llmshearing.train import build_trainer, set_up_log
+from llmshearing.train import build_trainer, resume_path, set_up_log
 
 
 class Witness(Callback):
@@ -44,7 +44,7 @@ def run_recorded(recipe: Recipe, inputs: Inputs) -> None:
     directory = Path(recipe.run.directory)
     directory.mkdir(parents=True, exist_ok=True)
     set_up_log(directory)
-    trainer = build_trainer(recipe, inputs)
+    trainer = build_trainer(recipe, inputs, resume_path(recipe))
     path = directory / f"seen-{dist.get_global_rank()}.jsonl"
     trainer.state.callbacks.append(Witness(path))
     trainer.fit()

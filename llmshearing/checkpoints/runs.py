@@ -127,4 +127,9 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
     """The newest whole checkpoint of a run directory; whole means that its manifest is there."""
     manifests = Path(directory, "checkpoints").glob("ba*.json")
     whole = [m.with_suffix(".pt") for m in manifests if m.with_suffix(".pt").is_file()]
-    return max(whole, key=lambda file: int(file.stem[2:]), default=None)
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step at which a checkpoint `ba<N>.pt` was written."""
+    return int(Path(checkpoint).stem[2:])

@@ -81,6 +81,13 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe_file, tmp_pa
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_a_finished_run_started_again_does_nothing(recipe_file, tmp_path):
+    lines = run_here(recipe_file, "run.duration=4ba")
+    before = (tmp_path / "run/checkpoints/ba4.pt").stat().st_mtime_ns
+    assert run_here(recipe_file, "run.duration=4ba") == lines
+    assert (tmp_path / "run/checkpoints/ba4.pt").stat().st_mtime_ns == before
+
+
 def test_microbatches_do_not_change_the_losses(recipe_file, tmp_path):
     runs = [
         run_here(recipe_file, f"data.microbatch={8 // parts}", f"run.directory={tmp_path}/m{parts}")
