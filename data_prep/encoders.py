@@ -247,7 +247,7 @@ class FastEncoder:
         return near if high - low + 1 == len(self._control) else np.isin(flat, self._control)
 
     def _quick(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        layout = self._fast.encode_batch(texts, parallel=False).layout
+        layout: Any = self._fast.encode_batch(texts, parallel=False).layout
         return np.asarray(layout.content.data), np.diff(np.asarray(layout.offsets.data))
 
     def _audit(self, texts: list[bytes], flat: np.ndarray, lengths: np.ndarray) -> None:

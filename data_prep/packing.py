@@ -102,13 +102,13 @@ def pack(stream: Stream, index: int, root: Path, notes: Path) -> tuple[int, int]
     _fill(stream, first * length, rows)
     header = layout.header(len(rows))
     digest = hashlib.sha256(header)
-    digest.update(memoryview(rows).cast("B"))
+    digest.update(rows.data)
     path.parent.mkdir(parents=True, exist_ok=True)
     with units.writing(
         notes / f".{path.name}.{stream.split}.{stream.domain}.{os.getpid()}", path
     ) as file:
         file.write(header)
-        file.write(memoryview(rows).cast("B"))
+        file.write(rows.data)
         file.flush()
         os.fsync(file.fileno())
     about = {"rows": len(rows), "bytes": len(header) + rows.nbytes, "hash": digest.hexdigest()}

@@ -141,6 +141,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"found no mapping in {path}, expected keys such as `source` and `domains`"
             )
         given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        assert isinstance(given, DictConfig)
         problems = _unknown_keys(given)
         if problems:
             raise UserError(f"{path}: " + "; ".join(problems))

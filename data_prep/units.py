@@ -249,7 +249,7 @@ def _write(
         np.save(file, np.array(hashes, np.uint64))
         np.save(file, lengths.astype(np.uint32))
         for part in (*tokens, *loss):
-            file.write(memoryview(part).cast("B"))
+            file.write(part.data)
 
 
 class writing:  # noqa: N801 - used as a function
