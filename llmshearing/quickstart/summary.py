@@ -112,9 +112,12 @@ def _lead(summary: dict[str, Any]) -> str:
 
 def _closing(table: Table, layout: Layout) -> TerminalTable:
     """Each model with its size and mean loss, and where it is saved."""
-    shown = TerminalTable(title=table.title)
-    for name in ("model", "", "parameters", "mean loss", "saved in"):
+    shown = TerminalTable(title=f"Saved in {layout.root}", title_justify="left")
+    for name in ("model", "", "parameters", "mean loss", "directory"):
         shown.add_column(name, overflow="fold")
     for name, parameters, mean, *_ in table.rows:
-        shown.add_row(name, TOLD[name], parameters, mean, str(layout.model(name)))
+        place = layout.model(name)
+        if place.is_relative_to(layout.root):
+            place = place.relative_to(layout.root)
+        shown.add_row(name, TOLD[name], parameters, mean, str(place))
     return shown

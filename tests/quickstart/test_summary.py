@@ -50,7 +50,8 @@ def test_summary_report_and_table(finished, tmp_path, capsys):
     assert summary["peak_memory_gb"] == 1.5
     shown = capsys.readouterr().err
     for name in LOSSES:
-        assert str(layout.model(name)) in shown
+        assert f"models/{name} " in shown
+    assert f"Saved in {layout.root}" in shown
     assert "0.500 below" in shown
     page = (layout.root / "report.html").read_text()
     assert "0.500 below" in page
