@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="llmshearing", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="llmshearing", description=(__doc__ or "").splitlines()[0]
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     verb = _verb(verbs, "quickstart", quickstart, "the whole path on text found here", "--out demo")
