@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import recording
+import torch
 import yaml
 from recording import seen
 
@@ -18,7 +19,11 @@ STEPS = 60
 KILLS = 20
 DEADLINE_SECONDS = 600  # a machine may be busy
 
-pytestmark = [pytest.mark.slow, pytest.mark.world_size(2)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.world_size(2),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 
 @pytest.fixture(params=["prune", "continue"])
@@ -48,11 +53,10 @@ def recipe(recipe_file, tmp_path, request):
 
 @pytest.fixture
 def start(recipe, monkeypatch):
-    """Start the ranks of a run, each a process forked from one that has imported everything."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(recording.__file__).parent))
+    """Start the ranks of a run, each a process forked from this one, which saves the imports."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["recording"])
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
     started = []
 
     def run(ranks, directory):
