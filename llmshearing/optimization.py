@@ -12,7 +12,7 @@ from llmshearing.config import Recipe, steps
 from llmshearing.models.shearing import ShearingModel
 
 # Suffixes under which each group's gradient norm is logged, in the groups' order.
-GROUP_NAMES = ("", "_masks", "_multipliers")
+GROUP_NAMES = ("", "_masks", "_linear_multipliers", "_quadratic_multipliers")
 
 
 def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
@@ -31,13 +31,14 @@ def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
     ]
     if model.masks is not None:
         pruning = recipe.pruning
-        masks = {"params": list(model.masks.mask_parameters()), "lr": pruning.learning_rate}
-        multipliers = {
-            "params": list(model.masks.multipliers.parameters()),
-            "lr": pruning.multiplier_learning_rate,
-            "maximize": True,
-        }
-        groups += [{**masks, "weight_decay": 0.0}, {**multipliers, "weight_decay": 0.0}]
+        masks, multipliers = model.masks, model.masks.multipliers
+        for parameters, rate, ascends in (
+            (masks.mask_parameters(), pruning.learning_rate, False),
+            (multipliers.linear.values(), pruning.linear_learning_rate, True),
+            (multipliers.quadratic.values(), pruning.quadratic_learning_rate, True),
+        ):
+            group = {"params": list(parameters), "lr": rate, "maximize": ascends}
+            groups.append({**group, "weight_decay": 0.0})
     first, second = settings.betas
     return torch.optim.AdamW(groups, betas=(first, second), eps=settings.eps)
 
@@ -55,7 +56,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR
 
 def clip_bounds(recipe: Recipe) -> list[float]:
     """The norm bound of each optimizer group."""
-    masks = [recipe.pruning.clip_norm] * 2 if recipe.prunes else []
+    masks = [recipe.pruning.clip_norm] * 3 if recipe.prunes else []
     return [recipe.optimizer.clip_norm, *masks]
 
 

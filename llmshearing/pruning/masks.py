@@ -38,9 +38,11 @@ class PruningSettings:
             own.
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
         learning_rate: of the masks (Adam).
-        multiplier_learning_rate: of the multipliers. Adam makes it about the growth per step, so it
-            has to carry them to the loss's sensitivity well within the run.
-        final_fraction: both rates fall by a cosine to this part of themselves after the warmup.
+        linear_learning_rate: of the linear multipliers, the constraint's integral part: where it is
+            large, expected sizes swing around their target.
+        quadratic_learning_rate: of the quadratic multipliers, its proportional part. Adam makes it
+            about the growth per step, so it has to reach the loss's sensitivity early in the run.
+        final_fraction: these rates fall by a cosine to this part of themselves after the warmup.
         clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
     """
 
@@ -49,7 +51,8 @@ class PruningSettings:
     warmup: str = "0.2dur"
     noise: str = "shared"
     learning_rate: float = 1.0
-    multiplier_learning_rate: float = 1.0
+    linear_learning_rate: float = 0.2
+    quadratic_learning_rate: float = 1.0
     final_fraction: float = 0.1
     clip_norm: float = 0.0
 
