@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmshearing.files import write_json
-from llmshearing.models.shearing import ShearingModel
+from llmshearing.models.shearing import unwrapped
 from llmshearing.pruning.masks import Masks
 
 PACKAGES = ("llmshearing", "torch", "transformers", "mosaicml", "mosaicml-streaming")
@@ -42,7 +42,7 @@ class ManifestWriter(Callback):
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Keep the masks' scores of every evaluation, for heat maps over time."""
         del logger
-        model = _model(state)
+        model = unwrapped(state.model)
         if model.masks is not None:
             scores = mask_scores(model.masks)
             if dist.get_global_rank() == 0:
@@ -101,9 +101,3 @@ def mask_scores(masks: Masks) -> dict[str, Tensor]:
         probability = masks.distribution.keep_probability(whole.detach().float())
         scores[name] = probability.cpu().contiguous()
     return scores
-
-
-def _model(state: State) -> ShearingModel:
-    model = state.model.module if hasattr(state.model, "module") else state.model
-    assert isinstance(model, ShearingModel)
-    return model

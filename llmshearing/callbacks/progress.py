@@ -9,7 +9,7 @@ import torch
 from composer.core import Callback, State, TimeUnit
 from composer.loggers import Logger
 
-from llmshearing.models.shearing import ShearingModel
+from llmshearing.models.shearing import ShearingModel, unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class Progress(Callback):
         rate = (step - first) / max(time.monotonic() - since, 1e-9)
         tokens = rate * self.tokens_per_batch
         self.clock = (time.monotonic(), step)
-        model = state.model.module if hasattr(state.model, "module") else state.model
-        assert isinstance(model, ShearingModel)
+        model = unwrapped(state.model)
         measured = {"throughput/tokens_per_second": tokens}
         measured["throughput/tokens_per_second_per_device"] = tokens / self.world_size
         measured |= pruning_metrics(model)

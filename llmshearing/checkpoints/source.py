@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +104,3 @@ def load_model(source: Source, *, attention: str = "sdpa", random: bool = False)
 def tokenizer_files(path: Path) -> list[Path]:
     """The tokenizer's files in a directory, in a fixed order."""
     return [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -26,8 +26,8 @@ from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.data.schema import LOSS, TOKENS, tokenizer_fingerprint
 from llmshearing.data.tree import DataTree, DomainInfo
 from llmshearing.errors import UserError
+from llmshearing.models.metrics import IGNORED
 
-IGNORED = -100
 # Logits exist for this many target tokens at a time: 64 MB in float32 for 32,000 token ids.
 LOGIT_CHUNK = 512
 

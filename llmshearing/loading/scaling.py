@@ -5,10 +5,8 @@ Source: the Sheared LLaMA paper (arXiv 2310.06694) and the values of its release
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
-from llmshearing.errors import UserError, exits_on_user_error
+from llmshearing.errors import UserError
 from llmshearing.loading.mixture import read_yaml
 from llmshearing.loading.references import References
 
@@ -157,18 +155,6 @@ def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
     warned = [f"warning: {text}\n" for text in concerns(curves, models, parameters)]
     references = References(losses, source=f"fit to {len(models)} models at {parameters:g}")
     return references, residual_table(curves, models) + "".join(warned)
-
-
-@exits_on_user_error
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print YAML with `losses` on standard output, residuals and warnings on standard error."""
-    parser = argparse.ArgumentParser(prog="llmshearing reference-loss fit", description=__doc__)
-    parser.add_argument("losses", metavar="LOSSES.yaml", help="models: [{parameters, losses}, ...]")
-    parser.add_argument("--parameters", type=float, required=True, help="size of the target model")
-    options = parser.parse_args(arguments)
-    references, notes = fit_file(options.losses, options.parameters)
-    sys.stdout.write(references.to_yaml())
-    sys.stderr.write(notes)
 
 
 def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> str:

@@ -85,6 +85,13 @@ class ShearingModel(ComposerModel):
         metric.update(*token_losses(outputs[0], batch["labels"]))
 
 
+def unwrapped(model: nn.Module) -> ShearingModel:
+    """The model that a trainer's state holds, out of DDP's wrapper where there is one."""
+    inner = model.module if hasattr(model, "module") else model
+    assert isinstance(inner, ShearingModel)
+    return inner
+
+
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder blocks: the longest module list of the model."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]

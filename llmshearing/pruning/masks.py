@@ -18,7 +18,7 @@ from llmshearing.architecture.coupling import CouplingTable, expected_parameter_
 from llmshearing.architecture.shape import Shape
 from llmshearing.pruning.constraint import Multipliers, constraint_of
 from llmshearing.pruning.distributions import distribution_of
-from llmshearing.pruning.selection import Kept, keep_only, select
+from llmshearing.pruning.selection import keep_only, select
 
 # Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
@@ -195,8 +195,3 @@ class Masks(nn.Module):
             }
             self._noise = (key, noise)
         return self._noise[1]
-
-
-def kept_units(log_alpha: Mapping[Axis, Tensor], table: CouplingTable, target: Shape) -> Kept:
-    """The units that stay at the exact target, from a checkpoint's mask logits."""
-    return select(log_alpha, table.sizes(target))

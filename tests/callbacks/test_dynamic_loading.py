@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from recording import run_recorded, seen
 from runs import metrics, series
 
 from llmshearing import preflight
+from llmshearing.checkpoints.runs import load_trainer_state
 from llmshearing.errors import UserError
 from llmshearing.loading.policies import Limits, update
 
@@ -135,7 +135,7 @@ def test_resumed_at_any_step_with_other_workers_nothing_changes(recipe, tmp_path
 
 def test_checkpoint_state_is_plain(recipe, tmp_path):
     run(recipe, "run.duration=2ba")
-    state = torch.load(tmp_path / "run/checkpoints/ba2.pt", weights_only=False)["state"]
+    state = load_trainer_state(tmp_path / "run/checkpoints/ba2.pt")["state"]
     for part in (state["dataset_state"]["train"], dict(state["callbacks"])["DynamicLoading"]):
         assert json.loads(json.dumps(part)) == part
 

@@ -46,8 +46,9 @@ def test_memory_and_the_first_batch_after_a_resume(rows):
 
 
 def test_the_state_after_a_thousand_updates_is_small():
-    torch = pytest.importorskip("torch")
     import io
+
+    import torch
 
     file = io.BytesIO()
     torch.save(run(10**10, 1000).state_dict(), file)

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
+from llmshearing import cli
 from llmshearing.loading.references import References
-from llmshearing.loading.scaling import Measured, checked, concerns, fit, main
+from llmshearing.loading.scaling import Measured, checked, concerns, fit
 
 DOMAINS = ("cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp")
 MEASURED = {
@@ -20,6 +21,10 @@ PUBLISHED = {
 MODELS = [Measured(size, dict(zip(DOMAINS, row, strict=True))) for size, row in MEASURED.items()]
 
 
+def run_fit(arguments):
+    return cli.main(["reference-loss", "fit", *arguments])
+
+
 def file_of(models, path):
     rows = [{"parameters": m.parameters, "losses": m.losses} for m in models]
     path.write_text(yaml.safe_dump({"models": rows}, sort_keys=False))
@@ -28,7 +33,7 @@ def file_of(models, path):
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_the_command_gives_the_published_losses(size, tmp_path, capsys):
-    status = main([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", str(size)])
+    status = run_fit([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", str(size)])
     assert status == 0
     out, err = capsys.readouterr()
     losses = yaml.safe_load(out)["losses"]
@@ -41,7 +46,7 @@ def test_the_command_gives_the_published_losses(size, tmp_path, capsys):
 
 
 def test_its_output_is_a_reference_file(tmp_path, capsys):
-    main([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", "1345423360"])
+    run_fit([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", "1345423360"])
     path = tmp_path / "references.yaml"
     path.write_text(capsys.readouterr().out)
     assert round(References.read(path).losses["wiki"], 4) == 1.7590
@@ -73,7 +78,7 @@ def test_a_target_far_outside_the_measured_sizes_is_told():
     ],
 )
 def test_what_determines_no_curve_is_refused(models, message, tmp_path, capsys):
-    assert main([file_of(models, tmp_path / "losses.yaml"), "--parameters", "1e9"]) == 2
+    assert run_fit([file_of(models, tmp_path / "losses.yaml"), "--parameters", "1e9"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -93,14 +98,14 @@ def test_what_determines_no_curve_is_refused(models, message, tmp_path, capsys):
 def test_files_of_another_form_are_refused(text, message, tmp_path, capsys):
     path = tmp_path / "losses.yaml"
     path.write_text(text)
-    assert main([str(path), "--parameters", "1e9"]) == 2
+    assert run_fit([str(path), "--parameters", "1e9"]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
 
 
 def test_a_size_must_be_a_number_above_zero(tmp_path, capsys):
-    assert main([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", "-1"]) == 2
+    assert run_fit([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", "-1"]) == 2
     assert "expected a number above 0" in capsys.readouterr().err
 
 
