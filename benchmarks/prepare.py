@@ -4,6 +4,8 @@
 
 `FOLDER` holds a folder of JSON Lines a domain. The fast ones get the text `--repeat` times over, so
 that what is measured is the work and not the start of Python; `--repeat 1` shows the start as well.
+Each time over, every document begins at another word, so that no document comes twice: an encoder
+that remembers what it has seen gains only from words, as it does on other text.
 Encoders get the documents in memory and do nothing else. All in one run, on the same cores. Beside
 the time by the clock stands the processor time over all threads and processes, which other work on
 the machine disturbs less.
@@ -50,10 +52,15 @@ def main() -> None:
 
 def compare(text: Path, tokenizer: Path, folder: Path, repeat: int, cores: int) -> None:
     domains = copy_text(text, folder / "text", repeat)
+    documents = [
+        json.loads(line)["text"]
+        for path in sorted((folder / "text").rglob("*.jsonl"))
+        for line in path.open(encoding="utf-8")
+    ]
     once = [
         json.loads(line)["text"]
         for path in sorted((folder / "once").rglob("*.jsonl"))
-        for line in path.read_bytes().splitlines()
+        for line in path.open(encoding="utf-8")
     ]
     size = sum(len(document.encode()) for document in once)
     print(
@@ -64,7 +71,7 @@ def compare(text: Path, tokenizer: Path, folder: Path, repeat: int, cores: int) 
     tokens = 0
     for name, slow, run in encoders(tokenizer, cores):
         times = 1 if slow else repeat
-        took, count, right = run(once * times)
+        took, count, right = run(once if slow else documents)
         if right:
             alone[name], tokens = took.each(times), count // times
         show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, times, count, size)
@@ -103,15 +110,26 @@ def processor_seconds() -> float:
 
 
 def copy_text(text: Path, folder: Path, repeat: int) -> list[str]:
-    """Write each domain's files `repeat` times over into one file, and once beside it."""
+    """Write each domain's documents `repeat` times over into one file, and once beside it."""
     domains = sorted(path.name for path in text.iterdir() if path.is_dir())
     for domain in domains:
         data = b"".join(path.read_bytes() for path in sorted((text / domain).glob("*.jsonl")))
-        kept = [line for line in data.splitlines() if json.loads(line)["text"].strip()]
+        kept = [json.loads(line)["text"] for line in data.splitlines()]
+        kept = [document for document in kept if document.strip()]
         for place, times in ((folder, repeat), (folder.with_name("once"), 1)):
             (place / domain).mkdir(parents=True)
-            (place / domain / "text.jsonl").write_bytes((b"\n".join(kept) + b"\n") * times)
+            with (place / domain / "text.jsonl").open("w", encoding="utf-8") as file:
+                for time_over in range(times):
+                    for document in kept:
+                        turned = turn(document, time_over / times)
+                        file.write(json.dumps({"text": turned}, ensure_ascii=False) + "\n")
     return domains
+
+
+def turn(document: str, part: float) -> str:
+    """The document from the word at `part` of its length on, with what stood before it at its end."""
+    place = document.find(" ", int(len(document) * part)) if part else 0
+    return document if place < 1 else document[place:] + document[:place]
 
 
 @dataclass(frozen=True)
@@ -186,7 +204,7 @@ def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, bool, Run]]:
         yield (
             f"gigatoken, {cores} processes",
             False,
-            lambda d: spread(gigatoken_batches, model, d, cores),
+            lambda d: spread(gigatoken_batch, model, d, cores),
         )
 
 
@@ -235,16 +253,13 @@ def encode_held(_: int) -> tuple[Took, int]:
     return took, counts[0]
 
 
-def gigatoken_batches(model: Path) -> Callable[[list[str]], int]:
+def gigatoken_batch(model: Path) -> Callable[[list[str]], int]:
     import gigatoken
 
     giga = gigatoken.Tokenizer.from_sentencepiece(model)
 
     def encode(documents: list[str]) -> int:
-        batches = (documents[first : first + 300] for first in range(0, len(documents), 300))
-        return sum(
-            len(giga.encode_batch(one, parallel=False).layout.content.data) for one in batches
-        )
+        return len(giga.encode_batch(documents, parallel=False).layout.content.data)
 
     return encode
 
