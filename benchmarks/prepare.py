@@ -127,7 +127,7 @@ def copy_text(text: Path, folder: Path, repeat: int) -> list[str]:
 
 
 def turn(document: str, part: float) -> str:
-    """The document from the word at `part` of its length on, with what stood before it at its end."""
+    """The document from the word at `part` of its length on; what stood before comes last."""
     place = document.find(" ", int(len(document) * part)) if part else 0
     return document if place < 1 else document[place:] + document[:place]
 
