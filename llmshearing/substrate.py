@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
-from llmshearing.checkpoints.runs import load_trainer_state
+from llmshearing.checkpoints.trainer_state import load_trainer_state
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
-from llmshearing.checkpoints.runs import latest_checkpoint, step_of
+from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.source import load_model
 from llmshearing.config import Recipe, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error

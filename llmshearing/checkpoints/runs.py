@@ -1,40 +1,20 @@
-"""Reading a run's checkpoint: its manifest, weights and mask logits."""
+"""A run's checkpoint: its manifest, weights and mask logits."""
 
 from __future__ import annotations
 
-import datetime
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
-import torch
-from composer.core.time import Time, Timestamp, TimeUnit
-from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from llmshearing.architecture.shape import Shape
-from llmshearing.errors import UserError
+from llmshearing.checkpoints.layout import find_checkpoint, read_manifest
+from llmshearing.checkpoints.tensors import CheckpointTensors, open_checkpoint
 
-# What a trainer checkpoint holds besides tensors and Python's own types: Composer's clock, and
-# NumPy's generator state.
-TRAINER_CLASSES = [
-    Time,
-    Timestamp,
-    TimeUnit,
-    datetime.timedelta,
-    TorchVersion,
-    np.ndarray,
-    np.dtype,
-    np.dtypes.UInt32DType,
-    _reconstruct,
-]
-MODEL_PREFIX = "model."
-MASK_PREFIX = "masks.log_alpha."
+MASK_PREFIX = "masks."
+LOGITS_PREFIX = "masks.log_alpha."
 
 
 @dataclass(frozen=True)
@@ -42,7 +22,7 @@ class RunCheckpoint:
     """A whole checkpoint with its manifest.
 
     Attributes:
-        path: the checkpoint file.
+        path: the checkpoint, a file or a folder.
         manifest: the JSON beside it.
     """
 
@@ -70,66 +50,27 @@ class RunCheckpoint:
         target = self.manifest["target"]
         return None if target is None else Shape(**target)
 
+    @cached_property
+    def tensors(self) -> CheckpointTensors:
+        """The weights and masks, each read when it is asked for."""
+        return open_checkpoint(self.path)
+
     def weights(self) -> dict[str, Tensor]:
-        """The decoder's parameters and buffers under their Hugging Face names."""
-        return self._with_prefix(MODEL_PREFIX)
+        """The decoder's parameters and buffers under their Hugging Face names, all at once."""
+        names = self.tensors.names()
+        return {n: self.tensors.read(n) for n in names if not n.startswith(MASK_PREFIX)}
 
     def mask_logits(self) -> dict[str, Tensor]:
         """The mask logits per axis name."""
-        return self._with_prefix(MASK_PREFIX)
-
-    def _with_prefix(self, prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in self._state.items() if k.startswith(prefix)}
-
-    @cached_property
-    def _state(self) -> dict[str, Tensor]:
-        try:
-            return load_trainer_state(self.path)["state"]["model"]
-        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-            raise UserError(
-                f"{self.path} is not a whole checkpoint ({error}); take an earlier one"
-            ) from error
-
-
-def load_trainer_state(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
-    """Read a trainer checkpoint as tensors and plain values; nothing in it can run code."""
-    with torch.serialization.safe_globals(TRAINER_CLASSES):
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        names = [name for name in self.tensors.names() if name.startswith(LOGITS_PREFIX)]
+        return {name.removeprefix(LOGITS_PREFIX): self.tensors.read(name) for name in names}
 
 
 def open_run(path: str | Path) -> RunCheckpoint:
-    """Open a run directory's latest checkpoint, or one checkpoint file.
+    """Open a run directory's latest checkpoint, or one checkpoint.
 
     Raises:
-        UserError: neither, or no checkpoint is whole.
+        UserError: neither, or the checkpoint is not whole.
     """
-    path = Path(path)
-    if path.is_file():
-        file = path
-    else:
-        latest = latest_checkpoint(path)
-        if latest is None:
-            raise UserError(
-                f"found no checkpoint in {path}; expected a run directory with "
-                "checkpoints/ba<N>.pt and its ba<N>.json, or the path of such a file"
-            )
-        file = latest
-    manifest = file.with_suffix(".json")
-    if not manifest.is_file():
-        raise UserError(
-            f"found no {manifest.name} beside {file}: this checkpoint was cut short or comes from "
-            "elsewhere; take an earlier one"
-        )
-    return RunCheckpoint(file, json.loads(manifest.read_text(encoding="utf-8")))
-
-
-def latest_checkpoint(directory: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run directory; whole means that its manifest is there."""
-    manifests = Path(directory, "checkpoints").glob("ba*.json")
-    whole = [m.with_suffix(".pt") for m in manifests if m.with_suffix(".pt").is_file()]
-    return max(whole, key=step_of, default=None)
-
-
-def step_of(checkpoint: str | Path) -> int:
-    """The step at which a checkpoint `ba<N>.pt` was written."""
-    return int(Path(checkpoint).stem[2:])
+    found = find_checkpoint(path)
+    return RunCheckpoint(found, read_manifest(found))

@@ -10,7 +10,8 @@ from runs import metrics, run_here, series
 from transformers import AutoModelForCausalLM
 
 from llmshearing.checkpoints.export import export
-from llmshearing.checkpoints.runs import load_trainer_state, open_run
+from llmshearing.checkpoints.runs import open_run
+from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
 

@@ -1,0 +1,92 @@
+"""Either kind of checkpoint reads alike, tensor by tensor, and nothing in it can run code."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from torch.distributed import checkpoint as dcp
+
+from llmshearing.checkpoints.layout import sizes
+from llmshearing.checkpoints.tensors import open_checkpoint
+from llmshearing.errors import UserError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
+]
+STATE = {
+    "model.model.embed_tokens.weight": torch.arange(12.0).reshape(4, 3),
+    "model.lm_head.weight": torch.arange(8).reshape(4, 2).bfloat16(),
+    "masks.log_alpha.head": torch.linspace(-1, 1, 6).reshape(3, 2),
+}
+NAMES = ["lm_head.weight", "masks.log_alpha.head", "model.embed_tokens.weight"]
+
+
+class Runs:
+    """What a pickle of a stranger could do."""
+
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+def save(folder, kind):
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "full":
+        path = folder / "ba4.pt"
+        torch.save({"state": {"model": STATE}}, path)
+    else:
+        path = folder / "ba4"
+        writer = dcp.FileSystemWriter(path)
+        dcp.save({"model": STATE, "optimizer": {"x": torch.ones(3)}}, storage_writer=writer)
+    manifest = {"batch": 4, "files": sizes(path)}
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+@pytest.mark.parametrize("from_run", [True, False])
+def test_both_kinds_read_alike(tmp_path, kind, from_run):
+    path = save(tmp_path / "checkpoints", kind)
+    checkpoint = open_checkpoint(tmp_path if from_run else path)
+    assert checkpoint.names() == NAMES
+    assert checkpoint.manifest["batch"] == 4
+    for key, expected in STATE.items():
+        name = key.removeprefix("model.")
+        assert checkpoint.shape(name) == tuple(expected.shape)
+        assert checkpoint.dtype(name) == expected.dtype
+        assert torch.equal(checkpoint.read(name), expected)
+
+
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+def test_without_its_manifest_a_checkpoint_is_none(tmp_path, kind):
+    path = save(tmp_path / "checkpoints", kind)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="found no checkpoint in"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"found no ba4.json beside .*cut short"):
+        open_checkpoint(path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    shard = save(tmp_path, "sharded") / "__0_0.distcp"
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard} is missing; expected {len(content)} bytes"):
+        open_checkpoint(tmp_path / "ba4")
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{shard} has {len(content) - 1} bytes; expected"):
+        open_checkpoint(tmp_path / "ba4")
+
+
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, kind, capsys):
+    path = save(tmp_path, kind)
+    if kind == "full":
+        torch.save({"state": {"model": Runs()}}, path)
+    else:
+        (path / ".metadata").write_bytes(pickle.dumps(Runs()))
+    path.with_suffix(".json").write_text(json.dumps({"files": sizes(path)}))
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        open_checkpoint(path)
+    assert "it ran" not in capsys.readouterr().out
