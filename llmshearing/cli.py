@@ -114,10 +114,14 @@ def export(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Loss and perplexity per domain."""
+    from composer.utils import dist
+
     from llmshearing.evaluation.domain_loss import evaluate as evaluate_domains
     from llmshearing.files import write_json
 
     result = evaluate_domains(options.model, options.data, batch_size=options.batch_size)
+    if dist.get_global_rank() != 0:
+        return
     print(result.as_table())
     if options.json is not None:
         write_json(options.json, result.as_dict())

@@ -1,35 +1,43 @@
-"""Held-out loss of a Hugging Face directory, domain by domain.
+"""Held-out loss of a Hugging Face directory, domain by domain, by one process or several.
+
+A batch of rows is summed by itself, and the sums are added exactly, so that the result is the same
+for any number of processes, and for an evaluation that was killed and went on.
 
 Shape legend: B rows, T tokens of a row, N target tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from composer.utils import dist, get_device
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from streaming.base.format import reader_from_json
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from llmshearing.checkpoints.source import load_model, read_source
-from llmshearing.data.schema import LOSS, TOKENS, tokenizer_fingerprint
-from llmshearing.data.tree import DataTree, DomainInfo
+from llmshearing.data.dataloaders import open_domains
+from llmshearing.data.dataset import read_rows
+from llmshearing.data.domains import DomainRows
+from llmshearing.data.schema import tokenizer_fingerprint
+from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.evaluation.partial import Piece, Record, fingerprint, remaining
 from llmshearing.models.metrics import IGNORED
+
+log = logging.getLogger(__name__)
 
 # Logits exist for this many target tokens at a time: 64 MB in float32 for 32,000 token ids.
 LOGIT_CHUNK = 512
+SLOWEST_RANK_SECONDS = 6 * 3600  # how long a process waits for the others at the end
 
 
 @dataclass(frozen=True)
@@ -114,44 +122,47 @@ def evaluate(
     data_root_eval: str | Path,
     batch_size: int = 16,
     device: str | None = None,
+    partial: str | Path | None = None,
 ) -> DomainLosses:
     """Measure a model on every domain of a split.
+
+    Under a launcher (`composer -n 2 -m llmshearing.cli evaluate ...`) the processes share the rows,
+    and each of them gets the result.
 
     Args:
         model_directory: a Hugging Face directory.
         data_root_eval: a split's folder in a data tree, such as `ROOT/eval`.
         batch_size: rows of a forward pass; it does not change the result.
         device: where to compute; an accelerator where there is one.
+        partial: where to keep what is measured until all is; a cache folder where not given.
 
     Raises:
-        UserError: no model, no tree, no such split, or a tokenizer that is not the tree's.
+        UserError: no model, no tree, no such split, a tokenizer that is not the tree's, a damaged
+            shard, or weights that are.
     """
     model_directory, folder = Path(model_directory), Path(data_root_eval).absolute()
     if batch_size < 1:
         raise UserError(f"found batch size {batch_size}, expected at least 1")
     tree = DataTree.open(folder.parent)
-    domains = tree.split(folder.name)
+    domains = open_domains(tree, folder.name)
     source = read_source(model_directory)
     check_tokenizer(model_directory, source.config["vocab_size"], tree)
+    rank, ranks = dist.get_global_rank(), dist.get_world_size()
+    if ranks > 1 and not dist.is_initialized():
+        dist.initialize_dist(get_device(), timeout=SLOWEST_RANK_SECONDS)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(source)
     model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]:>8} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        total = sum(info.tokens for info in domains.values())
-        task = progress.add_task("evaluate", total=total, rate="-")
-        found = {}
-        for name, info in domains.items():
-            progress.update(task, description=name)
-            found[name] = _measure(
-                model, info, tree, batch_size, lambda n: _tick(progress, task, n)
-            )
+    record = Record.open(fingerprint(model_directory, tree, folder.name), rank, partial)
+    known = [record.collect() if rank == 0 else []]
+    dist.broadcast_object_list(known, src=0)
+    todo = remaining({rows.name: len(rows) for rows in domains}, known[0], batch_size)
+    if known[0]:
+        log.info("going on: %d rows were measured before", sum(p.rows for p in known[0]))
+    measured = _measure(model, domains, tree, todo[rank::ranks], record)
+    pieces = [piece for part in dist.all_gather_object(measured) for piece in part] + known[0]
+    record.forget()
+    found = {rows.name: _domain_loss(rows, tree, pieces) for rows in domains}
     return DomainLosses(model_directory, Path(data_root_eval), found)
 
 
@@ -203,50 +214,58 @@ def token_losses(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tens
 
 @torch.inference_mode()
 def _measure(
-    model: PreTrainedModel, info: DomainInfo, tree: DataTree, batch_size: int, tick: Any
-) -> DomainLoss:
-    """The loss of one domain; summed in float64, so that the batch size leaves no trace."""
-    device = model.device
-    total, count = 0.0, 0
-    for tokens, labels in batches(info, batch_size):
-        losses = token_losses(model, tokens.to(device), labels.to(device))
-        total += losses.double().sum().item()
-        count += losses.numel()
-        tick(tokens.numel())
+    model: PreTrainedModel,
+    domains: Sequence[DomainRows],
+    tree: DataTree,
+    todo: Sequence[Piece],
+    record: Record,
+) -> list[Piece]:
+    """Sum the losses of each batch of rows and note it at once."""
+    by_name = {rows.name: rows for rows in domains}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:>8} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    done = []
+    total = sum(piece.rows for piece in todo) * tree.sequence_length
+    console = Console(stderr=True, quiet=dist.get_global_rank() != 0)
+    with Progress(*columns, console=console, transient=True) as progress, record:
+        task = progress.add_task("evaluate", total=total, rate="-")
+        for piece in todo:
+            progress.update(task, description=piece.domain)
+            wanted = [(0, piece.first + i) for i in range(piece.rows)]
+            tokens, labels = read_rows(
+                [by_name[piece.domain]], wanted, tree.sequence_length, tree.vocabulary
+            )
+            losses = token_losses(model, tokens.to(model.device), labels.to(model.device))
+            done.append(piece.measured(losses.double().sum().item(), losses.numel()))
+            record.add(done[-1])
+            _tick(progress, task, tokens.numel())
+    return done
+
+
+def _domain_loss(rows: DomainRows, tree: DataTree, pieces: Sequence[Piece]) -> DomainLoss:
+    """The mean over a domain's target tokens; `fsum` rounds once, whatever the order."""
+    mine = [piece for piece in pieces if piece.domain == rows.name]
+    count = sum(piece.count for piece in mine)
     if not count:
         raise UserError(
-            f"found no target token in {info.path}, expected some: prepare more held-out text"
+            f"found no target token in {rows.local}, expected some: prepare more held-out text"
         )
-    loss = total / count
-    if not math.isfinite(loss):
-        raise UserError(f"found the loss {loss} on {info.name}: the model's weights are damaged")
-    bytes_per_token = _bytes_per_token(tree, info)
+    totals = [piece.total for piece in mine]
+    if not all(map(math.isfinite, totals)):
+        raise UserError(f"found a loss on {rows.name} that is no number: the weights are damaged")
+    loss = math.fsum(totals) / count
+    bytes_per_token = _bytes_per_token(tree, rows.name)
     bits = None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
-    return DomainLoss(loss, count, info.rows, bits)
+    return DomainLoss(loss, count, len(rows), bits)
 
 
-def batches(info: DomainInfo, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read a domain's rows in order as ids and labels, int64. [B, T] each."""
-    rows = _rows(info)
-    while samples := list(itertools.islice(rows, batch_size)):
-        tokens = torch.from_numpy(np.stack([row[TOKENS] for row in samples]).astype(np.int64))
-        labels = tokens.clone()
-        if info.chat:
-            counts = torch.from_numpy(np.stack([row[LOSS] for row in samples]))
-            labels[counts == 0] = IGNORED
-        yield tokens, labels
-
-
-def _rows(info: DomainInfo) -> Iterator[dict[str, np.ndarray]]:
-    """Read a domain's rows in order. `streaming.LocalDataset` would leave its index file open."""
-    index = json.loads((info.path / "index.json").read_text(encoding="utf-8"))
-    for shard in index["shards"]:
-        yield from reader_from_json(str(info.path), None, shard)
-
-
-def _bytes_per_token(tree: DataTree, info: DomainInfo) -> float | None:
+def _bytes_per_token(tree: DataTree, domain: str) -> float | None:
     """Bytes of text that a token stands for, over all of the domain that was tokenised."""
-    counted = tree.manifest.get("domains", {}).get(info.name, {})
+    counted = tree.manifest.get("domains", {}).get(domain, {})
     if not counted.get("bytes") or not counted.get("tokens"):
         return None
     return counted["bytes"] / counted["tokens"]

@@ -1,76 +1,24 @@
 """Loss per domain, against a plain loop over the stock model."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from streaming import MDSWriter
 from streaming.base.format.mds.reader import MDSReader
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from llmshearing.data.schema import FORMAT_VERSION, columns
 from llmshearing.errors import UserError
 from llmshearing.evaluation import domain_loss
 from llmshearing.evaluation.domain_loss import evaluate
+from llmshearing.evaluation.partial import Piece, remaining, without_overlap
 
 VOCABULARY, LENGTH = 61, 16
 ROWS = {"a": 7, "b": 3}
-
-
-@pytest.fixture
-def model_directory(tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def tree(tmp_path):
-    return write_tree(tmp_path / "tree")
-
-
-def write_tree(root, chat=(), text_bytes=None):
-    generator = np.random.default_rng(3)
-    held = {}
-    for name, rows in ROWS.items():
-        is_chat = name in chat
-        shape = columns(LENGTH, "uint16", chat=is_chat)
-        with MDSWriter(out=str(root / "eval" / name), columns=shape) as writer:
-            for _ in range(rows):
-                row = {"tokens": generator.integers(0, VOCABULARY, LENGTH, dtype=np.uint16)}
-                if is_chat:
-                    row["loss"] = generator.integers(0, 2, LENGTH, dtype=np.uint8)
-                writer.write(row)
-        held[name] = {
-            "rows": rows,
-            "tokens": rows * LENGTH,
-            "documents": rows,
-            "dropped_tokens": 0,
-            "fingerprint": "",
-            "chat": is_chat,
-        }
-    manifest = {
-        "format": FORMAT_VERSION,
-        "sequence_length": LENGTH,
-        "token_dtype": "uint16",
-        "vocabulary": VOCABULARY,
-        "tokenizer": {"kind": "sentencepiece", "fingerprint": "0"},
-        "splits": {"eval": held},
-        "domains": {name: {"tokens": 100, "bytes": text_bytes} for name in held},
-    }
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    return root
 
 
 def shard_of(tree, domain):
@@ -105,7 +53,7 @@ def test_equals_a_plain_loop_at_any_batch_size(model_directory, tree, batch_size
     assert found.mean == pytest.approx(sum(d.loss for d in found.domains.values()) / 2)
 
 
-def test_chat_rows_count_answers_only(model_directory, tmp_path):
+def test_chat_rows_count_answers_only(model_directory, tmp_path, write_tree):
     tree = write_tree(tmp_path / "chat", chat=("a",))
     found = evaluate(model_directory, tree / "eval", batch_size=4)
     loss, count = plain_loop(model_directory, tree, "a")
@@ -116,7 +64,7 @@ def test_chat_rows_count_answers_only(model_directory, tmp_path):
     )
 
 
-def test_bits_per_byte_where_bytes_are_known(model_directory, tree, tmp_path):
+def test_bits_per_byte_where_bytes_are_known(model_directory, tree, tmp_path, write_tree):
     assert evaluate(model_directory, tree / "eval").domains["b"].bits_per_byte is None
     known = write_tree(tmp_path / "known", text_bytes=200)
     found = evaluate(model_directory, known / "eval").domains["b"]
@@ -172,3 +120,104 @@ def test_no_such_data(model_directory, tree, folder, message):
 def test_no_such_model(tree, tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         evaluate(tmp_path / "nothing", tree / "eval")
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside."""
+
+
+def kill_after(monkeypatch, forwards):
+    """Have the next evaluation end after some forward passes; gives what it counts."""
+    seen = []
+    real = domain_loss.token_losses
+
+    def counted(model, tokens, labels):
+        if len(seen) == forwards:
+            raise Killed
+        seen.append(len(tokens))
+        return real(model, tokens, labels)
+
+    monkeypatch.setattr(domain_loss, "token_losses", counted)
+    return seen
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_killed_evaluation_goes_on(model_directory, tree, cache, monkeypatch, batch_size):
+    whole = evaluate(model_directory, tree / "eval", batch_size=2)
+    assert not list(cache.iterdir()), "a finished evaluation leaves nothing"
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+            evaluate(model_directory, tree / "eval", batch_size=2)
+    (file,) = cache.glob("*/rank0.jsonl")
+    file.write_text(file.read_text() + '{"domain": "b", "first": 0, "ro')  # cut off by the kill
+    seen = kill_after(monkeypatch, 100)
+    again = evaluate(model_directory, tree / "eval", batch_size=batch_size)
+    assert sum(seen) == sum(ROWS.values()) - 6
+    if batch_size == 2:
+        assert again == whole
+    assert again.mean == pytest.approx(whole.mean, abs=1e-6)
+    assert not list(cache.iterdir())
+
+
+def test_other_weights_in_the_same_place_start_over(model_directory, tree, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+            evaluate(model_directory, tree / "eval", batch_size=2)
+    model = AutoModelForCausalLM.from_pretrained(model_directory)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    model.save_pretrained(model_directory)
+    found = evaluate(model_directory, tree / "eval", batch_size=2)
+    assert found.domains["a"].loss == pytest.approx(
+        plain_loop(model_directory, tree, "a")[0], abs=1e-6
+    )
+
+
+def test_other_data_in_the_same_place_start_over(model_directory, tree, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+            evaluate(model_directory, tree / "eval", batch_size=2)
+    index = tree / "eval" / "b" / "index.json"
+    index.write_text(index.read_text() + "\n")
+    seen = kill_after(monkeypatch, 100)
+    evaluate(model_directory, tree / "eval", batch_size=2)
+    assert sum(seen) == sum(ROWS.values())
+
+
+def test_no_place_for_partial_results_is_no_error(model_directory, tree, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    evaluate(model_directory, tree / "eval", partial=tmp_path / "file")
+    assert "partial results are not kept" in caplog.text
+
+
+@pytest.mark.world_size(2)
+def test_two_processes_give_the_number_of_one(model_directory, tree, tmp_path):
+    one = evaluate(model_directory, tree / "eval", batch_size=2)
+    composer = Path(sys.executable).with_name("composer")
+    out = tmp_path / "two.json"
+    command = [composer, "-n", "2", "-m", "llmshearing.cli", "evaluate", model_directory]
+    command += ["--data", tree / "eval", "--batch-size", "2", "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text()) == one.as_dict()
+    assert done.stdout.count("domain  ") == 1
+
+
+def test_remaining_cuts_around_what_is_known():
+    known = [Piece("a", 4, 3, 1.0, 5), Piece("b", 0, 5, 1.0, 5)]
+    todo = remaining({"a": 12, "b": 5, "c": 1}, known, 3)
+    assert [(p.domain, p.first, p.rows) for p in todo] == [
+        ("a", 0, 3),
+        ("a", 3, 1),
+        ("a", 7, 3),
+        ("a", 10, 2),
+        ("c", 0, 1),
+    ]
+
+
+def test_pieces_noted_twice_count_once():
+    pieces = [Piece("a", 2, 2), Piece("a", 0, 2), Piece("a", 1, 2), Piece("a", 0, 2)]
+    assert without_overlap(pieces) == [Piece("a", 0, 2), Piece("a", 2, 2)]
