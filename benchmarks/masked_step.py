@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmshearing.architecture.families import family_of
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks, PruningSettings
+from llmshearing.pruning.schedule import Moment
 
 SHAPE = {
     "vocab_size": 4096,
@@ -44,7 +45,7 @@ def build(masked: bool) -> tuple[ShearingModel, torch.optim.Optimizer]:
 def step(model, optimizer, batch) -> float:
     started = time.perf_counter()
     if model.masks is not None:
-        model.masks.set_progress(model.masks.step + 1, 0.5)
+        model.masks.set_progress(Moment(model.masks.moment.step + 1, 0.5))
     losses = model.loss(model(batch), batch)
     losses["total"].backward()
     optimizer.step()

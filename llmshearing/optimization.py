@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from llmshearing.config import Recipe, steps
 from llmshearing.models.shearing import ShearingModel
+from llmshearing.pruning.schedule import MaskSchedule
 
 # Suffixes under which each group's gradient norm is logged, in the groups' order.
 GROUP_NAMES = ("", "_masks", "_linear_multipliers", "_quadratic_multipliers")
@@ -48,10 +49,21 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR
     total = steps(recipe.run.duration)
     warmup = steps(recipe.optimizer.warmup, total)
     weights = warmup_cosine(warmup, total, recipe.optimizer.final_fraction)
-    hold = steps(recipe.pruning.warmup, total)
-    masks = hold_cosine(hold, total, recipe.pruning.final_fraction)
+    phases = mask_schedule(recipe)
+    masks = hold_cosine(phases.warmup, total, recipe.pruning.final_fraction, phases.settle)
     others = len(optimizer.param_groups) - 1
     return LambdaLR(optimizer, [weights, *[masks] * others])
+
+
+def mask_schedule(recipe: Recipe) -> MaskSchedule:
+    """The phases of a pruning run, in steps."""
+    total, settings = steps(recipe.run.duration), recipe.pruning
+    return MaskSchedule(
+        warmup=steps(settings.warmup, total),
+        sharpen_until=steps(settings.sharpen_until, total),
+        settle=steps(settings.settle, total),
+        sharpness=settings.sharpness,
+    )
 
 
 def clip_bounds(recipe: Recipe) -> list[float]:
@@ -71,9 +83,13 @@ def warmup_cosine(warmup: int, total: int, final: float) -> Callable[[int], floa
     return factor
 
 
-def hold_cosine(hold: int, total: int, final: float) -> Callable[[int], float]:
-    """Learning-rate factor by step: 1 for `hold` steps, then half a cosine down to `final`."""
-    return lambda step: _cosine(max(0, step - hold), total - hold, final)
+def hold_cosine(hold: int, total: int, final: float, stop: int) -> Callable[[int], float]:
+    """Learning-rate factor by step: 1 for `hold` steps, half a cosine down, 0 from `stop` on."""
+
+    def factor(step: int) -> float:
+        return 0.0 if step >= stop else _cosine(max(0, step - hold), total - hold, final)
+
+    return factor
 
 
 def _cosine(step: int, length: int, final: float) -> float:

@@ -19,6 +19,7 @@ from llmshearing.loading.inputs import file_problems
 from llmshearing.loading.settings import problems
 from llmshearing.pruning.constraint import constraint_of
 from llmshearing.pruning.distributions import distribution_of
+from llmshearing.pruning.importance import Scores, load_scores
 
 T = TypeVar("T")
 
@@ -31,11 +32,13 @@ class Inputs:
         source: the model directory.
         target: the shape to prune to, or None.
         tree: the data tree.
+        scores: importance of the source's units, where the masks start from one.
     """
 
     source: Source
     target: Shape | None
     tree: DataTree
+    scores: Scores | None = None
 
 
 def check(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> tuple[Recipe, Inputs]:
@@ -68,20 +71,26 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
     errors: list[str] = []
     source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
     tree = _try(errors, lambda: _open_tree(recipe), "data.root")
-    target = None
+    target = scores = None
     if recipe.target is not None:
         _try(errors, lambda: distribution_of(recipe.pruning.distribution))
         _try(errors, lambda: constraint_of(recipe.pruning.constraint))
         if source is not None:
             target, found = resolve_target(source.table.source, recipe.target)
             errors += found
+            scores = _try(errors, lambda: _read_scores(recipe, source), "pruning.importance")
     if tree is not None:
         errors += _data_errors(recipe, tree, ranks)
     if source is not None and tree is not None:
         errors += _fit_errors(source, tree)
     if source is None or tree is None:
         return None, errors
-    return Inputs(source, target, tree), errors
+    return Inputs(source, target, tree, scores), errors
+
+
+def _read_scores(recipe: Recipe, source: Source) -> Scores | None:
+    path = recipe.pruning.importance
+    return None if path is None else load_scores(path, source.table)
 
 
 def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:

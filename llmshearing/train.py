@@ -91,7 +91,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None)
     algorithms: list[Any] = [clipping]
     if model.masks is not None:
         stream = dist.get_global_rank() if recipe.pruning.noise == "per_rank" else 0
-        algorithms.append(MaskClock(model.masks, steps(recipe.pruning.warmup, total), stream))
+        algorithms.append(MaskClock(model.masks, optimization.mask_schedule(recipe), stream))
     interval = steps(recipe.run.log_interval)
     trainer = Trainer(
         model=model,
@@ -149,7 +149,9 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     masks = None
     if inputs.target is not None:
-        masks = Masks(inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed)
+        masks = Masks(
+            inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed, inputs.scores
+        )
     return ShearingModel(decoder, masks, domains=len(inputs.tree.split(recipe.data.split)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ class ManifestWriter(Callback):
         if dist.get_global_rank() != 0:
             return
         batch = state.timestamp.batch.value
+        masks = unwrapped(state.model).masks
         manifest = {
             **self.facts,
             "batch": batch,
             "losses": losses,
             "mixture": self.mixture(),
+            "masks": None if masks is None else asdict(masks.moment),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         checkpoint = self.directory / "checkpoints" / f"ba{batch}.pt"
@@ -98,6 +101,8 @@ def mask_scores(masks: Masks) -> dict[str, Tensor]:
     scores = {}
     for name, logits in masks.log_alpha.items():
         whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-        probability = masks.distribution.keep_probability(whole.detach().float())
+        probability = masks.distribution.keep_probability(
+            whole.detach().float(), masks.moment.sharpness
+        )
         scores[name] = probability.cpu().contiguous()
     return scores

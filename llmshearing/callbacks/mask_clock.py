@@ -6,19 +6,20 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
 from llmshearing.pruning.masks import Masks
+from llmshearing.pruning.schedule import MaskSchedule
 
 
 class MaskClock(Algorithm):
-    """Sets step and sparsity warmup before each forward; bounds the logits after each step.
+    """Sets the schedule's moment before each forward; bounds the logits after each step.
 
     Args:
         masks: the run's masks.
-        warmup_steps: steps over which the target moves from the source's to its own sizes.
+        schedule: what it asks of the masks at each step.
         noise_stream: the rank, where every rank draws noise of its own, else 0.
     """
 
-    def __init__(self, masks: Masks, warmup_steps: int, noise_stream: int = 0) -> None:
-        self.masks, self.warmup_steps, self.noise_stream = masks, warmup_steps, noise_stream
+    def __init__(self, masks: Masks, schedule: MaskSchedule, noise_stream: int = 0) -> None:
+        self.masks, self.schedule, self.noise_stream = masks, schedule, noise_stream
 
     def match(self, event: Event, state: State) -> bool:
         """Before training batches and evaluations, and after each optimizer step."""
@@ -31,6 +32,5 @@ class MaskClock(Algorithm):
         if event == Event.BATCH_END:
             self.masks.clamp_logits()
             return
-        step = state.timestamp.batch.value
-        ramp = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        self.masks.set_progress(step, ramp, self.noise_stream)
+        moment = self.schedule.at(state.timestamp.batch.value)
+        self.masks.set_progress(moment, self.noise_stream)

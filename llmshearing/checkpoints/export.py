@@ -24,7 +24,7 @@ from llmshearing.files import new_directory, write_json
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.gates import Gates
-from llmshearing.pruning.selection import Kept, keep_only, select
+from llmshearing.pruning.selection import Kept, decided_gates, select
 from llmshearing.pruning.surgery import cut_model
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> tuple[Kept, Gates
     logits = {Axis(name): value for name, value in checkpoint.mask_logits().items()}
     distribution = distribution_of(checkpoint.recipe["pruning"]["distribution"])
     kept = select(logits, table.sizes(checkpoint.target))
-    gates = keep_only({a: distribution.deterministic(x) for a, x in logits.items()}, kept)
-    return kept, gates
+    sharpness = checkpoint.manifest["masks"]["sharpness"]
+    return kept, decided_gates(distribution, logits, kept, sharpness)
 
 
 def _write_model(

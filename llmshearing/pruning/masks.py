@@ -18,12 +18,13 @@ from llmshearing.architecture.coupling import CouplingTable, expected_parameter_
 from llmshearing.architecture.shape import Shape
 from llmshearing.pruning.constraint import Multipliers, constraint_of
 from llmshearing.pruning.distributions import distribution_of
-from llmshearing.pruning.selection import keep_only, select
+from llmshearing.pruning.importance import Scores, start_logits
+from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.selection import decided_gates, indicator, select
 
 # Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
 LOG_ALPHA_BOUND = 5.0
-LOG_ALPHA_START = 4.0
 START_NOISE = 0.01
 
 
@@ -36,6 +37,14 @@ class PruningSettings:
         constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
         warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
             own.
+        sharpness: factor that the mask logits reach, so that few units end undecided; 1 is the
+            paper's, none.
+        sharpen_until: time at which they reach it.
+        settle: time from which on the choice of units is fixed and training goes on with exactly
+            the model that export would write; `1dur` is the paper's, never.
+        start: the mask logits at the start.
+        importance: a file of scores made by `llmshearing importance`; the masks start in its order.
+        importance_spread: half the range of the starting logits in that order.
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
         learning_rate: of the masks (Adam).
         linear_learning_rate: of the linear multipliers, the constraint's integral part: where it is
@@ -49,6 +58,12 @@ class PruningSettings:
     distribution: str = "hard_concrete"
     constraint: str = "released"
     warmup: str = "0.2dur"
+    sharpness: float = 8.0
+    sharpen_until: str = "0.8dur"
+    settle: str = "0.9dur"
+    start: float = 4.0
+    importance: str | None = None
+    importance_spread: float = 1.0
     noise: str = "shared"
     learning_rate: float = 1.0
     linear_learning_rate: float = 0.2
@@ -91,11 +106,23 @@ class MaskOutput(NamedTuple):
 class Masks(nn.Module):
     """Mask logits and multipliers of every axis that shrinks.
 
+    Args:
+        table: the source's coupling table.
+        target: the shape to reach.
+        settings: how masks learn.
+        seed: of the noise.
+        scores: importance in whose order the masks start; alike for all units where there is none.
+
     The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
     """
 
     def __init__(
-        self, table: CouplingTable, target: Shape, settings: PruningSettings, seed: int
+        self,
+        table: CouplingTable,
+        target: Shape,
+        settings: PruningSettings,
+        seed: int,
+        scores: Scores | None = None,
     ) -> None:
         super().__init__()
         self.table, self.target, self.settings, self.seed = table, target, settings, seed
@@ -107,7 +134,7 @@ class Masks(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = nn.ParameterDict(
             {
-                axis.value: LOG_ALPHA_START
+                axis.value: self._start(axis, scores)
                 + START_NOISE * torch.randn(self.mask_shape(axis), generator=generator)
                 for axis in self.axes
             }
@@ -115,37 +142,50 @@ class Masks(nn.Module):
         self.multipliers = Multipliers(
             constraint_of(settings.constraint), {a: self.sizes[a] for a in self.axes}, self.layers
         )
-        self.step, self.ramp, self.noise_stream = 0, 0.0, 0
+        self.moment, self.noise_stream = Moment(), 0
         self._noise: tuple[tuple[int, int], dict[Axis, Tensor]] | None = None
+
+    def _start(self, axis: Axis, scores: Scores | None) -> Tensor:
+        settings = self.settings
+        if scores is None:
+            return torch.full(self.mask_shape(axis), settings.start)
+        return start_logits(scores[axis], settings.start, settings.importance_spread)
 
     def mask_shape(self, axis: Axis) -> tuple[int, ...]:
         """[L, n] for the per-layer axes, else [n]."""
         return (self.layers, self.sizes[axis]) if axis.per_layer else (self.sizes[axis],)
 
-    def set_progress(self, step: int, ramp: float, noise_stream: int = 0) -> None:
+    def set_progress(self, moment: Moment, noise_stream: int = 0) -> None:
         """Take over the trainer's clock.
 
         Args:
-            step: the training step, which keys the noise.
-            ramp: how far the target has moved, from 0 (source) to 1 (target).
+            moment: what the schedule asks at this step.
             noise_stream: rank, where each rank draws noise of its own, else 0.
         """
-        self.step, self.ramp, self.noise_stream = step, ramp, noise_stream
+        self.moment, self.noise_stream = moment, noise_stream
 
     def target_now(self, axis: Axis) -> float:
         """Units to keep at this point of the sparsity warmup."""
-        return self.sizes[axis] + self.ramp * (self.target_sizes[axis] - self.sizes[axis])
+        return self.sizes[axis] + self.moment.ramp * (self.target_sizes[axis] - self.sizes[axis])
 
     def forward(self) -> MaskOutput:
         """Draw the gates: sampled in training; in evaluation deterministic and cut to size."""
         logits = {axis: self.log_alpha[axis.value] for axis in self.axes}
-        if self.training:
+        sharpness, settled = self.moment.sharpness, self.moment.settled
+        probability = {
+            a: self.distribution.keep_probability(x, sharpness) for a, x in logits.items()
+        }
+        kept = None if self.training and not settled else select(logits, self.sizes_now())
+        if kept is None:
             noise = self._step_noise(next(iter(logits.values())).device)
-            gates = {a: self.distribution.sample(x, noise[a]) for a, x in logits.items()}
+            gates = {a: self.distribution.sample(x, noise[a], sharpness) for a, x in logits.items()}
         else:
-            scores = {a: self.distribution.deterministic(x) for a, x in logits.items()}
-            gates = keep_only(scores, select(logits, self.sizes_now()))
-        probability = {a: self.distribution.keep_probability(x) for a, x in logits.items()}
+            gates = decided_gates(self.distribution, logits, kept, sharpness)
+        if settled:
+            assert kept is not None
+            # The choice is made: nothing pulls at the logits, though all stay in the graph, since
+            # DDP and FSDP expect a gradient of every parameter.
+            probability = {a: 0.0 * p + indicator(p, kept[a]) for a, p in probability.items()}
         expected = {a: p.sum(-1).reshape(-1) for a, p in probability.items()}
         penalty = torch.stack(
             [
@@ -182,7 +222,7 @@ class Masks(nn.Module):
 
     def _step_noise(self, device: torch.device) -> dict[Axis, Tensor]:
         """Uniform noise keyed by (seed, step, stream): a step's result cannot depend on its cut."""
-        key = (self.step, self.noise_stream)
+        key = (self.moment.step, self.noise_stream)
         if self._noise is None or self._noise[0] != key:
             words = np.random.SeedSequence([self.seed, *key])
             generator = torch.Generator().manual_seed(int(words.generate_state(1)[0]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
+from llmshearing.pruning.distributions import Distribution
 
 # Indices of the kept units in source numbering, ascending: [n'] for HIDDEN and LAYER, [L, n'] (a
 # row for every source layer) for the per-layer axes. An axis that is absent keeps every unit.
@@ -42,7 +43,18 @@ SMALLEST_KEPT_GATE = 0.1
 def keep_only(gates: Mapping[Axis, Tensor], kept: Kept) -> dict[Axis, Tensor]:
     """The gates with every unit that does not stay set to 0, and of those that stay none near 0."""
     return {
-        axis: gate.clamp(min=SMALLEST_KEPT_GATE)
-        * torch.zeros_like(gate).scatter(-1, kept[axis], 1.0)
+        axis: gate.clamp(min=SMALLEST_KEPT_GATE) * indicator(gate, kept[axis])
         for axis, gate in gates.items()
     }
+
+
+def indicator(like: Tensor, kept: Tensor) -> Tensor:
+    """1 for each unit that stays and 0 for each other, in the shape and dtype of `like`."""
+    return torch.zeros_like(like).scatter(-1, kept, 1.0)
+
+
+def decided_gates(
+    distribution: Distribution, logits: Mapping[Axis, Tensor], kept: Kept, sharpness: float
+) -> dict[Axis, Tensor]:
+    """The gates without noise of the units that stay, 0 for the others: what export folds in."""
+    return keep_only({a: distribution.deterministic(x, sharpness) for a, x in logits.items()}, kept)

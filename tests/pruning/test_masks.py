@@ -5,7 +5,9 @@ import torch
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
+from llmshearing.pruning.importance import random
 from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks, PruningSettings
+from llmshearing.pruning.schedule import Moment
 
 CONFIG = {
     "model_type": "llama",
@@ -18,11 +20,11 @@ CONFIG = {
 }
 
 
-def make(constraint="released", **target):
+def make(constraint="released", distribution="hard_concrete", **target):
     table = family_of(CONFIG).table(CONFIG)
     target = target or {"hidden": 12, "layers": 3, "heads": 2, "kv_groups": 2, "intermediate": 20}
     shape = replace(table.source, **target)
-    return Masks(table, shape, PruningSettings(constraint=constraint), seed=5)
+    return Masks(table, shape, PruningSettings(distribution, constraint), seed=5)
 
 
 def test_noise_is_keyed_by_seed_and_step_alone():
@@ -30,18 +32,18 @@ def test_noise_is_keyed_by_seed_and_step_alone():
     for masks in (first, second):
         for logits in masks.log_alpha.values():
             logits.data.zero_()
-    second.set_progress(3, 0.0)
+    second.set_progress(Moment(3, 0.0))
     second()  # another step in between must not matter
     for masks in (first, second):
-        masks.set_progress(4, 0.5)
+        masks.set_progress(Moment(4, 0.5))
     for axis, gate in first().gates.items():
         assert torch.equal(gate, second().gates[axis])
     again = first().gates[Axis.HIDDEN]
-    first.set_progress(5, 0.5)
+    first.set_progress(Moment(5, 0.5))
     assert not torch.equal(again, first().gates[Axis.HIDDEN])
-    first.set_progress(5, 0.5, noise_stream=1)
+    first.set_progress(Moment(5, 0.5), noise_stream=1)
     shared = first().gates[Axis.HIDDEN]
-    second.set_progress(5, 0.5)
+    second.set_progress(Moment(5, 0.5))
     assert not torch.equal(shared, second().gates[Axis.HIDDEN])
 
 
@@ -54,7 +56,7 @@ def test_an_axis_that_stays_has_no_mask():
 def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
     masks = make().eval()
     for ramp, hidden in ((0.0, 24), (0.5, 18), (1.0, 12)):
-        masks.set_progress(1, ramp)
+        masks.set_progress(Moment(1, ramp))
         gates = masks().gates
         assert gates[Axis.HIDDEN].count_nonzero() == hidden
     assert (gates[Axis.HEAD].count_nonzero(dim=-1) == 2).all()
@@ -68,7 +70,7 @@ def test_a_kept_unit_is_never_switched_off():
     for logits in masks.log_alpha.values():
         logits.data.fill_(-100.0)
     masks.clamp_logits()
-    masks.set_progress(1, 1.0)
+    masks.set_progress(Moment(1, 1.0))
     for axis, gate in masks().gates.items():
         assert (gate.count_nonzero(dim=-1) == masks.target_sizes[axis]).all()
 
@@ -83,7 +85,7 @@ def test_start_breaks_symmetry_within_the_bound():
 @pytest.mark.parametrize("constraint", ["published", "released"])
 def test_penalty_is_the_published_formula(constraint):
     masks = make(constraint)
-    masks.set_progress(1, 0.25)
+    masks.set_progress(Moment(1, 0.25))
     with torch.no_grad():
         for number, parameter in enumerate(masks.multipliers.parameters()):
             parameter.fill_(0.3 + 0.1 * number)
@@ -106,3 +108,46 @@ def test_penalty_is_the_published_formula(constraint):
 
 def test_no_parameter_has_zero_dimensions():
     assert all(parameter.ndim > 0 for parameter in make("published").parameters())
+
+
+@pytest.mark.parametrize("name", ["hard_concrete", "hard_concrete_released", "linear"])
+def test_a_settled_mask_trains_the_model_that_export_writes(name):
+    masks = make(distribution=name)
+    for logits in masks.log_alpha.values():
+        logits.data.copy_(torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))
+    for linear in masks.multipliers.linear.values():
+        linear.data.fill_(3.0)
+    masks.set_progress(Moment(90, 1.0, 8.0, settled=True))
+    training, evaluation = masks(), masks.eval()()
+    for axis, gate in training.gates.items():
+        assert torch.equal(gate, evaluation.gates[axis])
+        assert (gate.count_nonzero(dim=-1) == masks.target_sizes[axis]).all()
+        assert (training.expected[axis] == masks.target_sizes[axis]).all()
+    assert training.penalty.item() == 0.0
+    count = masks.table.parameter_count(masks.target)
+    assert training.expected_parameters.item() == count
+
+
+def test_nothing_pulls_at_a_settled_choice():
+    masks = make()
+    masks.set_progress(Moment(90, 1.0, 8.0, settled=True))
+    drawn = masks()
+    (drawn.penalty + drawn.expected_parameters).backward()
+    for logits in masks.log_alpha.values():
+        assert logits.grad is not None
+        assert logits.grad.abs().max() == 0
+
+
+def test_masks_start_in_the_order_of_importance():
+    table = family_of(CONFIG).table(CONFIG)
+    scores = random(table, seed=2)
+    settings = PruningSettings(start=3.0, importance_spread=1.5)
+    shape = replace(table.source, hidden=12, intermediate=20)
+    masks = Masks(table, shape, settings, seed=5, scores=scores)
+    for axis in masks.axes:
+        logits = masks.log_alpha[axis.value].detach()
+        best = scores[axis].argmax(-1)
+        assert torch.equal(logits.argmax(-1), best)
+        assert logits.max().item() == pytest.approx(4.5, abs=0.1)
+        assert logits.min().item() == pytest.approx(1.5, abs=0.1)
+        assert logits.mean().item() == pytest.approx(3.0, abs=0.1)

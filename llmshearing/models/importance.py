@@ -1,0 +1,157 @@
+"""Importance of units from forward passes (after Minitron, arXiv 2407.14679, section 2.2).
+
+Shape legend: T tokens, L layers, u units, m entries per unit, d hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import LAYER_FIELD, CouplingTable, Row
+from llmshearing.pruning.importance import Scores, score_shapes
+
+
+class ActivationImportance:
+    """Sums up, over forward passes of a stock model, what each unit does.
+
+    * A head, or an intermediate unit: the mean square of what it adds to the residual stream.
+    * A KV group: that of its heads; a place within the groups: that of its heads in all groups.
+    * A hidden dimension: its mean square at the output of every norm, each norm counting alike.
+    * A layer: one minus the cosine between the stream before and after it.
+
+    Args:
+        model: a stock model; hooks stay on it until `close`.
+        table: its coupling table.
+    """
+
+    def __init__(self, model: nn.Module, table: CouplingTable) -> None:
+        self.table = table
+        self.tokens = 0
+        self._hooks: list[Any] = []
+        self._squares: dict[str, Tensor] = {}  # second moments of inputs [u, m, m], of norms [d]
+        self._writers: list[tuple[Row, int | None, str, nn.Module]] = []
+        self._layers = torch.zeros(table.source.layers, dtype=torch.float64)
+        for row in table.rows:
+            for layer, name in row.instances(table.source.layers):
+                module = model.get_submodule(name.rpartition(".")[0])
+                if _reads_units(row):
+                    self._writers.append((row, layer, name, module))
+                    self._on_input(module, name, row)
+                elif _is_norm(row):
+                    self._on_output(module, name)
+        self._watch_layers(model)
+
+    def scores(self) -> Scores:
+        """The importance of all units, from the passes so far."""
+        sizes = self.table.sizes(self.table.source)
+        shapes = score_shapes(self.table)
+        scores = {axis: torch.zeros(shape, dtype=torch.float64) for axis, shape in shapes.items()}
+        written = {name for _, _, name, _ in self._writers}
+        for name, squares in self._squares.items():
+            if name not in written:
+                scores[Axis.HIDDEN] += squares / squares.mean().clamp(min=1e-30)
+        for row, layer, name, module in self._writers:
+            dim = row.dims[1]
+            weight = module.weight.detach().double()
+            weight = weight.reshape(weight.shape[0], -1, dim.multiple)  # [d, u, m]
+            gram = torch.einsum("dum,dun->umn", weight, weight)
+            added = (gram * self._squares[name].to(gram)).sum((-1, -2)).cpu()
+            added = added.reshape([sizes[axis] for axis in dim.axes])
+            for place, axis in enumerate(dim.axes):
+                rest = [n for n in range(added.ndim) if n != place]
+                scores[axis][layer] += added.sum(rest) if rest else added
+        scores[Axis.LAYER] += self._layers
+        return {axis: (score / max(1, self.tokens)).float() for axis, score in scores.items()}
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _on_input(self, module: nn.Module, name: str, row: Row) -> None:
+        multiple = row.dims[1].multiple
+
+        def watch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x = arguments[0].detach().float()
+            x = x.reshape(-1, x.shape[-1] // multiple, multiple)  # [T, u, m]
+            self._add(name, torch.einsum("tum,tun->umn", x, x))
+
+        self._hooks.append(module.register_forward_pre_hook(watch))
+
+    def _on_output(self, module: nn.Module, name: str) -> None:
+        def watch(_: nn.Module, __: Any, output: Tensor) -> None:
+            self._add(name, output.detach().float().square().flatten(0, -2).sum(0))
+
+        self._hooks.append(module.register_forward_hook(watch))
+
+    def _watch_layers(self, model: nn.Module) -> None:
+        stem = next(row.name for row in self.table.rows if row.per_layer).split(LAYER_FIELD)[0]
+        for number in range(self.table.source.layers):
+
+            def watch(
+                _: nn.Module, arguments: Any, keywords: Any, output: Any, number: int = number
+            ) -> None:
+                before = arguments[0] if arguments else keywords["hidden_states"]
+                after = output[0] if isinstance(output, tuple) else output
+                change = 1 - cosine_similarity(before.float(), after.float(), dim=-1)
+                self._layers[number] += change.sum().double().cpu()
+                if number == 0:
+                    self.tokens += change.numel()
+
+            layer = model.get_submodule(f"{stem}{number}")
+            self._hooks.append(layer.register_forward_hook(watch, with_kwargs=True))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.double()
+        self._squares[name] = self._squares[name] + value if name in self._squares else value
+
+
+@torch.inference_mode()
+def activation_importance(
+    model: nn.Module,
+    table: CouplingTable,
+    batches: Iterable[Tensor],
+    tick: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """Importance of all units of a stock model.
+
+    Args:
+        model: a stock Transformers decoder.
+        table: its coupling table.
+        batches: token ids, [B, T] each; 512 to 1,024 rows in all are enough.
+        tick: called with the rows of each batch when it is done.
+
+    Returns:
+        Scores, float32.
+    """
+    importance = ActivationImportance(model, table)
+    training = model.training
+    model.eval()
+    try:
+        for tokens in batches:
+            model(input_ids=tokens, use_cache=False)
+            tick(len(tokens))
+    finally:
+        importance.close()
+        model.train(training)
+    return importance.scores()
+
+
+def _reads_units(row: Row) -> bool:
+    """Whether the row is a projection whose input is gated units of its layer."""
+    return row.layer_gated and len(row.dims) == 2 and row.dims[1].gated
+
+
+def _is_norm(row: Row) -> bool:
+    """Whether the row is the weight of a norm of the residual stream."""
+    return (
+        row.name.endswith(".weight")
+        and not row.layer_gated
+        and [dim.axes for dim in row.dims] == [(Axis.HIDDEN,)]
+    )

@@ -1,0 +1,131 @@
+"""Scores of units by other means than training: what one-shot pruning keeps, where masks start.
+
+A score is [n] for HIDDEN and LAYER and [L, n] for the per-layer axes; higher stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.errors import UserError
+
+Scores = dict[Axis, Tensor]
+
+
+def score_shapes(table: CouplingTable) -> dict[Axis, tuple[int, ...]]:
+    """The size of each axis's scores."""
+    layers = table.source.layers
+    return {
+        axis: (layers, size) if axis.per_layer else (size,)
+        for axis, size in table.sizes(table.source).items()
+    }
+
+
+def magnitude(table: CouplingTable, read: Callable[[str], Tensor]) -> Scores:
+    """Sum of the squares of all weights that a unit owns.
+
+    Args:
+        table: the source's coupling table.
+        read: gives a parameter by name.
+    """
+    scores = {axis: torch.zeros(shape) for axis, shape in score_shapes(table).items()}
+    sizes = table.sizes(table.source)
+    for row in table.rows:
+        for layer, name in row.instances(table.source.layers):
+            squares = read(name).float().square()
+            if layer is not None:
+                scores[Axis.LAYER][layer] += squares.sum()
+            for number, dim in enumerate(row.dims):
+                if not dim.axes:
+                    continue
+                others = [n for n in range(squares.ndim) if n != number]
+                owned = squares.sum(others) if others else squares
+                units = owned.reshape([sizes[axis] for axis in dim.axes] + [dim.multiple]).sum(-1)
+                for place, axis in enumerate(dim.axes):
+                    rest = [n for n in range(units.ndim) if n != place]
+                    total = units.sum(rest) if rest else units
+                    into = scores[axis][layer] if axis.per_layer else scores[axis]
+                    into += total
+    return scores
+
+
+def random(table: CouplingTable, seed: int) -> Scores:
+    """Scores without meaning: the control."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        axis: torch.rand(shape, generator=generator) for axis, shape in score_shapes(table).items()
+    }
+
+
+def evenly_spaced(table: CouplingTable, sizes: Mapping[Axis, int]) -> Scores:
+    """Scores under which units at equal distances stay.
+
+    Args:
+        table: the source's coupling table.
+        sizes: units to keep per axis.
+    """
+    scores = {}
+    for axis, shape in score_shapes(table).items():
+        units, keep = shape[-1], sizes[axis]
+        score = torch.zeros(shape)
+        places = (torch.arange(keep) + 0.5) * units / keep
+        score[..., places.long()] = 1.0
+        scores[axis] = score
+    return scores
+
+
+def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
+    """Mask logits in the order of a score: by rank, evenly from start - spread to start + spread.
+
+    Ranks rather than values, since scores are heavy-tailed: a few units would take the whole range.
+
+    Args:
+        score: [..., n]; each row is ranked by itself.
+        start: mean of the logits.
+        spread: half of their range.
+    """
+    count = score.shape[-1]
+    rank = score.argsort(dim=-1).argsort(dim=-1).float()
+    return start + spread * (2 * rank / max(1, count - 1) - 1)
+
+
+def save_scores(path: str | Path, scores: Mapping[Axis, Tensor], about: Mapping[str, str]) -> None:
+    """Write scores as safetensors, with what made them as its metadata; whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".partial")
+    tensors = {axis.value: score.contiguous() for axis, score in scores.items()}
+    save_file(tensors, temporary, metadata=dict(about))
+    temporary.replace(path)
+
+
+def load_scores(path: str | Path, table: CouplingTable) -> Scores:
+    """Read scores of a model.
+
+    Raises:
+        UserError: no such file, or scores of a model of another shape.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            scores = {Axis(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"found no importance scores in {path} ({error}); expected a file made by "
+            "llmshearing importance"
+        ) from None
+    expected = score_shapes(table)
+    found = {axis: tuple(score.shape) for axis, score in scores.items()}
+    if found != expected:
+        wrong = next(axis for axis in Axis if found.get(axis) != expected.get(axis))
+        raise UserError(
+            f"{path}: found scores {found.get(wrong)} on axis {wrong.value}, expected "
+            f"{expected.get(wrong)}: they are of another model; measure this one's"
+        )
+    return scores

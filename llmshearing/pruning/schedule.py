@@ -1,0 +1,49 @@
+"""What a pruning run asks of its masks at a step: a pure function of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state of the schedule at one step.
+
+    Attributes:
+        step: the training step, which keys the noise.
+        ramp: how far the target has moved, from 0 (the source's sizes) to 1 (its own).
+        sharpness: factor on the mask logits; the higher, the fewer units are undecided.
+        settled: whether the choice of units is made, and training goes on with the model that
+            export would write.
+    """
+
+    step: int = 0
+    ramp: float = 0.0
+    sharpness: float = 1.0
+    settled: bool = False
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """The three phases of a pruning run: shrink, decide, settle.
+
+    Attributes:
+        warmup: steps over which the target moves from the source's sizes to its own (paper,
+            section 2.1: linearly).
+        sharpen_until: step at which the sharpness reaches its end; it grows by an equal factor
+            each step from the end of the warmup on.
+        settle: step from which on the choice of units is fixed.
+        sharpness: the sharpness at the end; 1 leaves the logits as they are, as in the paper.
+    """
+
+    warmup: int
+    sharpen_until: int
+    settle: int
+    sharpness: float
+
+    def at(self, step: int) -> Moment:
+        """The moment of a step."""
+        ramp = min(1.0, step / self.warmup) if self.warmup else 1.0
+        length = max(1, self.sharpen_until - self.warmup)
+        part = min(1.0, max(0.0, (step - self.warmup) / length))
+        return Moment(step, ramp, self.sharpness**part, step >= self.settle)

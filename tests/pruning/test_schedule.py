@@ -1,0 +1,25 @@
+import pytest
+
+from llmshearing.pruning.schedule import MaskSchedule
+
+SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, settle=90, sharpness=16.0)
+
+
+def test_the_target_moves_linearly_over_the_warmup():
+    assert [SCHEDULE.at(step).ramp for step in (0, 5, 20, 99)] == [0.0, 0.25, 1.0, 1.0]
+
+
+def test_sharpness_grows_by_an_equal_factor_between_warmup_and_its_end():
+    found = [SCHEDULE.at(step).sharpness for step in (0, 20, 35, 50, 80, 99)]
+    assert found == pytest.approx([1.0, 1.0, 2.0, 4.0, 16.0, 16.0])
+
+
+def test_the_choice_is_settled_from_its_step_on():
+    assert not SCHEDULE.at(89).settled
+    assert SCHEDULE.at(90).settled
+
+
+def test_the_papers_schedule_neither_sharpens_nor_settles():
+    schedule = MaskSchedule(warmup=0, sharpen_until=0, settle=100, sharpness=1.0)
+    moments = [schedule.at(step) for step in range(100)]
+    assert {(m.ramp, m.sharpness, m.settled) for m in moments} == {(1.0, 1.0, False)}
