@@ -140,6 +140,7 @@ CHOICES = {
     "parallelism": ("fsdp2", "ddp"),
 }
 POSITIVE = ("data.global_batch", "data.microbatch", "data.eval_batch", "optimizer.learning_rate")
+PHASES = ("warmup", "sharpen_until", "settle")  # of a pruning run
 STEP_TIMES = ("duration", "eval_interval", "log_interval", "checkpoint_interval")
 
 
@@ -230,6 +231,11 @@ def own_errors(recipe: Recipe) -> list[str]:
         if value <= 0:
             errors.append(f"{key}: found {value}, expected more than 0")
     errors += _time_errors(recipe)
+    if recipe.pruning.sharpness < 1:
+        errors.append(
+            f"pruning.sharpness: found {recipe.pruning.sharpness}, expected at least 1 (1 leaves "
+            "the masks as the paper has them)"
+        )
     if recipe.data.microbatch > recipe.data.global_batch > 0:
         errors.append(
             f"data.microbatch: found {recipe.data.microbatch}, expected at most "
@@ -249,7 +255,7 @@ def _time_errors(recipe: Recipe) -> list[str]:
             errors.append(f"run.{name}: found {value!r}, expected steps with a unit, e.g. 300ba")
     for key, value in {
         "optimizer.warmup": recipe.optimizer.warmup,
-        "pruning.warmup": recipe.pruning.warmup,
+        **{f"pruning.{name}": getattr(recipe.pruning, name) for name in PHASES},
     }.items():
         try:
             steps(value, 1)

@@ -58,10 +58,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR
 def mask_schedule(recipe: Recipe) -> MaskSchedule:
     """The phases of a pruning run, in steps."""
     total, settings = steps(recipe.run.duration), recipe.pruning
+    warmup = steps(settings.warmup, total)
+    settle = max(warmup, steps(settings.settle, total))
     return MaskSchedule(
-        warmup=steps(settings.warmup, total),
+        warmup=warmup,
         sharpen_until=steps(settings.sharpen_until, total),
-        settle=steps(settings.settle, total),
+        settle=settle if settle < total else total + 1,  # the last evaluation is at `total`
         sharpness=settings.sharpness,
     )
 

@@ -28,6 +28,7 @@ from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
+from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.source import load_model
 from llmshearing.config import Recipe, steps, to_yaml
@@ -119,6 +120,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None)
                 num_checkpoints_to_keep=recipe.run.keep_checkpoints,
             ),
             ManifestWriter(directory, facts(recipe, inputs), loading.mixture),
+            VerdictWriter(directory),
         ],
         loggers=[
             MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch),

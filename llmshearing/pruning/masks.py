@@ -21,6 +21,7 @@ from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.importance import Scores, start_logits
 from llmshearing.pruning.schedule import Moment
 from llmshearing.pruning.selection import decided_gates, indicator, select
+from llmshearing.pruning.verdict import Verdict, axis_verdict
 
 # Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
@@ -41,7 +42,8 @@ class PruningSettings:
             paper's, none.
         sharpen_until: time at which they reach it.
         settle: time from which on the choice of units is fixed and training goes on with exactly
-            the model that export would write; `1dur` is the paper's, never.
+            the model that export would write, not before the end of the warmup; `1dur` is the
+            paper's, never.
         start: the mask logits at the start.
         importance: a file of scores made by `llmshearing importance`; the masks start in its order.
         importance_spread: half the range of the starting logits in that order.
@@ -113,6 +115,10 @@ class Masks(nn.Module):
         seed: of the noise.
         scores: importance in whose order the masks start; alike for all units where there is none.
 
+    Attributes:
+        cuts_evaluation: whether evaluation cuts to size, as export does; otherwise it takes every
+            unit with its gate, undecided ones too (the verdict compares the two).
+
     The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
     """
 
@@ -143,6 +149,7 @@ class Masks(nn.Module):
             constraint_of(settings.constraint), {a: self.sizes[a] for a in self.axes}, self.layers
         )
         self.moment, self.noise_stream = Moment(), 0
+        self.cuts_evaluation = True
         self._noise: tuple[tuple[int, int], dict[Axis, Tensor]] | None = None
 
     def _start(self, axis: Axis, scores: Scores | None) -> Tensor:
@@ -175,14 +182,16 @@ class Masks(nn.Module):
         probability = {
             a: self.distribution.keep_probability(x, sharpness) for a, x in logits.items()
         }
-        kept = None if self.training and not settled else select(logits, self.sizes_now())
-        if kept is None:
+        decided = settled or (self.cuts_evaluation and not self.training)
+        kept = select(logits, self.sizes_now()) if decided else {}
+        if decided:
+            gates = decided_gates(self.distribution, logits, kept, sharpness)
+        elif self.training:
             noise = self._step_noise(next(iter(logits.values())).device)
             gates = {a: self.distribution.sample(x, noise[a], sharpness) for a, x in logits.items()}
         else:
-            gates = decided_gates(self.distribution, logits, kept, sharpness)
+            gates = {a: self.distribution.deterministic(x, sharpness) for a, x in logits.items()}
         if settled:
-            assert kept is not None
             # The choice is made: nothing pulls at the logits, though all stay in the graph, since
             # DDP and FSDP expect a gradient of every parameter.
             probability = {a: 0.0 * p + indicator(p, kept[a]) for a, p in probability.items()}
@@ -207,6 +216,16 @@ class Masks(nn.Module):
         with torch.no_grad():
             for parameter in self.log_alpha.values():
                 parameter.clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
+
+    def verdict(self) -> Verdict:
+        """What the masks have come to at this moment; gathers them where they are sharded."""
+        found = {}
+        for axis in self.axes:
+            logits = self.log_alpha[axis.value].detach()
+            whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+            keep = self.distribution.keep_probability(whole.float(), self.moment.sharpness)
+            found[axis] = axis_verdict(keep.cpu(), self.target_sizes[axis])
+        return Verdict(found, self.moment.settled)
 
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that descend."""

@@ -35,6 +35,22 @@ def select(scores: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> Kept:
     return kept
 
 
+# A mask has made up its mind about a unit whose keep probability lies outside of these.
+UNDECIDED = (0.05, 0.95)
+
+
+def count_undecided(probability: Tensor, kept: Tensor) -> int:
+    """Units whose fate the masks leave open: not surely on if they stay, or surely off if not.
+
+    Args:
+        probability: of each unit of an axis to stay, [n] or [L, n].
+        kept: indices of those that stay, [n'] or [L, n'].
+    """
+    low, high = UNDECIDED
+    stays = torch.zeros_like(probability, dtype=torch.bool).scatter(-1, kept, value=True)
+    return int(torch.where(stays, probability < high, probability > low).sum())
+
+
 # A unit that stays takes part, however undecided its mask was: it counts in the norms' means, and a
 # gate of 0 folded into weights could not be trained again.
 SMALLEST_KEPT_GATE = 0.1

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+from runs import run_here, series
+
+from llmshearing.config import load_recipe
+from llmshearing.errors import UserError
+
+
+def verdict_of(recipe_file):
+    return json.loads((recipe_file.parent / "run" / "verdict.json").read_text())
+
+
+def test_a_settled_run_ends_with_exactly_the_model_it_trained(recipe_file):
+    lines = run_here(recipe_file, "pruning.settle=4ba", "pruning.warmup=2ba")
+    verdict = verdict_of(recipe_file)
+    assert verdict["settled"]
+    assert verdict["soft_loss"] == verdict["exact_loss"]
+    assert verdict["axes"]["hidden"]["target"] == 16
+    expected = series(lines, "pruning/expected/hidden")
+    assert expected[7] == 16.0
+    assert expected[2] != 16.0
+    penalties = series(lines, "loss/train/lagrangian")
+    assert penalties[7] == 0.0
+
+
+def test_an_unsettled_run_is_told_what_the_cut_costs(recipe_file):
+    run_here(recipe_file, "pruning.settle=1dur", "pruning.warmup=2ba", "pruning.sharpness=1")
+    verdict = verdict_of(recipe_file)
+    assert not verdict["settled"]
+    # After 8 steps the masks are still almost open: as trained, the model is nearly the source.
+    assert abs(verdict["soft_loss"] - verdict["exact_loss"]) > 1e-3
+    told = " ".join(verdict["problems"])
+    assert "hidden: expected size" in told
+    assert "undecided" in told
+    log = (recipe_file.parent / "run" / "log.txt").read_text()
+    assert "verdict on the masks" in log
+    assert verdict["problems"][0] in log
+
+
+def test_a_run_without_masks_has_no_verdict(recipe_file):
+    recipe = json.loads(recipe_file.read_text())
+    del recipe["target"]
+    recipe_file.write_text(json.dumps(recipe))
+    run_here(recipe_file, "run.duration=2ba", "run.eval_interval=2ba")
+    assert not (recipe_file.parent / "run" / "verdict.json").exists()
+
+
+def test_a_sharpness_below_one_is_refused(recipe_file):
+    with pytest.raises(UserError, match=r"pruning\.sharpness: found 0\.5, expected at least 1"):
+        load_recipe(recipe_file, ["pruning.sharpness=0.5"])
