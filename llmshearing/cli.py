@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from llmshearing.errors import UserError, exits_on_user_error
+from llmshearing.errors import exits_on_user_error
 
 RECIPE_EXAMPLE = "yamls/prune/tiny-llama-to-half.yaml data.root=data/sample"
 
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _reference_loss_verbs(verbs)
     verb = _verb(verbs, "report", report, "plots and tables as one HTML page", "runs/prune")
     verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
-    verb.add_argument("--out", type=Path, help="the page; default RUN_DIR/report.html")
+    verb.add_argument("--out", type=Path, help="page or folder; default RUN_DIR/report.html")
     return parser
 
 
@@ -151,10 +151,8 @@ def report(options: argparse.Namespace) -> None:
     """Write the report page."""
     from llmshearing.reports.page import write_report
 
-    missing = [run for run in options.runs if not (run / "metrics.jsonl").is_file()]
-    if missing:
-        raise UserError(f"found no metrics.jsonl in {missing[0]}; expected a run directory")
-    print(write_report(options.runs, options.out))
+    page = write_report(options.runs, options.out)
+    print(f"{page}, its plots as PNG in {page.with_suffix('')}/")
 
 
 if __name__ == "__main__":

@@ -5,21 +5,18 @@ Inline SVG takes its colours from the page, so that one picture serves dark and 
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from llmshearing.errors import UserError
-from llmshearing.files import write_text
-from llmshearing.reports import plots, tables, template
+from llmshearing.files import write_bytes, write_text
+from llmshearing.reports import masks, plots, tables, template
 from llmshearing.reports.runs import Run, read_runs
 from llmshearing.reports.style import as_png, as_svg
 from llmshearing.reports.template import Plot, Table
-
-log = logging.getLogger(__name__)
 
 Drawn = tuple[str, str, Figure | None]
 
@@ -29,14 +26,16 @@ COMPARISONS = (
     ("Throughput", "Tokens per second while training.", plots.throughput),
 )
 OF_A_RUN = (
-    ("Held-out loss by domain", "Broken: the reference loss.", plots.held_out),
+    ("Held-out loss by domain", "Broken: the reference loss, where there is one.", plots.held_out),
+    ("Above reference", "What is left to each domain's reference loss.", plots.excess),
     ("Mixture", "Weight of each domain; broken: its share of the rows so far.", plots.mixture),
     ("Expected sizes", "Broken: the target, which moves in the warmup.", plots.expected_sizes),
     ("Multipliers", "Lagrange multipliers of the constraint.", plots.multipliers),
+    ("Undecided units", "Probability to stay between 0.05 and 0.95.", masks.undecided),
 )
 MASKS_CAPTION = (
-    "Score of each unit at step {}: 0 goes, 1 stays. A row is a layer, the first on top; "
-    "hidden and intermediate units go from high to low."
+    "Probability of each unit to stay at step {:,}. A row is a layer, the first on top; hidden and "
+    "intermediate units are sorted from high to low."
 )
 
 
@@ -51,8 +50,8 @@ def write_report(
 
     Args:
         run_directories: of runs.
-        out: the page; `report.html` in the first run's directory where it is not given. The plots
-            go to `<name>-plots/` beside it.
+        out: the page, or a folder for it; `report.html` in the first run's directory where it is
+            not given. The plots go as PNG into a folder beside it that bears its name.
         title: of the page.
         lead: a sentence below the title.
         first: tables to stand before all else.
@@ -67,47 +66,62 @@ def write_report(
     if not directories:
         raise UserError("found no run directory, expected one or several")
     runs = read_runs(directories)
-    out = Path(out) if out is not None else directories[0] / "report.html"
-    if out.is_dir():
-        out = out / "report.html"
-    folder = out.with_name(f"{out.stem}-plots")
+    out = _page_path(directories[0] if out is None else Path(out))
+    pictures: dict[str, bytes] = {}
     sections = [
-        template.section("Overview", [template.table(table) for table in first]),
-        template.section("Comparison" if len(runs) > 1 else "Run", _comparison(runs, folder)),
-        *(template.section(run.name, _of_a_run(run, folder)) for run in runs),
+        template.Section("Overview", [template.cards(first)]),
+        template.Section("Comparison" if len(runs) > 1 else "Summary", _comparison(runs, pictures)),
+        *(template.Section(run.name, _of_a_run(run, pictures)) for run in runs),
     ]
+    for name, content in pictures.items():
+        write_bytes(out.with_suffix("") / name, content)
     names = ", ".join(run.name for run in runs)
     write_text(out, template.page(title, lead or names, sections))
     return out
 
 
-def _comparison(runs: Sequence[Run], folder: Path) -> list[str]:
+def _page_path(out: Path) -> Path:
+    page = out if out.suffix in (".html", ".htm") else out / "report.html"
+    if page.is_dir():
+        raise UserError(
+            f"found a directory at {page}, expected to write a page; give another --out"
+        )
+    return page
+
+
+def _comparison(runs: Sequence[Run], pictures: dict[str, bytes]) -> list[str]:
     drawn = ((name, caption, draw(runs)) for name, caption, draw in COMPARISONS)
     return [
-        template.table(tables.overview(runs)),
-        template.plots([*_pictures(drawn, folder, "all")]),
+        template.cards([tables.overview(runs)]),
+        template.plots([*_pictures(drawn, pictures, "all")]),
+        template.cards([tables.domains_of_runs(runs), tables.differences(runs)]),
     ]
 
 
-def _of_a_run(run: Run, folder: Path) -> list[str]:
+def _of_a_run(run: Run, pictures: dict[str, bytes]) -> list[str]:
     drawn: list[Drawn] = [(name, caption, draw(run)) for name, caption, draw in OF_A_RUN]
     if run.masks:
         step = max(run.masks)
-        drawn.append(("Masks", MASKS_CAPTION.format(step), plots.masks(run.masks[step])))
+        drawn.append(("Masks", MASKS_CAPTION.format(step), masks.heat_maps(run.masks[step])))
     return [
-        template.plots([*_pictures(drawn, folder, run.name)]),
-        template.table(tables.domains(run)),
-        template.table(tables.shapes(run)),
+        template.plots([*_pictures(drawn, pictures, run.name)]),
+        template.cards(
+            [
+                tables.domains(run),
+                masks.units_table(run),
+                masks.layers_table(run),
+                tables.facts(run),
+            ]
+        ),
         template.folded("Recipe", run.config) if run.config else "",
     ]
 
 
-def _pictures(drawn: Sequence[Drawn] | Iterator[Drawn], folder: Path, of: str) -> Iterator[Plot]:
-    """Figures as SVG for the page and as PNG beside it; what was not drawn is left out."""
+def _pictures(drawn: Iterable[Drawn], pictures: dict[str, bytes], of: str) -> Iterator[Plot]:
+    """Figures as SVG for the page, and as PNG into `pictures`; what was not drawn is left out."""
     for title, caption, figure in drawn:
         if figure is None:
             continue
         name = re.sub(r"[^a-z0-9]+", "-", f"{of} {title}".lower()).strip("-")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(as_png(figure))
         yield Plot(title, caption, as_svg(figure, name))
+        pictures[f"{name}.png"] = as_png(figure)

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from llmshearing.reports.masks import AXES
 from llmshearing.reports.runs import HELD_OUT, Run, Series
-from llmshearing.reports.style import axis_labels, color, color_scale, legend, new_figure
+from llmshearing.reports.style import INK, axis_labels, color, legend, new_figure
 
-AXES = ("hidden", "layer", "kv_group", "head", "intermediate")
-SHAPE_FIELDS = {"layer": "layers", "head": "heads", "kv_group": "kv_groups"}
-SMOOTHED_OVER = 0.03
+SMOOTHED_OVER, FEWEST_SMOOTHED = 0.03, 5
+MOST_POINTS = 1500
 
 
 def training_loss(runs: Sequence[Run]) -> Figure | None:
@@ -43,6 +42,21 @@ def held_out(run: Run) -> Figure | None:
     return _domains(losses, references, "held-out loss, nats")
 
 
+def excess(run: Run) -> Figure | None:
+    """Held-out loss of each domain above its reference loss; 0 is reached."""
+    references = run.group("loading/reference/{}")
+    above = {}
+    for name, losses in run.group(HELD_OUT).items():
+        if name in references:
+            # `dro` without given references moves them, so each loss meets the one of its time.
+            reached = np.interp(losses.steps, references[name].steps, references[name].values)
+            above[name] = Series(losses.steps, losses.tokens, losses.values - reached)
+    figure = _domains(above, {}, "held-out loss above reference, nats")
+    if figure is not None:
+        figure.axes[0].axhline(0, color=INK, lw=0.8)
+    return figure
+
+
 def mixture(run: Run) -> Figure | None:
     """Weight of each domain, and the share of its rows so far as a broken line."""
     weights, shares = run.group("loading/weight/{}"), run.group("loading/share/{}")
@@ -55,12 +69,11 @@ def expected_sizes(run: Run) -> Figure | None:
     if not expected:
         return None
     figure, (plot,) = new_figure()
-    shape = run.manifest.get("source", {}).get("shape", {})
+    sizes = run.axis_sizes()
     for number, axis in enumerate(axis for axis in AXES if axis in expected):
         series, target = expected[axis], targets.get(axis)
-        whole = shape.get(SHAPE_FIELDS.get(axis, axis)) or np.nanmax(
-            (target or series).values
-        )  # before the first checkpoint
+        # Before the first checkpoint the targets' start is all that tells the source's size.
+        whole = sizes[axis][0] if axis in sizes else np.nanmax((target or series).values)
         plot.plot(series.steps, series.values / whole, color=color(number), label=axis)
         if target is not None:
             plot.plot(target.steps, target.values / whole, color=color(number), ls="--", lw=1)
@@ -84,33 +97,6 @@ def multipliers(run: Run) -> Figure | None:
     return figure
 
 
-def masks(scores: Mapping[str, NDArray]) -> Figure | None:
-    """Scores of all units, layers from top to bottom; intermediate units from high to low."""
-    axes = [axis for axis in AXES if axis in scores]
-    if not axes:
-        return None
-    tables = {axis: np.atleast_2d(scores[axis]) for axis in axes}
-    for axis in ("hidden", "intermediate"):
-        if axis in tables:
-            tables[axis] = -np.sort(-tables[axis], axis=1)
-    heights = [1.0 if len(tables[axis]) == 1 else 2.2 for axis in axes]
-    figure, plots = new_figure(len(axes), heights)
-    image = None
-    for plot, axis in zip(plots, axes, strict=True):
-        table = tables[axis]
-        image = plot.imshow(
-            table, aspect="auto", vmin=0, vmax=1, cmap="cividis", interpolation="nearest"
-        )
-        plot.set_ylabel(axis, rotation=0, ha="right", va="center")
-        plot.grid(visible=False)
-        plot.set_yticks([])
-        plot.tick_params(labelsize=7.5)
-        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
-    assert image is not None
-    color_scale(figure, image, plots)
-    return figure
-
-
 def _over_tokens(
     found: Mapping[str, Series | None], y: str, *, smooth: bool = False
 ) -> Figure | None:
@@ -120,14 +106,13 @@ def _over_tokens(
     for number, (name, series) in enumerate(found.items()):
         if series is None:
             continue
+        shown = thinned(series)
         if smooth and len(series.values) > 10:
-            plot.plot(series.tokens, series.values, color=color(number), alpha=0.25, lw=0.8)
-            plot.plot(series.tokens, running_mean(series.values), color=color(number), label=name)
-        else:
-            marker = "o" if len(series.values) < 30 else ""
-            plot.plot(
-                series.tokens, series.values, color=color(number), label=name, marker=marker, ms=3
-            )
+            plot.plot(shown.tokens, shown.values, color=color(number), alpha=0.25, lw=0.8)
+            shown = thinned(Series(series.steps, series.tokens, running_mean(series.values)))
+        plot.plot(
+            shown.tokens, shown.values, color=color(number), label=name, ms=3, marker=_marker(shown)
+        )
     axis_labels(plot, "tokens", y)
     legend(plot)
     return figure
@@ -138,19 +123,34 @@ def _domains(solid: Mapping[str, Series], broken: Mapping[str, Series], y: str) 
         return None
     figure, (plot,) = new_figure()
     for number, (name, series) in enumerate(solid.items()):
-        marker = "o" if len(series.values) < 30 else ""
-        plot.plot(series.steps, series.values, color=color(number), label=name, marker=marker, ms=3)
+        shown = thinned(series)
+        plot.plot(
+            shown.steps, shown.values, color=color(number), label=name, ms=3, marker=_marker(shown)
+        )
         if name in broken:
-            other = broken[name]
+            other = thinned(broken[name])
             plot.plot(other.steps, other.values, color=color(number), ls="--", lw=1)
     axis_labels(plot, "step", y)
     legend(plot)
     return figure
 
 
+def _marker(series: Series) -> str:
+    return "o" if len(series.values) < 30 else ""
+
+
+def thinned(series: Series) -> Series:
+    """At most so many points that a line of a long run still draws fast; the last is among them."""
+    count = len(series.values)
+    if count <= MOST_POINTS:
+        return series
+    chosen = np.linspace(0, count - 1, MOST_POINTS).round().astype(int)
+    return Series(series.steps[chosen], series.tokens[chosen], series.values[chosen])
+
+
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the last few values of each point; NaN counts as no value."""
-    window = max(1, round(SMOOTHED_OVER * len(values)))
+    window = max(FEWEST_SMOOTHED, round(SMOOTHED_OVER * len(values)))
     known = np.isfinite(values)
     sums = np.cumsum(np.where(known, values, 0.0))
     counts = np.cumsum(known)

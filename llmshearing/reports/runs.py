@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import family_of
+from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
 
 HELD_OUT = "metrics/{}/loss"
@@ -61,25 +65,32 @@ class Run:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe."""
-        return yaml.safe_load(self.config) or {}
+        """The resolved recipe.
+
+        Raises:
+            UserError: `config.yaml` is no YAML mapping.
+        """
+        path = self.directory / "config.yaml"
+        try:
+            recipe = yaml.safe_load(self.config) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"found {path}, which is no valid YAML: {error}") from error
+        if not isinstance(recipe, dict):
+            raise UserError(f"found no sections in {path}, expected a recipe")
+        return recipe
 
     @cached_property
-    def metric_names(self) -> list[str]:
-        """Every metric, in the order of its first appearance."""
-        return list(dict.fromkeys(name for line in self.lines for name in line["metrics"]))
+    def metrics(self) -> dict[str, Series]:
+        """Every metric over time, in the order of its first appearance."""
+        found: dict[str, list[tuple[int, int, float]]] = {}
+        for line in self.lines:
+            for name, value in line["metrics"].items():
+                found.setdefault(name, []).append((line["batch"], line["tokens"], value))
+        return {name: _series(points) for name, points in found.items()}
 
     def series(self, name: str) -> Series | None:
         """A metric over time, or None where the run has none of it."""
-        found = [
-            (line["batch"], line["tokens"], line["metrics"][name])
-            for line in self.lines
-            if name in line["metrics"]
-        ]
-        if not found:
-            return None
-        steps, tokens, values = zip(*found, strict=True)
-        return Series(np.array(steps), np.array(tokens), np.array(values, dtype=np.float64))
+        return self.metrics.get(name)
 
     def group(self, template: str) -> dict[str, Series]:
         """Metrics that differ in one part of their name, by that part.
@@ -89,11 +100,9 @@ class Run:
         """
         head, tail = template.split("{}")
         found = {}
-        for name in self.metric_names:
+        for name, series in self.metrics.items():
             part = name.removeprefix(head).removesuffix(tail)
             if name == template.format(part) and "/" not in part and part != "train":
-                series = self.series(name)
-                assert series is not None
                 found[part] = series
         return found
 
@@ -128,6 +137,18 @@ class Run:
         """Whether this run learns masks."""
         return bool(self.masks) or bool(self.group("pruning/expected/{}"))
 
+    @cached_property
+    def table(self) -> CouplingTable | None:
+        """The source model's coupling table; None before the first checkpoint."""
+        config = self.manifest.get("source", {}).get("config")
+        return None if config is None else family_of(config).table(config)
+
+    @property
+    def target(self) -> Shape | None:
+        """The shape that a pruning run aims at; None before the first checkpoint."""
+        target = self.manifest.get("target")
+        return None if target is None else Shape(**target)
+
     def mean_held_out(self) -> Series | None:
         """Mean of the domains' held-out losses at each evaluation of all of them."""
         losses = self.group(HELD_OUT)
@@ -140,10 +161,14 @@ class Run:
             for step, tokens in zip(first.steps, first.tokens, strict=True)
             if all(step in values for values in by_step)
         ]
-        if not shared:
-            return None
-        steps, tokens, values = zip(*shared, strict=True)
-        return Series(np.array(steps), np.array(tokens), np.array(values))
+        return _series(shared) if shared else None
+
+    def axis_sizes(self) -> dict[str, tuple[int, int]]:
+        """Units of each axis in source and target; empty before the first checkpoint."""
+        if self.table is None or self.target is None:
+            return {}
+        source, target = self.table.sizes(self.table.source), self.table.sizes(self.target)
+        return {axis.value: (source[axis], target[axis]) for axis in Axis if axis in source}
 
 
 def read_runs(directories: list[Path]) -> list[Run]:
@@ -165,6 +190,8 @@ def read_run(directory: Path, name: str | None = None) -> Run:
     directory = Path(directory)
     metrics = directory / "metrics.jsonl"
     config = directory / "config.yaml"
+    if not directory.is_dir():
+        raise UserError(f"found no directory {directory}: give the run.directory of a recipe")
     if not metrics.is_file() and not config.is_file():
         raise UserError(
             f"found neither metrics.jsonl nor config.yaml in {directory}, expected a run "
@@ -204,8 +231,21 @@ def short_names(paths: list[Path]) -> list[str]:
     return [f"{path} ({number})" for number, path in enumerate(paths, start=1)]
 
 
+def _series(points: list[tuple[int, int, float]]) -> Series:
+    steps, tokens, values = zip(*points, strict=True)
+    return Series(np.array(steps), np.array(tokens), np.array(values, dtype=np.float64))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"found {path}, which is no valid JSON ({error}); copy it anew, or remove it for a "
+            "report without shapes"
+        ) from error
 
 
 def _read_masks(folder: Path) -> dict[int, dict[str, NDArray[Any]]]:

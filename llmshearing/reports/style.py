@@ -22,13 +22,13 @@ COLORS = ("#3b82c4", "#e07b39", "#3f9b62", "#c4508a", "#8f6fd1",
 INK, GRID = "#1b1f27", "#d8dce3"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"}
 SIZE_INCHES = (4.4, 3.1)
-LEGEND_CHARACTERS, HANDLE_CHARACTERS = 52, 5
+LEGEND_CHARACTERS, HANDLE_CHARACTERS = 50, 5
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
+    "axes.labelsize": 9.5,
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -38,9 +38,9 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "lines.linewidth": 1.6,
@@ -54,10 +54,12 @@ def color(index: int) -> str:
     return COLORS[index % len(COLORS)]
 
 
-def new_figure(rows: int = 1, heights: list[float] | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure of the one size that all have, with `rows` plots below each other."""
+def new_figure(
+    rows: int = 1, heights: list[float] | None = None, height: float = SIZE_INCHES[1]
+) -> tuple[Figure, list[Axes]]:
+    """A figure of the one width that all have, with `rows` plots below each other."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained", facecolor="none")
+        figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained", facecolor="none")
         plots = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
     return figure, list(plots)
 
@@ -83,13 +85,13 @@ def legend(plot: Axes) -> None:
 def color_scale(figure: Figure, image: AxesImage, plots: list[Axes]) -> None:
     """A scale from 0 to 1 beside the plots."""
     with mpl.rc_context(STYLE):
-        figure.colorbar(image, ax=plots, shrink=0.8, ticks=[0, 0.5, 1])
+        figure.colorbar(image, ax=plots, shrink=0.8, aspect=30, ticks=[0, 0.5, 1])
 
 
 def axis_labels(plot: Axes, x: str, y: str) -> None:
     """Name the axes; large numbers as 1 k, 1 M."""
-    plot.set_xlabel(x)
-    plot.set_ylabel(y)
+    plot.set_xlabel(x, fontsize=STYLE["axes.labelsize"])
+    plot.set_ylabel(y, fontsize=STYLE["axes.labelsize"])
     plot.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -103,6 +105,7 @@ def as_svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    figure.set_layout_engine("none")  # it is laid out; once is half of the time
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     for stand_in, variable in VARIABLES.items():
@@ -118,6 +121,6 @@ def as_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     canvas = FigureCanvasAgg(figure)
     figure.set_facecolor("white")
-    canvas.print_figure(buffer, dpi=200, format="png")
+    canvas.print_figure(buffer, dpi=180, format="png")
     figure.set_facecolor("none")
     return buffer.getvalue()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llmshearing.reports.runs import HELD_OUT, Run, Series
 from llmshearing.reports.template import Table
@@ -43,13 +44,47 @@ def domains(run: Run) -> Table:
     return Table("Domains", header, rows)
 
 
-def shapes(run: Run) -> Table:
-    """Source and target shape of a pruning run, as its manifest tells them."""
-    source = run.manifest.get("source", {}).get("shape") or {}
-    target = run.manifest.get("target") or {}
-    fields = [name for name in source if name in target]
-    rows = [(name, f"{source[name]:,}", f"{target[name]:,}") for name in fields]
-    return Table("Shape", ("size", "source", "target"), rows)
+def domains_of_runs(runs: Sequence[Run]) -> Table:
+    """One row a domain, one column a run: the last held-out loss; the mean below."""
+    found = {run.name: run.group(HELD_OUT) for run in runs}
+    names = list(dict.fromkeys(name for losses in found.values() for name in losses))
+    rows = [(name, *(_last(found[run.name].get(name)) for run in runs)) for name in names]
+    if len(runs) < 2 or not rows:
+        return Table("", (), [])
+    rows.append(("mean", *(_last(run.mean_held_out()) for run in runs)))
+    return Table("Last held-out loss by domain", ("domain", *found), rows)
+
+
+def differences(runs: Sequence[Run]) -> Table:
+    """One row for each setting in which the runs' recipes differ."""
+    recipes = [dict(_leaves(run.recipe)) for run in runs]
+    keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
+    cells = [(key, [str(recipe.get(key, "-")) for recipe in recipes]) for key in keys]
+    rows = [(key, *values) for key, values in cells if len(set(values)) > 1]
+    return Table(
+        "Where the recipes differ", ("setting", *(run.name for run in runs)), rows, prose=True
+    )
+
+
+def facts(run: Run) -> Table:
+    """What was trained on what: model, sizes, data, versions."""
+    rows = [("directory", str(run.directory))]
+    if run.table is not None:
+        source = run.table.parameter_count(run.table.source)
+        rows.append(("model", str(run.manifest["source"].get("path", "-"))))
+        rows.append(("parameters", f"{source:,}"))
+        if run.target is not None:
+            target = run.table.parameter_count(run.target)
+            rows.append(("of the target", f"{target:,} ({target / source:.1%})"))
+    data = run.manifest.get("data", {})
+    if data:
+        rows.append(
+            ("data", f"{data.get('root', '-')}, rows of {data.get('sequence_length', '-')}")
+        )
+    versions = run.manifest.get("versions", {})
+    if versions:
+        rows.append(("versions", ", ".join(f"{name} {of}" for name, of in versions.items())))
+    return Table("Facts", (), rows, prose=True)
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -78,6 +113,14 @@ def _overview_row(run: Run) -> tuple[str, ...]:
         "-" if speed is None else f"{speed.last:,.0f}",
         duration(run.seconds),
     )
+
+
+def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in recipe.items():
+        inner = isinstance(value, Mapping) and value
+        found += _leaves(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
+    return found
 
 
 def _last(series: Series | None, digits: int = 4) -> str:

@@ -15,25 +15,34 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1500px; margin: 0 auto; padding: 1rem; }
+main { max-width: 1600px; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; margin: .5rem 0 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .75rem; }
-p { margin: .25rem 0 1rem; color: var(--soft); max-width: 75ch; }
+p { margin: .25rem 0 1rem; color: var(--soft); max-width: 75ch; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9rem; }
+a { color: var(--accent); }
 .plots { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); align-items: start; }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure, .card { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--grid);
   border-radius: 10px; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .85rem; color: var(--soft); margin-top: .4rem; }
 figcaption b { color: var(--ink); }
-.card { overflow-x: auto; }
+.card { overflow-x: auto; max-width: 100%; }
+.cards .card { max-height: 80vh; overflow-y: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .4rem; font-weight: 600; }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--grid);
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 th { color: var(--soft); font-weight: 600; }
-.stack { display: grid; gap: 1rem; }
+.prose td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.prose td:first-child { white-space: nowrap; vertical-align: top; color: var(--soft); }
+@media (max-width: 600px) { main { padding: .6rem; } th, td { padding: .3rem .5rem; }
+  table { font-size: .8rem; } figure, .card { padding: .5rem; } }
+@media print { .cards .card { max-height: none; } figure, tr { break-inside: avoid; } }
+.stack { display: grid; gap: 1rem; grid-template-columns: minmax(0, 1fr); }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.4; }
 """
@@ -47,11 +56,13 @@ class Table:
         title: what stands above it.
         header: names of the columns.
         rows: cells; the first of a row names it.
+        prose: whether cells are text that may break, not numbers.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,27 @@ class Plot:
     svg: str
 
 
-def page(title: str, lead: str, sections: Sequence[str]) -> str:
-    """The whole page out of its sections."""
-    body = "\n".join(sections)
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        parts: HTML that stands below it; empty ones are left out.
+    """
+
+    title: str
+    parts: Sequence[str]
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page out of its sections; those without content are left out."""
+    shown = [section for section in sections if any(section.parts)]
+    body = "\n".join(_section(number, section) for number, section in enumerate(shown))
+    links = "\n".join(
+        f'<a href="#section-{number}">{escape(section.title)}</a>'
+        for number, section in enumerate(shown)
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -85,22 +114,12 @@ def page(title: str, lead: str, sections: Sequence[str]) -> str:
 <main>
 <h1>{escape(title)}</h1>
 <p>{escape(lead)}</p>
+<nav>{links}</nav>
 {body}
 </main>
 </body>
 </html>
 """
-
-
-def section(title: str, parts: Sequence[str]) -> str:
-    """A heading and what stands below it; nothing where there are no parts."""
-    parts = [part for part in parts if part]
-    if not parts:
-        return ""
-    content = "\n".join(parts)
-    return (
-        f'<section>\n<h2>{escape(title)}</h2>\n<div class="stack">\n{content}\n</div>\n</section>'
-    )
 
 
 def plots(found: Sequence[Plot]) -> str:
@@ -113,18 +132,32 @@ def plots(found: Sequence[Plot]) -> str:
     return f'<div class="plots">\n{figures}\n</div>' if found else ""
 
 
-def table(content: Table) -> str:
+def cards(tables: Sequence[Table]) -> str:
+    """Tables side by side as far as the page is wide; those without rows are left out."""
+    shown = "\n".join(_table(content) for content in tables if content.rows)
+    return f'<div class="cards">\n{shown}\n</div>' if shown else ""
+
+
+def _section(number: int, section: Section) -> str:
+    content = "\n".join(part for part in section.parts if part)
+    return (
+        f'<section id="section-{number}">\n<h2>{escape(section.title)}</h2>\n'
+        f'<div class="stack">\n{content}\n</div>\n</section>'
+    )
+
+
+def _table(content: Table) -> str:
     """A table; wide ones scroll within themselves."""
-    if not content.rows:
-        return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in content.header)
+    head = f"<thead><tr>{head}</tr></thead>\n" if head else ""
+    kind = ' class="prose"' if content.prose else ""
     rows = "\n".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
         for row in content.rows
     )
     return (
-        f'<div class="card"><table><caption>{escape(content.title)}</caption>'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        f'<div class="card"><table{kind}><caption>{escape(content.title)}</caption>'
+        f"{head}<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 

@@ -1,18 +1,35 @@
 """Run directories as train.py leaves them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-SOURCE = {"hidden": 192, "layers": 6, "heads": 6, "kv_groups": 6, "intermediate": 512}
-TARGET = {"hidden": 96, "layers": 4, "heads": 3, "kv_groups": 3, "intermediate": 256}
+from llmshearing.reports.page import write_report
+
+FIXED = {"head_dim": 32, "vocabulary": 512}
+SOURCE = {"hidden": 192, "layers": 6, "heads": 6, "kv_groups": 6, "intermediate": 512, **FIXED}
+TARGET = {"hidden": 96, "layers": 4, "heads": 3, "kv_groups": 3, "intermediate": 256, **FIXED}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "head_dim": 32,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 DOMAINS = ("python", "reference", "packages", "headers")
 AXES = {"hidden": "hidden", "layer": "layers", "head": "heads", "intermediate": "intermediate"}
 
 
-def metrics_of(step, total, *, prunes, random):
+def metrics_of(step, total, *, prunes, references, random):
     loss = 4.0 + 3.0 * np.exp(-step / 80)
     metrics = {
         "loss/train/ce": loss + random.normal(0, 0.1),
@@ -29,7 +46,8 @@ def metrics_of(step, total, *, prunes, random):
     if step % 50 == 0:
         for number, domain in enumerate(DOMAINS):
             metrics[f"metrics/{domain}/loss"] = loss + 0.2 * number
-            metrics[f"loading/reference/{domain}"] = 3.9 + 0.2 * number
+            if references:
+                metrics[f"loading/reference/{domain}"] = 3.9 + 0.2 * number
             metrics[f"loading/weight/{domain}"] = 0.25 + (number - 1.5) * step / (10 * total)
             metrics[f"loading/share/{domain}"] = 0.25 + (number - 1.5) * step / (20 * total)
     return metrics
@@ -37,36 +55,60 @@ def metrics_of(step, total, *, prunes, random):
 
 @pytest.fixture
 def make_run(tmp_path):
-    def make(name="prune", *, prunes=True, steps=300, manifest=True):
-        directory = tmp_path / name
-        directory.mkdir(parents=True)
-        random = np.random.default_rng(5)
-        lines = [
-            {
-                "batch": step,
-                "tokens": step * 2048,
-                "seconds": step * 0.2,
-                "metrics": metrics_of(step, 300, prunes=prunes, random=random),
-            }
-            for step in range(0, steps + 1, 5)
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (directory / "metrics.jsonl").write_text(text)
-        (directory / "config.yaml").write_text(
-            f"run:\n  directory: {name}\n  duration: 300ba\nmodel:\n  path: <here & there>\n"
-        )
-        if manifest:
-            facts = {"source": {"shape": SOURCE}, "target": TARGET if prunes else None}
-            (directory / "manifest.json").write_text(json.dumps(facts))
-        if prunes:
-            write_masks(directory / "masks", steps, random)
-        return directory
+    """Makes run directories of one's own."""
+    return partial(write_run, tmp_path)
 
-    return make
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory):
+    """A pruning run and the one that goes on from it; nothing may be changed in them."""
+    root = tmp_path_factory.mktemp("two-runs")
+    return [write_run(root, "a/prune"), write_run(root, "a/continue", prunes=False)]
+
+
+@pytest.fixture(scope="session")
+def page_of_two(two_runs):
+    """Their report, which takes seconds to draw."""
+    return write_report(two_runs)
+
+
+def write_run(
+    root, name="prune", *, prunes=True, steps=300, every=5, manifest=True, references=True
+):
+    directory = root / name
+    directory.mkdir(parents=True)
+    random = np.random.default_rng(5)
+    lines = [
+        {
+            "batch": step,
+            "tokens": step * 2048,
+            "seconds": step * 0.2,
+            "metrics": metrics_of(step, 300, prunes=prunes, references=references, random=random),
+        }
+        for step in range(0, steps + 1, every)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text)
+    (directory / "config.yaml").write_text(
+        f"run:\n  directory: {name}\n  duration: 300ba\nmodel:\n  path: <here & there>\n"
+        f"optimizer:\n  betas: [0.9, 0.95]\n"
+    )
+    if manifest:
+        facts = {
+            "source": {"path": "models/source", "config": CONFIG, "shape": SOURCE},
+            "target": TARGET if prunes else None,
+            "data": {"root": "data/sample", "sequence_length": 256},
+            "versions": {"torch": "2.7.0"},
+        }
+        (directory / "manifest.json").write_text(json.dumps(facts))
+    if prunes:
+        for step in (0, steps):
+            write_masks(directory / "masks", step, random)
+    return directory
 
 
 def write_masks(folder, step, random):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     shapes = {"hidden": (192,), "layer": (6,), "head": (6, 6), "intermediate": (6, 512)}
     scores = {
         axis: random.beta(0.2, 0.2, size=shape).astype(np.float32) for axis, shape in shapes.items()

@@ -1,10 +1,12 @@
 """What the plots draw."""
 
+import json
+
 import numpy as np
 import pytest
 
 from llmshearing.reports import plots
-from llmshearing.reports.runs import read_run
+from llmshearing.reports.runs import Series, read_run
 
 
 @pytest.fixture
@@ -38,12 +40,27 @@ def test_expected_sizes_before_the_first_checkpoint(make_run):
     assert lines[1].get_ydata()[0] == pytest.approx(1.0)
 
 
-def test_masks_are_drawn_in_full(run):
-    scores = run.masks[300]
-    images = [plot.get_images()[0] for plot in plots.masks(scores).axes[:4]]
-    assert [image.get_array().shape for image in images] == [(1, 192), (1, 6), (6, 6), (6, 512)]
-    np.testing.assert_array_equal(images[2].get_array(), scores["head"])
-    assert np.all(np.diff(images[3].get_array(), axis=1) <= 0)
+def test_excess_is_what_is_above_the_reference_of_the_time(make_run):
+    directory = make_run()
+    lines = [json.loads(text) for text in (directory / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "loading/reference/python" in line["metrics"]:
+            line["metrics"]["loading/reference/python"] = 4.0 - line["batch"] / 300
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text)
+    run = read_run(directory)
+    drawn = lines_of(plots.excess(run))["python"].get_ydata()
+    losses = run.series("metrics/python/loss").values
+    np.testing.assert_allclose(drawn, losses - (4.0 - np.arange(0, 301, 50) / 300))
+
+
+def test_a_long_run_is_thinned_to_its_last_point():
+    steps = np.arange(50_000)
+    shown = plots.thinned(Series(steps, steps * 7, steps / 2))
+    assert len(shown.steps) == plots.MOST_POINTS
+    assert (shown.steps[0], shown.steps[-1]) == (0, 49_999)
+    np.testing.assert_array_equal(shown.values, shown.steps / 2)
+    np.testing.assert_array_equal(shown.tokens, shown.steps * 7)
 
 
 def test_one_line_a_run(make_run, run):
@@ -57,12 +74,12 @@ def test_nothing_to_draw(make_run):
     plain = read_run(make_run(prunes=False))
     assert plots.expected_sizes(plain) is None
     assert plots.multipliers(plain) is None
-    assert plots.masks({}) is None
+    assert plots.excess(read_run(make_run("bare", references=False))) is None
 
 
 def test_running_mean_leaves_out_what_is_not_there():
     values = np.arange(100.0)
     values[50] = np.nan
     mean = plots.running_mean(values)
-    assert mean[10] == pytest.approx(9.0)
-    assert mean[50] == pytest.approx(48.5)
+    assert mean[10] == pytest.approx(8.0)
+    assert mean[50] == pytest.approx(47.5)

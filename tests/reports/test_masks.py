@@ -1,0 +1,88 @@
+"""Masks as heat maps, counts and tables."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from llmshearing.reports import masks
+from llmshearing.reports.runs import read_run
+
+
+@pytest.fixture
+def run(make_run):
+    return read_run(make_run())
+
+
+def test_heat_maps_show_every_unit(run):
+    scores = run.masks[300]
+    images = [plot.get_images()[0] for plot in masks.heat_maps(scores).axes[:4]]
+    assert [image.get_array().shape for image in images] == [(1, 192), (1, 6), (6, 6), (6, 512)]
+    np.testing.assert_array_equal(images[1].get_array()[0], scores["layer"])
+    np.testing.assert_array_equal(images[2].get_array(), scores["head"])
+    for image, axis in ((images[0], "hidden"), (images[3], "intermediate")):
+        assert np.all(np.diff(image.get_array(), axis=1) <= 0)
+        np.testing.assert_array_equal(
+            np.sort(image.get_array(), axis=1), np.sort(np.atleast_2d(scores[axis]), axis=1)
+        )
+    assert masks.heat_maps({}) is None
+
+
+def test_heat_maps_grow_with_the_layers_within_bounds():
+    def height(layers):
+        return masks.heat_maps({"head": np.ones((layers, 4))}).get_size_inches()[1]
+
+    assert height(4) == height(2)
+    assert height(4) < height(24)
+    assert height(80) == height(200)
+
+
+def test_units_are_kept_undecided_or_off():
+    scores = np.array([[1.0, 0.96, 0.5], [0.949, 0.051, 0.01]])
+    assert masks.Units.of(scores) == masks.Units(kept=2, undecided=3, off=1)
+    assert str(masks.Units(1500, 2, 3)) == "1,500 / 2 / 3"
+
+
+def test_undecided_units_over_time(run):
+    lines = {line.get_label(): line for line in masks.undecided(run).axes[0].get_lines()}
+    assert set(lines) == {"hidden", "layer", "head", "intermediate"}
+    assert list(lines["head"].get_xdata()) == [0, 300]
+    head = run.masks[300]["head"]
+    expected = np.mean((head > 0.05) & (head < 0.95))
+    assert lines["head"].get_ydata()[1] == pytest.approx(expected)
+    del run.masks[0]
+    assert masks.undecided(run) is None
+
+
+def test_tables_count_what_the_masks_hold(make_run):
+    directory = make_run()
+    scores = {
+        "hidden": np.array([1.0, 0.99, 0.5, 0.0], dtype=np.float32),
+        "layer": np.array([1.0, 0.25], dtype=np.float32),
+        "head": np.array([[1.0, 1.0, 0.5], [0.0, 0.5, 0.0]], dtype=np.float32),
+    }
+    save_file(scores, directory / "masks/ba301.safetensors")
+    run = read_run(directory)
+    units = {row[0]: row[1:] for row in masks.units_table(run).rows}
+    assert units["hidden"] == ("192", "96", "2.5", "2", "1", "1")
+    assert units["head (of a layer)"] == ("6", "3", "1.5", "2", "2", "2")
+    layers = masks.layers_table(run)
+    assert layers.header == ("layer", "stays", "head")
+    assert layers.rows == [("0", "1.00", "2 / 1 / 0"), ("1", "0.25", "0 / 1 / 2")]
+
+
+def test_tables_before_the_first_checkpoint_and_without_masks(make_run):
+    live = read_run(make_run(manifest=False))
+    units = {row[0]: row[1:3] for row in masks.units_table(live).rows}
+    assert units["intermediate (of a layer)"] == ("512", "-")
+    plain = read_run(make_run("plain", prunes=False))
+    assert not masks.units_table(plain).rows
+    assert not masks.layers_table(plain).rows
+
+
+def test_grouped_axes_have_sizes_of_their_own(make_run):
+    run = read_run(make_run())
+    run.manifest["source"]["config"] |= {"num_key_value_heads": 3}
+    run.manifest["target"] |= {"heads": 2, "kv_groups": 1}
+    sizes = run.axis_sizes()
+    assert sizes["kv_group"] == (3, 1)
+    assert sizes["head"] == (2, 2)

@@ -1,0 +1,39 @@
+"""A run of the real trainer gives the report everything that it draws."""
+
+import pytest
+from runs import run_here
+
+from llmshearing.reports import masks, plots, tables
+from llmshearing.reports.page import OF_A_RUN
+from llmshearing.reports.runs import read_run
+
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+
+
+def test_a_real_run_has_all_that_is_drawn(recipe_file, tmp_path):
+    references = tmp_path / "references.yaml"
+    references.write_text("losses: {prose: 4.0, code: 4.1, letters: 4.2}\n")
+    run_here(
+        recipe_file,
+        "loading.policy=paper",
+        f"loading.references={references}",
+        "loading.update_interval=4ba",
+        "run.duration=8ba",
+    )
+    run = read_run(tmp_path / "run")
+    for title, _, draw in OF_A_RUN:
+        assert draw(run) is not None, title
+    assert plots.throughput([run]) is not None
+    assert list(run.masks) == [4, 8]
+    assert masks.heat_maps(run.masks[8]) is not None
+    assert [row[:3] for row in masks.units_table(run).rows] == [
+        ("hidden", "32", "16"),
+        ("layer", "3", "2"),
+        ("head (of a layer)", "4", "2"),
+        ("intermediate (of a layer)", "48", "24"),
+    ]
+    assert len(masks.layers_table(run).rows) == 3
+    parameters = 2 * 128 * 32 + 3 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
+    assert dict(tables.facts(run).rows)["parameters"] == f"{parameters:,}"
+    assert {row[0] for row in tables.domains(run).rows} == {"prose", "code", "letters"}
+    assert all("-" not in row for row in tables.domains(run).rows)
