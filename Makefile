@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: env test quickstart lint format clean
+.PHONY: env test quickstart lint format docs clean
 
 env: $(STAMP)
 
@@ -31,5 +31,11 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# Pages of the API out of the docstrings: build/docs/index.html. The types of a NamedTuple's fields
+# are strings, which pdoc cannot follow and warns of.
+docs: $(STAMP)
+	PDOC_ALLOW_EXEC=1 $(VENV)/bin/python -W "ignore:Error parsing type annotation ForwardRef" -m pdoc \
+		--docformat google --no-show-source --output-directory build/docs llmshearing
+
 clean:
-	rm -rf $(VENV) runs quickstart-out
+	rm -rf $(VENV) runs quickstart-out build

@@ -24,7 +24,14 @@ REQUIRED = [
     "pyarrow>=15",
 ]
 TEST = ["pytest>=8,<10", "hypothesis>=6.100"]
-DEV = [*TEST, "ruff==0.17.6", "pyright==1.1.414", "pre-commit>=3.6", "yamllint>=1.35"]
+DEV = [
+    *TEST,
+    "ruff==0.17.6",
+    "pyright==1.1.414",
+    "pre-commit>=3.6",
+    "yamllint>=1.35",
+    "pdoc>=15,<17",
+]
 
 setup(
     name="llmshearing",

@@ -2,12 +2,13 @@
 
     python tests/browser.py PAGE.html PICTURE.png [WIDTH [HEIGHT [dark]]]
 
-takes a picture of a page; HEIGHT 0 is the whole page.
+takes a picture of a page in 128 colours; HEIGHT 0 is the whole page.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SWITCHES = (
@@ -148,7 +151,8 @@ def main(page: str, out: str, width: str = "1440", height: str = "900", theme: s
         tab.open(Path(page), width=int(width), dark=theme == "dark")
         whole = tab.evaluate("document.documentElement.scrollHeight")
         tab.size(int(width), int(height) or whole)
-        Path(out).write_bytes(tab.picture())
+        picture = Image.open(io.BytesIO(tab.picture())).convert("RGB")
+        picture.quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 if __name__ == "__main__":

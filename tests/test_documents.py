@@ -1,37 +1,55 @@
-"""Commands in the documents exist as they are written, and recipes load."""
+"""What the documents say exists as they say it: commands, files, names in the code, tests."""
 
+import ast
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, ROOT, blocks, commands
 
 from llmshearing.cli import build_parser
 from llmshearing.config import parse_recipe
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = sorted(
     path
     for stage in ("prune", "continue", "quickstart")
     for path in (ROOT / "yamls" / stage).glob("*.yaml")
     if path.name != "data.yaml"
 )
+PROGRAMS = ("llmshearing", "composer", "make", "python", "launch/")
+TEST = r"tests/[\w/]+\.py(?:::\w+)?"
 
 
-def commands():
+def is_name(words):
+    """A verb by itself names the command and is none."""
+    return words[0] == "llmshearing" and len(words) == 2
+
+
+def all_commands():
+    """Commands in blocks, and those in running text that are more than a program's name."""
     for document in DOCUMENTS:
-        for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words:
-                    yield pytest.param(words, id=f"{document.name}: {' '.join(words)[:60]}")
+        for block in blocks(document):
+            for words in commands(block.text):
+                yield document, words
+        text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+        for span in re.findall(r"`([^`\n]+)`", text):
+            words = span.split(" > ")[0].split()
+            if span.startswith(PROGRAMS) and len(words) > 1 and not is_name(words):
+                yield document, words
 
 
-@pytest.mark.parametrize("words", list(commands()))
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=f"{document.name}: {' '.join(words)[:60]}")
+        for document, words in all_commands()
+    ],
+)
 def test_command_is_one_that_exists(words):
     for word in words:
-        if re.match(r"(yamls|data_prep|launch|docs)/", word):
+        if re.match(r"(yamls|data_prep|launch|benchmarks|tests)/", word):
             assert (ROOT / word).exists(), word
     program = Path(words[0]).name
     if program == "llmshearing":
@@ -39,10 +57,50 @@ def test_command_is_one_that_exists(words):
         assert callable(options.function)
     elif program == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    elif program == "composer":
-        recipe, errors = parse_recipe(ROOT / words[words.index("-m") + 2], words[6:])
-        assert not errors
-        assert recipe is not None
+    elif program == "composer" and "-m" in words:
+        at = words.index("-m")
+        if words[at + 2] != "RECIPE.yaml":
+            recipe, errors = parse_recipe(ROOT / words[at + 2], words[at + 3 :])
+            assert not errors
+            assert recipe is not None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_of_commands_names_its_test_or_why_there_is_none(document):
+    for block in blocks(document):
+        where = f"{document.name}, line {block.line}: {block.text.splitlines()[0]}"
+        assert block.language == "bash", f"{where}: say ```bash"
+        mark = re.fullmatch(r"<!-- (run|not run): (.+) -->", block.mark)
+        assert mark, f"{where}: expected <!-- run: TEST --> or <!-- not run: WHY --> above"
+        if mark[1] == "run":
+            named = re.findall(TEST, mark[2])
+            assert named, f"{where}: names no test"
+            assert all(test_exists(test) for test in named), where
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_points_to_exists(document):
+    text = document.read_text()
+    for address in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if not address.startswith(("http", "mailto:")):
+            assert (document.parent / address).exists(), address
+    for test in re.findall(TEST, text):
+        assert test_exists(test), test
+    for path, name in re.findall(r"`(llmshearing/[\w/]+\.py):(\w+)`", text):
+        assert name in names_in(ROOT / path), f"{path}:{name}"
+    for path in re.findall(
+        r"`((?:llmshearing|benchmarks|launch|yamls|data_prep)/[\w/.-]+\.\w+)`", text
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_each_row_of_the_troubles_has_its_tests():
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    table = text[text.index("| issue |") :].splitlines()[2:]
+    rows = [line for line in table if line.startswith("|")]
+    assert len(rows) == 17
+    for row in rows:
+        assert re.findall(TEST, row), row
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -58,3 +116,25 @@ def test_recipe_loads_and_opens_with_its_command(path):
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_pictures_of_the_documents_are_small():
+    pictures = [*(ROOT / "docs").glob("*.png")]
+    assert pictures
+    assert all(path.stat().st_size < 300_000 for path in pictures)
+
+
+def test_exists(test):
+    path, _, name = test.partition("::")
+    return (ROOT / path).is_file() and (not name or name in names_in(ROOT / path))
+
+
+test_exists.__test__ = False
+
+
+@cache
+def names_in(path):
+    tree = ast.parse(path.read_text())
+    return {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }

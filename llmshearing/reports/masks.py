@@ -76,6 +76,11 @@ def heat_maps(scores: Scores) -> Figure | None:
     return figure
 
 
+def last_heat_maps(run: Run) -> Figure | None:
+    """The heat maps of a run's newest masks."""
+    return heat_maps(run.masks[max(run.masks)]) if run.masks else None
+
+
 def undecided(run: Run) -> Figure | None:
     """Part of each axis's units that are neither kept nor off, at each evaluation."""
     if len(run.masks) < 2:

@@ -25,17 +25,18 @@ COMPARISONS = (
     ("Training loss", "Cross entropy of a batch; strong: running mean.", plots.training_loss),
     ("Throughput", "Tokens per second while training.", plots.throughput),
 )
+MASKS_CAPTION = (
+    "Probability of each unit to stay, at the last evaluation. A row is a layer, the first on top; "
+    "hidden and intermediate units are sorted from high to low."
+)
 OF_A_RUN = (
     ("Held-out loss by domain", "Broken: the reference loss, where there is one.", plots.held_out),
     ("Above reference", "What is left to each domain's reference loss.", plots.excess),
     ("Mixture", "Weight of each domain; broken: its share of the rows so far.", plots.mixture),
     ("Expected sizes", "Broken: the target, which moves in the warmup.", plots.expected_sizes),
+    ("Masks", MASKS_CAPTION, masks.last_heat_maps),
     ("Multipliers", "Lagrange multipliers of the constraint.", plots.multipliers),
     ("Undecided units", "Probability to stay between 0.05 and 0.95.", masks.undecided),
-)
-MASKS_CAPTION = (
-    "Probability of each unit to stay at step {:,}. A row is a layer, the first on top; hidden and "
-    "intermediate units are sorted from high to low."
 )
 
 
@@ -99,10 +100,7 @@ def _comparison(runs: Sequence[Run], pictures: dict[str, bytes]) -> list[str]:
 
 
 def _of_a_run(run: Run, pictures: dict[str, bytes]) -> list[str]:
-    drawn: list[Drawn] = [(name, caption, draw(run)) for name, caption, draw in OF_A_RUN]
-    if run.masks:
-        step = max(run.masks)
-        drawn.append(("Masks", MASKS_CAPTION.format(step), masks.heat_maps(run.masks[step])))
+    drawn = ((name, caption, draw(run)) for name, caption, draw in OF_A_RUN)
     return [
         template.plots([*_pictures(drawn, pictures, run.name)]),
         template.cards(

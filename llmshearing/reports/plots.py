@@ -51,7 +51,7 @@ def excess(run: Run) -> Figure | None:
             # `dro` without given references moves them, so each loss meets the one of its time.
             reached = np.interp(losses.steps, references[name].steps, references[name].values)
             above[name] = Series(losses.steps, losses.tokens, losses.values - reached)
-    figure = _domains(above, {}, "held-out loss above reference, nats")
+    figure = _domains(above, {}, "above reference, nats")
     if figure is not None:
         figure.axes[0].axhline(0, color=INK, lw=0.8)
     return figure
