@@ -52,6 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", type=Path, help="also write the result here")
 
     _reference_loss_verbs(verbs)
+    verb = _verb(
+        verbs,
+        "importance",
+        importance,
+        "scores of a model's units from forward passes",
+        "MODEL --data data/sample/prune --out importance.safetensors",
+    )
+    verb.add_argument("model", type=Path, metavar="HF_DIR")
+    verb.add_argument("--data", type=Path, required=True, metavar="ROOT/prune")
+    verb.add_argument("--rows", type=int, default=512, help="rows of the split to read")
+    verb.add_argument("--batch-size", type=int, default=8)
+    verb.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+
     verb = _verb(verbs, "report", report, "plots and tables as one HTML page", "runs/prune")
     verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     verb.add_argument("--out", type=Path, help="page or folder; default RUN_DIR/report.html")
@@ -145,6 +158,22 @@ def fit_reference(options: argparse.Namespace) -> None:
     references, notes = fit_file(options.losses, options.parameters)
     sys.stdout.write(references.to_yaml())
     sys.stderr.write(notes)
+
+
+def importance(options: argparse.Namespace) -> None:
+    """Score every unit, for masks that start from it and for one-shot pruning."""
+    from llmshearing.evaluation.importance import measure_importance
+
+    scores = measure_importance(
+        options.model,
+        options.data,
+        rows=options.rows,
+        batch_size=options.batch_size,
+        out=options.out,
+    )
+    for axis, score in scores.items():
+        print(f"{axis.value:<14}{' x '.join(map(str, score.shape)):>12} scores")
+    print(options.out)
 
 
 def report(options: argparse.Namespace) -> None:

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from runs import run_here
+from safetensors import safe_open
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.checkpoints.source import read_source
+from llmshearing.errors import UserError
+from llmshearing.evaluation.importance import measure_importance, shares
+from llmshearing.pruning.importance import load_scores
+
+
+def test_domains_take_part_in_proportion_and_none_is_left_out():
+    assert shares({"a": 900, "b": 100, "c": 1}, 100) == {"a": 90, "b": 10, "c": 1}
+    assert shares({"a": 3, "b": 2}, 100) == {"a": 3, "b": 2}
+
+
+def test_scores_are_written_read_by_a_run_and_order_its_masks(
+    tiny_model, tiny_tree, recipe_file, tmp_path
+):
+    path = tmp_path / "scores.safetensors"
+    scores = measure_importance(tiny_model, tiny_tree / "prune", rows=24, out=path)
+    with safe_open(str(path), "pt") as file:
+        assert file.metadata()["rows"] == "24"
+    stored = load_scores(path, read_source(tiny_model).table)
+    assert all(torch.equal(stored[axis], score) for axis, score in scores.items())
+
+    run_here(recipe_file, "run.duration=1ba", "run.eval_interval=1ba",
+             "run.checkpoint_interval=1ba", f"pruning.importance={path}", "pruning.start=0", "pruning.sharpness=1")  # fmt: skip
+    masks = tmp_path / "run" / "masks" / "ba1.safetensors"
+    with safe_open(str(masks), "pt") as file:
+        keep = file.get_tensor("intermediate")
+    order = scores[Axis.INTERMEDIATE].argsort(-1)
+    ranked = keep.gather(-1, order)
+    assert (ranked[:, -8:].mean(-1) > ranked[:, :8].mean(-1)).all()
+
+
+def test_scores_of_another_model_are_refused_before_the_run(recipe_file, tmp_path):
+    wrong = tmp_path / "none.safetensors"
+    with pytest.raises(UserError, match=r"pruning\.importance: found no importance scores"):
+        run_here(recipe_file, f"pruning.importance={wrong}")
