@@ -25,8 +25,9 @@ def test_scores_are_written_read_by_a_run_and_order_its_masks(
     stored = load_scores(path, read_source(tiny_model).table)
     assert all(torch.equal(stored[axis], score) for axis, score in scores.items())
 
-    run_here(recipe_file, "run.duration=1ba", "run.eval_interval=1ba",
-             "run.checkpoint_interval=1ba", f"pruning.importance={path}", "pruning.start=0", "pruning.sharpness=1")  # fmt: skip
+    one_step = (f"run.{name}=1ba" for name in ("duration", "eval_interval", "checkpoint_interval"))
+    undecided = ("pruning.start=0", "pruning.sharpness=1")
+    run_here(recipe_file, *one_step, *undecided, f"pruning.importance={path}")
     masks = tmp_path / "run" / "masks" / "ba1.safetensors"
     with safe_open(str(masks), "pt") as file:
         keep = file.get_tensor("intermediate")
