@@ -76,7 +76,7 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
         _try(errors, lambda: distribution_of(recipe.pruning.distribution))
         _try(errors, lambda: constraint_of(recipe.pruning.constraint))
         if source is not None:
-            target, found = resolve_target(source.table.source, recipe.target)
+            target, found = resolve_target(source.table, recipe.target)
             errors += found
             scores = _try(errors, lambda: _read_scores(recipe, source), "pruning.importance")
     if tree is not None:

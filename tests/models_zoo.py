@@ -1,15 +1,14 @@
-"""Small random models of every registered family, in the variants that the table must describe."""
+"""Small random models of every registered family, in the variants that its table must describe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.families import all_families, family_of
+from llmshearing.architecture.families import all_families
 
 COMMON: dict[str, Any] = {
     "vocab_size": 37,
@@ -24,42 +23,166 @@ COMMON: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One config of one family."""
+class Places:
+    """Where gates act in a stock model, stated apart from the coupling table.
 
+    The reference that `equivalence.py` computes with hooks on activations takes them from here.
+
+    Attributes:
+        embedding, final_norm, layers: module names in the model.
+        norms, attention, mlp: names within a layer: its norms, and the projections by which
+            attention and the MLP write to the residual stream.
+    """
+
+    embedding: str
+    final_norm: str
+    layers: str
+    norms: tuple[str, ...]
+    attention: str
+    mlp: str
+
+
+LLAMA_PLACES = Places(
+    embedding="model.embed_tokens",
+    final_norm="model.norm",
+    layers="model.layers",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    attention="self_attn.o_proj",
+    mlp="mlp.down_proj",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the suite has to know of a family.
+
+    Attributes:
+        kinds: config fields per kind of attention; each kind is tested tied and untied.
+        places: where gates act.
+        extras: further configs by name that change the table or the computation.
+    """
+
+    kinds: dict[str, dict[str, Any]]
+    places: Places = LLAMA_PLACES
+    extras: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+MULTI_HEAD = {"num_key_value_heads": 4, "head_dim": 6}
+# Three groups of two heads: no two axes have equal sizes, so none can stand in for another.
+GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4}
+LLAMA_KINDS = {"mha": MULTI_HEAD, "gqa": GROUPED}
+
+ROPE = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    },
+}
+
+ZOO: dict[str, Entry] = {
+    "llama": Entry(
+        LLAMA_KINDS,
+        extras={
+            "biased-wide_heads": {"attention_bias": True, "mlp_bias": True, **GROUPED}
+            | {"head_dim": 8},
+            "one_group": {"num_key_value_heads": 1},
+            **{
+                # Rows of the suite are longer than 8 tokens, where the scalings begin to differ.
+                name: {**GROUPED, "rope_scaling": scaling}
+                | ({"max_position_embeddings": 8} if name == "dynamic" else {})
+                for name, scaling in ROPE.items()
+            },
+        },
+    ),
+    "mistral": Entry(LLAMA_KINDS, extras={"window": {**GROUPED, "sliding_window": 4}}),
+    "qwen2": Entry(LLAMA_KINDS),
+    "qwen3": Entry(LLAMA_KINDS, extras={"biased": {**GROUPED, "attention_bias": True}}),
+    "gpt_neox": Entry(
+        {"mha": {"rotary_pct": 0.4}},
+        Places(
+            embedding="gpt_neox.embed_in",
+            final_norm="gpt_neox.final_layer_norm",
+            layers="gpt_neox.layers",
+            norms=("input_layernorm", "post_attention_layernorm"),
+            attention="attention.dense",
+            mlp="mlp.dense_4h_to_h",
+        ),
+        extras={
+            "sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
+            "no_attention_bias": {"attention_bias": False},
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One config of one family.
+
+    Attributes:
+        family: its `model_type`.
+        name: what sets it apart.
+        config: its fields beyond `COMMON`.
+    """
+
+    family: str
     name: str
     config: dict[str, Any]
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.family}-{self.name}"
+
+    @property
+    def places(self) -> Places:
+        """Where gates act in a model of this family."""
+        return ZOO[self.family].places
+
+    def stock_config(self, **changes: Any) -> Any:
+        """The stock config, complete."""
+        fields = {**COMMON, "model_type": self.family, **self.config, **changes}
+        return AutoConfig.for_model(**fields)
 
 
 def variants() -> list[Variant]:
-    """Every family, multi-head and grouped, tied and untied, with and without biases."""
-    found = []
-    for family in sorted(all_families()):
-        for groups in (4, 2):
-            for tied in (False, True):
-                shared = {
-                    "model_type": family,
-                    "num_key_value_heads": groups,
-                    "tie_word_embeddings": tied,
-                    "head_dim": 6,
-                }
-                kind = f"{'mha' if groups == 4 else 'gqa'}-{'tied' if tied else 'untied'}"
-                found.append(Variant(f"{family}-{kind}", shared))
-    biased = {"attention_bias": True, "mlp_bias": True, "head_dim": 8, "num_key_value_heads": 2}
-    found.append(Variant("llama-biased-head_dim", {"model_type": "llama", **biased}))
-    return found
+    """Every family with each kind of attention, tied and untied."""
+    return [
+        Variant(
+            family,
+            f"{kind}-{'tied' if tied else 'untied'}",
+            {**fields, "tie_word_embeddings": tied},
+        )
+        for family, entry in ZOO.items()
+        for kind, fields in entry.kinds.items()
+        for tied in (False, True)
+    ]
 
 
-def build(variant: Variant, seed: int = 0) -> tuple[PreTrainedModel, CouplingTable]:
-    """A random model in evaluation mode, float32, with its coupling table."""
-    config = AutoConfig.for_model(**{**COMMON, **variant.config})
+def extras() -> list[Variant]:
+    """Further options of a family, each a change to the table or to the computation."""
+    return [
+        Variant(family, name, fields)
+        for family, entry in ZOO.items()
+        for name, fields in entry.extras.items()
+    ]
+
+
+def missing_families() -> list[str]:
+    """Registered families that the zoo does not know."""
+    return sorted(all_families().keys() - ZOO.keys())
+
+
+def build(variant: Variant, seed: int = 0) -> PreTrainedModel:
+    """A random stock model in evaluation mode, float32."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(variant.stock_config()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return model, family_of(config.to_dict()).table(config.to_dict())
+    return model

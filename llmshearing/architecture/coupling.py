@@ -90,11 +90,14 @@ class CouplingTable:
         rows: one entry per parameter template.
         source: the shape of the model that the rows describe.
         grouped: whether it uses grouped-query attention.
+        implied_head_size: whether its config derives the head size as hidden / heads, so that a
+            model of another ratio cannot be written.
     """
 
     rows: tuple[Row, ...]
     source: Shape
     grouped: bool
+    implied_head_size: bool = False
 
     def sizes(self, shape: Shape) -> dict[Axis, int]:
         """Units per axis of `shape`, seen with this model's axes."""

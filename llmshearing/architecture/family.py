@@ -8,21 +8,34 @@ from typing import Any
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, Dim, Row
+from llmshearing.architecture.rope import rope_error
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
 
-# Fields of any `config.json` that name, store or generate, but do not change the forward pass.
+# Fields of any `config.json` that name, store or generate, but do not change the forward pass, and
+# those of every decoder that its shape and table account for.
 NEUTRAL_FIELDS = frozenset(
     """_attn_implementation _attn_implementation_autoset _name_or_path architectures
     attn_implementation auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id
     dtype eos_token_id finetuning_task id2label initializer_range is_decoder
-    is_encoder_decoder keys_to_ignore_at_inference label2id max_position_embeddings model_type
-    output_attentions output_hidden_states pad_token_id problem_type return_dict sep_token_id
-    task_specific_params tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype
-    torchscript transformers_version unsloth_version use_bfloat16 use_cache vocab_size
-    hidden_size num_hidden_layers num_attention_heads intermediate_size do_sample max_length
-    max_new_tokens repetition_penalty temperature top_k top_p""".split()
+    keys_to_ignore_at_inference label2id max_position_embeddings model_type output_attentions
+    output_hidden_states pad_token_id prefix problem_type return_dict sep_token_id
+    task_specific_params tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class
+    torch_dtype torchscript transformers_version unsloth_version use_bfloat16 use_cache vocab_size
+    hidden_size num_hidden_layers num_attention_heads intermediate_size
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length max_new_tokens min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p
+    typical_p""".split()
 )
+# Fields of any `config.json` that have to be as a plain decoder's are.
+PLAIN_FIELDS: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,9 @@ class Family:
         rows: from (config, shape) to the coupling table's rows.
         fields: further config fields that this family's table and the stock model honour.
         fixed: fields that are only supported at the given value.
+        config_error: says what else is wrong with a stored config, or None.
+        implied_head_size: whether the config has no field for the head size, so that hidden / heads
+            has to stay what it is.
     """
 
     model_type: str
@@ -44,12 +60,17 @@ class Family:
     rows: Callable[[Mapping[str, Any], Shape], tuple[Row, ...]]
     fields: frozenset[str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    config_error: Callable[[Mapping[str, Any]], str | None] | None = None
+    implied_head_size: bool = False
 
     def table(self, config: Mapping[str, Any]) -> CouplingTable:
         """The coupling table of a model with this config (complete, defaults filled in)."""
         shape = self.read_shape(config)
         return CouplingTable(
-            rows=self.rows(config, shape), source=shape, grouped=shape.heads != shape.kv_groups
+            rows=self.rows(config, shape),
+            source=shape,
+            grouped=shape.heads != shape.kv_groups,
+            implied_head_size=self.implied_head_size,
         )
 
     def check_fields(self, config: Mapping[str, Any]) -> None:
@@ -61,20 +82,26 @@ class Family:
         Raises:
             UserError: a field is unknown or has a value that the table does not describe.
         """
-        known = NEUTRAL_FIELDS | self.fields | self.fixed.keys()
-        unknown = [key for key, value in config.items() if key not in known and value is not None]
-        if unknown:
+        fixed = {**PLAIN_FIELDS, **self.fixed}
+        known = NEUTRAL_FIELDS | self.fields | fixed.keys()
+        stated = {key: value for key, value in config.items() if value is not None}
+        if unknown := sorted(stated.keys() - known):
             raise UserError(
                 f"config.json of a {self.model_type} model has fields that this version does not "
-                f"know and that may change its computation: {', '.join(sorted(unknown))}; "
+                f"know and that may change its computation: {', '.join(unknown)}; "
                 "remove them if they do not, else this model cannot be pruned yet"
             )
-        for name, value in self.fixed.items():
-            if config.get(name, value) != value:
+        for name, value in fixed.items():
+            if stated.get(name, value) != value:
                 raise UserError(
-                    f"config.json has {name}={config[name]!r}, but {self.model_type} models are "
+                    f"config.json has {name}={stated[name]!r}, but {self.model_type} models are "
                     f"supported with {name}={value!r} only"
                 )
+        error = rope_error(stated.get("rope_scaling"))
+        if error is None and self.config_error is not None:
+            error = self.config_error(stated)
+        if error is not None:
+            raise UserError(error)
 
 
 def attention_dims(shape: Shape) -> tuple[Dim, Dim]:

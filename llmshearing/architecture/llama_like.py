@@ -11,9 +11,10 @@ from llmshearing.architecture.family import attention_dims
 from llmshearing.architecture.shape import Shape
 
 FIELDS = frozenset(
-    """attention_dropout head_dim hidden_act num_key_value_heads rms_norm_eps rope_scaling
-    rope_theta""".split()
+    "head_dim hidden_act num_key_value_heads rms_norm_eps rope_scaling rope_theta".split()
 )
+# Dropout would make a step depend on how its batch was cut.
+FIXED: Mapping[str, Any] = {"attention_dropout": 0.0}
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:

@@ -35,6 +35,19 @@ class Shape:
         return self.heads // self.kv_groups
 
 
+def implied_head_size_error(shape: Shape) -> str | None:
+    """Why a config that derives the head size as hidden / heads cannot state `shape`, or None."""
+    if shape.hidden == shape.heads * shape.head_dim:
+        return None
+    nearest = max(1, round(shape.hidden / shape.head_dim))
+    return (
+        f"found hidden {shape.hidden} with {shape.heads} heads of size {shape.head_dim}, but this "
+        f"family's config derives the head size as hidden / heads, which would be "
+        f"{shape.hidden / shape.heads:g}; give hidden = {shape.heads * shape.head_dim} for "
+        f"{shape.heads} heads, or {nearest} heads with hidden = {nearest * shape.head_dim}"
+    )
+
+
 def axis_sizes(shape: Shape, *, grouped: bool) -> dict[Axis, int]:
     """Number of units on each axis (per layer, for the per-layer axes).
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from llmshearing.architecture.shape import Shape
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.shape import Shape, implied_head_size_error
 
 
 @dataclass
@@ -32,12 +33,17 @@ class TargetSettings:
 SIZES = ("hidden", "layers", "heads", "kv_groups", "intermediate")
 
 
-def resolve_target(source: Shape, settings: TargetSettings) -> tuple[Shape, list[str]]:
+def resolve_target(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
     """Fill what the settings leave open and check what they ask.
+
+    Args:
+        table: the source's coupling table.
+        settings: what the user asks for.
 
     Returns:
         The target shape and the list of errors, empty when the source can reach the target.
     """
+    source = table.source
     asked = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
     multi_head = source.heads == source.kv_groups
     if multi_head and "heads" in asked:
@@ -47,6 +53,8 @@ def resolve_target(source: Shape, settings: TargetSettings) -> tuple[Shape, list
     errors = [*_size_errors(source, target, named), *_divisor_errors(target, settings.multiple_of)]
     if not errors:
         errors = _head_errors(source, target, multi_head)
+    if not errors and table.implied_head_size and (error := implied_head_size_error(target)):
+        errors = [f"target: {error}"]
     if not errors and target == source:
         errors.append(
             "target: every size equals the source's, so there is nothing to prune; "
@@ -72,12 +80,17 @@ def _size_errors(source: Shape, target: Shape, names: Sequence[str]) -> list[str
 def _divisor_errors(target: Shape, rules: Mapping[str, int]) -> list[str]:
     errors = []
     for name, divisor in rules.items():
+        key = f"target.multiple_of.{name}"
         if name not in SIZES:
             errors.append(f"target.multiple_of: unknown size {name!r}, expected one of {SIZES}")
-        elif divisor < 1 or getattr(target, name) % divisor:
+        elif divisor < 1:
+            errors.append(f"{key}: found {divisor}, expected at least 1")
+        elif remainder := getattr(target, name) % divisor:
+            found = getattr(target, name)
+            below, above = found - remainder, found - remainder + divisor
             errors.append(
-                f"target.{name}: found {getattr(target, name)}, which is not a multiple of "
-                f"{divisor} as target.multiple_of.{name} asks"
+                f"target.{name}: found {found}, which is not a multiple of {divisor} as {key} "
+                f"asks; give {f'{below} or ' if below else ''}{above}"
             )
     return errors
 

@@ -73,6 +73,35 @@ class GatedRMSNorm(nn.Module):
         return weight * (x * torch.rsqrt(variance + self.epsilon)).to(dtype)
 
 
+class GatedLayerNorm(nn.LayerNorm):
+    """Layer norm whose mean and variance are taken over the kept dimensions only.
+
+    With the dropped dimensions set to the kept ones' mean, the mean over all d dimensions is that
+    over the k kept ones and the variance is k / d of theirs. Scaling the input by sqrt(d / k) makes
+    up for that, epsilon included, so that the fused kernel serves; the weight undoes the scale.
+    """
+
+    gate: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
+        """[B, T, d] to [B, T, d], in float32 inside (float64 for float64 input).
+
+        The stream is zero wherever the gate is, so a sum over all dimensions is one over the kept.
+        """
+        if self.gate is None:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        dropped = (self.gate.detach() == 0).to(x.dtype)
+        kept = dropped.numel() - dropped.sum()
+        scale = (dropped.numel() / kept).sqrt()
+        mean = x.sum(-1, keepdim=True) / kept
+        filled = torch.addcmul(x * scale, mean * scale, dropped)
+        weight = (self.weight * self.gate).to(self.weight.dtype).to(x.dtype) / scale
+        bias = None if self.bias is None else (self.bias * self.gate).to(self.bias.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.layer_norm(filled, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+
+
 def _gated_embedding(stock: nn.Module) -> nn.Module:
     assert isinstance(stock, nn.Embedding)
     gated = GatedEmbedding(1, 1, padding_idx=None, device="meta")
@@ -90,17 +119,32 @@ def _gated_linear(stock: nn.Module) -> nn.Module:
     return gated
 
 
-def _gated_norm(stock: nn.Module) -> nn.Module:
+def _gated_layer_norm(stock: nn.Module) -> nn.Module:
+    assert isinstance(stock, nn.LayerNorm)
+    gated = GatedLayerNorm(stock.normalized_shape, eps=stock.eps, device="meta")
+    gated.weight, gated.bias = stock.weight, stock.bias
+    return gated
+
+
+def _gated_rms_norm(stock: nn.Module) -> nn.Module:
     epsilon = getattr(stock, "variance_epsilon", None)
     assert isinstance(stock.weight, nn.Parameter)
     assert isinstance(epsilon, float)
     return GatedRMSNorm(stock.weight, epsilon)
 
 
+BUILDERS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+    nn.Embedding: _gated_embedding,
+    nn.Linear: _gated_linear,
+    nn.LayerNorm: _gated_layer_norm,
+}
+
+
 def _builder(stock: nn.Module) -> Callable[[nn.Module], nn.Module]:
-    if isinstance(stock, nn.Embedding):
-        return _gated_embedding
-    return _gated_linear if isinstance(stock, nn.Linear) else _gated_norm
+    for kind, build in BUILDERS.items():
+        if isinstance(stock, kind):
+            return build
+    return _gated_rms_norm
 
 
 @dataclass(frozen=True)
@@ -146,7 +190,7 @@ def set_gates(sites: list[GateSite], table: CouplingTable, gates: Gates) -> None
             scale = layer_gate(site.row, gates, site.layer)
             site.module.in_gate = along[1]
             site.module.out_gate = _out_gate(along[0], scale, site.module.out_features)
-        elif isinstance(site.module, GatedEmbedding | GatedRMSNorm):
+        elif isinstance(site.module, GatedEmbedding | GatedRMSNorm | GatedLayerNorm):
             site.module.gate = along[-1]
 
 

@@ -1,28 +1,57 @@
+from dataclasses import replace
+
 import pytest
 
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_target
-
-MULTI_HEAD = Shape(256, 8, 8, 8, 32, 688, 4096)
-GROUPED = Shape(256, 8, 8, 2, 32, 688, 4096)
+from llmshearing.errors import UserError
 
 
-def test_what_is_not_given_stays():
-    target, errors = resolve_target(MULTI_HEAD, TargetSettings(heads=4))
+def table(shape: Shape, **options) -> CouplingTable:
+    return CouplingTable((), shape, grouped=shape.heads != shape.kv_groups, **options)
+
+
+MULTI_HEAD = table(Shape(256, 8, 8, 8, 32, 688, 4096))
+GROUPED = table(Shape(256, 8, 8, 2, 32, 688, 4096))
+IMPLIED = table(MULTI_HEAD.source, implied_head_size=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "changes"),
+    [
+        (MULTI_HEAD, {"heads": 4}, {"heads": 4, "kv_groups": 4}),
+        (MULTI_HEAD, {"intermediate": 344}, {"intermediate": 344}),
+        (MULTI_HEAD, {"layers": 6, "hidden": 100}, {"layers": 6, "hidden": 100}),
+        (GROUPED, {"heads": 4}, {"heads": 4}),
+        (GROUPED, {"heads": 4, "kv_groups": 1}, {"heads": 4, "kv_groups": 1}),
+        (GROUPED, {"heads": 2, "kv_groups": 1}, {"heads": 2, "kv_groups": 1}),
+        (IMPLIED, {"layers": 4, "intermediate": 64}, {"layers": 4, "intermediate": 64}),
+        (IMPLIED, {"heads": 4, "hidden": 128}, {"heads": 4, "kv_groups": 4, "hidden": 128}),
+    ],
+    ids=["heads", "intermediate", "layers and hidden", "heads within groups", "groups",
+         "groups and heads within them", "implied: others", "implied: both"],
+)  # fmt: skip
+def test_what_is_not_given_stays(source, settings, changes):
+    target, errors = resolve_target(source, TargetSettings(**settings))
     assert not errors
-    assert target == Shape(256, 8, 4, 4, 32, 688, 4096)
+    assert target == replace(source.source, **changes)
 
 
 @pytest.mark.parametrize(
     ("source", "settings", "message"),
     [
         (MULTI_HEAD, {"hidden": 300}, "target.hidden: found 300, but the source has 256"),
+        (MULTI_HEAD, {"layers": 9}, "target.layers: found 9, but the source has 8"),
+        (MULTI_HEAD, {"heads": 9}, "target.heads: found 9, but the source has 8"),
+        (MULTI_HEAD, {"intermediate": 999}, "target.intermediate: found 999, but the source has"),
+        (GROUPED, {"kv_groups": 4}, "target.kv_groups: found 4, but the source has 2"),
         (MULTI_HEAD, {"layers": 0}, "target.layers: found 0, expected at least 1"),
         (MULTI_HEAD, {"heads": 4, "kv_groups": 2}, "target.kv_groups: found 2 with 4 heads"),
         (GROUPED, {"heads": 5}, "5 heads do not fit 2 KV groups"),
         (GROUPED, {"heads": 8, "kv_groups": 1}, "are 8 a group, but the source has only 4"),
-        (MULTI_HEAD, {"intermediate": 100, "multiple_of": {"intermediate": 64}}, "multiple of 64"),
-        (MULTI_HEAD, {"hidden": 8, "multiple_of": {"hiden": 64}}, "unknown size 'hiden'"),
+        (GROUPED, {"kv_groups": 1}, "give at most 4 heads or more KV groups"),
         (MULTI_HEAD, {}, "nothing to prune"),
     ],
 )
@@ -30,6 +59,54 @@ def test_a_target_out_of_reach_is_refused(source, settings, message):
     _, errors = resolve_target(source, TargetSettings(**settings))
     assert len(errors) == 1
     assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"intermediate": 64}, "target.intermediate: found 100, which is not a multiple of 64 as "
+         "target.multiple_of.intermediate asks; give 64 or 128"),
+        ({"hidden": 512}, "found 256, which is not a multiple of 512 as target.multiple_of.hidden "
+         "asks; give 512"),
+        ({"layers": 0}, "target.multiple_of.layers: found 0, expected at least 1"),
+        ({"hiden": 64}, "unknown size 'hiden'"),
+    ],
+)  # fmt: skip
+def test_a_broken_divisor_rule_is_told(rules, message):
+    settings = TargetSettings(intermediate=100, multiple_of=rules)
+    _, errors = resolve_target(MULTI_HEAD, settings)
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_divisor_rules_that_hold():
+    rules = {"hidden": 64, "layers": 2, "heads": 2, "kv_groups": 2, "intermediate": 8}
+    settings = TargetSettings(hidden=128, layers=4, heads=4, intermediate=344, multiple_of=rules)
+    assert resolve_target(MULTI_HEAD, settings)[1] == []
+
+
+@pytest.mark.parametrize("settings", [{"heads": 4}, {"hidden": 128}, {"heads": 4, "hidden": 160}])
+def test_a_head_size_that_the_config_would_imply_wrongly_is_refused(settings):
+    """GPT-NeoX has no field for it: heads alone would make heads of another size."""
+    _, errors = resolve_target(IMPLIED, TargetSettings(**settings))
+    assert len(errors) == 1
+    assert "derives the head size as hidden / heads" in errors[0]
+    assert not resolve_target(MULTI_HEAD, TargetSettings(**settings))[1]
+
+
+def test_head_only_pruning_says_what_would_do():
+    _, (error,) = resolve_target(IMPLIED, TargetSettings(heads=4))
+    assert error == (
+        "target: found hidden 256 with 4 heads of size 32, but this family's config derives the "
+        "head size as hidden / heads, which would be 64; give hidden = 128 for 4 heads, or "
+        "8 heads with hidden = 256"
+    )
+
+
+def test_no_config_is_written_with_a_wrong_head_size():
+    shape = replace(IMPLIED.source, heads=4, kv_groups=4)
+    with pytest.raises(UserError, match="derives the head size"):
+        family_of({"model_type": "gpt_neox"}).write_shape(shape)
 
 
 def test_every_error_is_told():

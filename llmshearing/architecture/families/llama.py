@@ -29,5 +29,5 @@ FAMILY = Family(
     write_shape=llama_like.write_shape,
     rows=rows,
     fields=llama_like.FIELDS | {"attention_bias", "mlp_bias"},
-    fixed={"pretraining_tp": 1},
+    fixed={**llama_like.FIXED, "pretraining_tp": 1},
 )

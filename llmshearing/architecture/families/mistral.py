@@ -22,4 +22,5 @@ FAMILY = Family(
     write_shape=llama_like.write_shape,
     rows=rows,
     fields=llama_like.FIELDS | {"sliding_window"},
+    fixed=llama_like.FIXED,
 )

@@ -22,12 +22,28 @@ def write_shape(shape: Shape) -> dict[str, Any]:
     return llama_like.write_shape(shape) | {"layer_types": ["full_attention"] * shape.layers}
 
 
+# The window's size and first layer mean nothing while no layer slides.
+FIELDS = llama_like.FIELDS | {"layer_types", "max_window_layers", "sliding_window"}
+FIXED: Mapping[str, Any] = {**llama_like.FIXED, "use_sliding_window": False}
+
+
+def config_error(config: Mapping[str, Any]) -> str | None:
+    """Layers that attend differently could not be told apart once some are gone."""
+    others = sorted(set(config.get("layer_types", ())) - {"full_attention"})
+    if not others:
+        return None
+    return (
+        f"config.json has layer_types with {', '.join(others)}, but {config['model_type']} models "
+        "are supported with full_attention in every layer only"
+    )
+
+
 FAMILY = Family(
     model_type="qwen2",
     read_shape=llama_like.read_shape,
     write_shape=write_shape,
     rows=rows,
-    # The window's size and first layer mean nothing while no layer slides.
-    fields=llama_like.FIELDS | {"layer_types", "max_window_layers", "sliding_window"},
-    fixed={"use_sliding_window": False},
+    fields=FIELDS,
+    fixed=FIXED,
+    config_error=config_error,
 )

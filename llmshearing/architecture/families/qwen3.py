@@ -7,7 +7,7 @@ from typing import Any
 
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.coupling import Row
-from llmshearing.architecture.families.qwen2 import write_shape
+from llmshearing.architecture.families.qwen2 import FIELDS, FIXED, config_error, write_shape
 from llmshearing.architecture.family import Family
 from llmshearing.architecture.shape import Shape
 
@@ -29,7 +29,7 @@ FAMILY = Family(
     read_shape=llama_like.read_shape,
     write_shape=write_shape,
     rows=rows,
-    fields=llama_like.FIELDS
-    | {"attention_bias", "layer_types", "max_window_layers", "sliding_window"},
-    fixed={"use_sliding_window": False},
+    fields=FIELDS | {"attention_bias"},
+    fixed=FIXED,
+    config_error=config_error,
 )

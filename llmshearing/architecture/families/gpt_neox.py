@@ -1,0 +1,114 @@
+"""GPT-NeoX: Pythia, RedPajama-INCITE (LayerNorm, fused attention input, partial rotary)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.architecture.family import Family
+from llmshearing.architecture.shape import Shape, implied_head_size_error
+from llmshearing.errors import UserError
+
+
+def read_shape(config: Mapping[str, Any]) -> Shape:
+    """The shape that a complete config states; every head has keys and values of its own."""
+    heads = config["num_attention_heads"]
+    return Shape(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_groups=heads,
+        head_dim=config["hidden_size"] // heads,
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+    )
+
+
+def write_shape(shape: Shape) -> dict[str, Any]:
+    """The config fields of a shape.
+
+    Raises:
+        UserError: the config has no field for a head size that is not hidden / heads.
+    """
+    if error := implied_head_size_error(shape):
+        raise UserError(error)
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocabulary,
+    }
+
+
+def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
+    """One row per parameter of `GPTNeoXForCausalLM`, with parallel or sequential branches.
+
+    The fused projection is laid out head by head, [heads, 3, head_dim], so one head is one run of
+    3 x head_dim rows. A bias on the residual stream takes the stream's gates (hidden, layer), not
+    those of its projection's inputs.
+    """
+    hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))
+    vocabulary = Dim(multiple=shape.vocabulary)
+    fused, head = Dim((Axis.HEAD,), 3 * shape.head_dim), Dim((Axis.HEAD,), shape.head_dim)
+    stream = hidden.with_gate
+    tied = bool(config.get("tie_word_embeddings"))
+    layer = "gpt_neox.layers.{layer}."
+    attention, mlp = layer + "attention.", layer + "mlp."
+    table = [
+        Row("gpt_neox.embed_in.weight", (vocabulary, stream)),
+        *(
+            Row(f"{layer}{norm}.{parameter}", (stream,))
+            for norm in ("input_layernorm", "post_attention_layernorm")
+            for parameter in ("weight", "bias")
+        ),
+        Row(attention + "query_key_value.weight", (fused, hidden)),
+        Row(attention + "dense.weight", (stream, head.with_gate), layer_gated=True),
+        Row(mlp + "dense_h_to_4h.weight", (intermediate, hidden)),
+        Row(mlp + "dense_h_to_4h.bias", (intermediate,)),
+        Row(mlp + "dense_4h_to_h.weight", (stream, intermediate.with_gate), layer_gated=True),
+        Row(mlp + "dense_4h_to_h.bias", (stream,), layer_gated=True),
+        # With tied embeddings the output head is the embedding, which already carries the gate.
+        Row("gpt_neox.final_layer_norm.weight", (stream,), absorbs=not tied),
+        Row("gpt_neox.final_layer_norm.bias", (stream,), absorbs=not tied),
+    ]
+    if config.get("attention_bias", True):
+        table += [
+            Row(attention + "query_key_value.bias", (fused,)),
+            Row(attention + "dense.bias", (stream,), layer_gated=True),
+        ]
+    if not tied:
+        table.append(Row("embed_out.weight", (vocabulary, hidden)))
+    return tuple(table)
+
+
+# The stock config overwrites the first of each pair by the second, whatever a file says.
+DERIVED_FIELDS = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
+
+
+def config_error(config: Mapping[str, Any]) -> str | None:
+    """A stored field that the stock model does not compute with, though it says otherwise."""
+    for name, origin in DERIVED_FIELDS.items():
+        if name in config and config[name] != config.get(origin):
+            return (
+                f"config.json has {name}={config[name]!r} and {origin}={config.get(origin)!r}; "
+                f"gpt_neox models compute with {origin}, so set that one and remove {name}"
+            )
+    return None
+
+
+FAMILY = Family(
+    model_type="gpt_neox",
+    read_shape=read_shape,
+    write_shape=write_shape,
+    rows=rows,
+    implied_head_size=True,
+    fields=frozenset(
+        """attention_bias classifier_dropout hidden_act layer_norm_eps partial_rotary_factor
+        rope_scaling rope_theta rotary_emb_base rotary_pct use_parallel_residual""".split()
+    ),
+    fixed={"attention_dropout": 0.0, "hidden_dropout": 0.0},
+    config_error=config_error,
+)

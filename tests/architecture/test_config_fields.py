@@ -1,0 +1,188 @@
+"""Config fields that change the computation are honoured or refused by name, in every family."""
+
+import json
+
+import pytest
+from models_zoo import ROPE, ZOO
+from transformers import AutoConfig
+
+from llmshearing.architecture.families import all_families, family_of
+from llmshearing.architecture.rope import ROPE_TYPES
+from llmshearing.checkpoints.source import read_source
+from llmshearing.errors import UserError
+
+FAMILIES = sorted(all_families())
+
+
+def stored(model_type: str, **fields) -> dict:
+    """A config as a model directory stores it, every default written out."""
+    config = AutoConfig.for_model(model_type, **fields).to_dict()
+    return {key: value for key, value in config.items() if value is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_of_the_stock_config_is_known(family):
+    all_families()[family].check_fields(stored(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "field",
+    """attention_chunk_size attention_multiplier attn_logit_softcapping embedding_multiplier
+    final_logit_softcapping hidden_size_per_layer_input is_causal layer_types logit_scale
+    logits_scaling num_experts qk_layernorm quantization_config query_pre_attn_scalar
+    residual_multiplier rope_parameters""".split(),
+)
+def test_a_field_that_may_change_the_computation_is_refused_by_name(family, field):
+    value = ["sliding_attention"] if field == "layer_types" else 0.5
+    with pytest.raises(UserError, match=field):
+        all_families()[family].check_fields(stored(family) | {field: value})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attention_dropout", 0.1),
+        ("add_cross_attention", True),
+        ("is_encoder_decoder", True),
+        ("pruned_heads", {"0": [1]}),
+    ],
+)
+def test_a_value_that_is_not_supported_is_refused_by_name(family, field, value):
+    with pytest.raises(UserError, match=f"{field}=.*{family} models are supported with {field}="):
+        all_families()[family].check_fields(stored(family) | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("llama", "pretraining_tp", 2),
+        ("llama", "partial_rotary_factor", 0.5),
+        ("llama", "sliding_window", 128),
+        ("qwen2", "use_sliding_window", True),
+        ("qwen3", "use_sliding_window", True),
+        ("qwen2", "attention_bias", False),
+        ("gpt_neox", "hidden_dropout", 0.1),
+        ("gpt_neox", "head_dim", 64),
+        ("gpt_neox", "num_key_value_heads", 8),
+        ("gpt_neox", "partial_rotary_factor", 0.5),
+        ("gpt_neox", "rope_theta", 500_000),
+    ],
+)
+def test_what_one_family_does_not_honour(family, field, value):
+    with pytest.raises(UserError, match=field):
+        all_families()[family].check_fields(stored(family) | {field: value})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ROPE)
+def test_known_rotary_scalings_pass(family, name):
+    all_families()[family].check_fields(stored(family) | {"rope_scaling": ROPE[name]})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "mrope", "mrope_section": [1]}, "type 'mrope'; supported are default, lin"),
+        ({"type": "su", "factor": 2.0}, "type 'su'"),
+        ({"factor": 2.0}, "type None"),
+        ({"rope_type": "linear"}, "type 'linear' without factor"),
+        ({"rope_type": "linear", "factor": 2.0, "beta_fast": 4}, "'linear' with beta_fast, which"),
+        ({"rope_type": "llama3", "factor": 8.0}, "without high_freq_factor, low_freq_factor, orig"),
+        ("linear", "expected a mapping"),
+    ],
+)
+def test_another_rotary_scaling_is_refused_by_name(family, scaling, message):
+    with pytest.raises(UserError, match=message):
+        all_families()[family].check_fields(stored(family) | {"rope_scaling": scaling})
+
+
+def test_rotary_types_are_those_of_the_stock_models():
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert set(ROPE_TYPES) == set(ROPE_INIT_FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "shape"),
+    [
+        # Pythia 1.4B and RedPajama-INCITE-Base-3B as published.
+        (
+            "gpt_neox",
+            {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
+             "num_hidden_layers": 24, "rotary_pct": 0.25, "rotary_emb_base": 10000,
+             "use_parallel_residual": True, "vocab_size": 50304, "layer_norm_eps": 1e-05},
+            (2048, 24, 16, 16, 128, 8192, 50304),
+        ),
+        (
+            "gpt_neox",
+            {"hidden_size": 2560, "intermediate_size": 10240, "num_attention_heads": 32,
+             "num_hidden_layers": 32, "rotary_pct": 1.0, "rotary_emb_base": 10000,
+             "use_parallel_residual": False, "vocab_size": 50432, "layer_norm_eps": 1e-05},
+            (2560, 32, 32, 32, 80, 10240, 50432),
+        ),
+        (
+            "llama",
+            {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "num_hidden_layers": 16, "head_dim": 64,
+             "rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256,
+             "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                              "original_max_position_embeddings": 8192, "rope_type": "llama3"}},
+            (2048, 16, 32, 8, 64, 8192, 128256),
+        ),
+        (
+            "mistral",
+            {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "num_hidden_layers": 32, "sliding_window": 4096,
+             "vocab_size": 32000},
+            (4096, 32, 32, 8, 128, 14336, 32000),
+        ),
+        (
+            "qwen2",
+            {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+             "num_key_value_heads": 2, "num_hidden_layers": 24, "max_window_layers": 21,
+             "sliding_window": 32768, "use_sliding_window": False, "tie_word_embeddings": True,
+             "vocab_size": 151936, "rope_theta": 1000000.0},
+            (896, 24, 14, 2, 64, 4864, 151936),
+        ),
+        (
+            "qwen3",
+            {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16,
+             "num_key_value_heads": 8, "num_hidden_layers": 28, "max_window_layers": 28,
+             "head_dim": 128, "sliding_window": None, "use_sliding_window": False,
+             "attention_bias": False, "tie_word_embeddings": True, "vocab_size": 151936},
+            (1024, 28, 16, 8, 128, 3072, 151936),
+        ),
+    ],
+    ids=["pythia-1.4b", "incite-3b", "llama-3.2-1b", "mistral-7b", "qwen2.5-0.5b", "qwen3-0.6b"],
+)  # fmt: skip
+def test_published_configs_are_read(tmp_path, model_type, fields, shape):
+    config = {"model_type": model_type, "torch_dtype": "bfloat16", "use_cache": True, **fields}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = read_source(tmp_path)
+    found = source.table.source
+    assert (found.hidden, found.layers, found.heads, found.kv_groups) == shape[:4]
+    assert (found.head_dim, found.intermediate, found.vocabulary) == shape[4:]
+
+
+# From the models' cards.
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+          "num_hidden_layers": 6, "vocab_size": 50304}, 70_426_624),
+        ({"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16,
+          "num_hidden_layers": 24, "vocab_size": 50304}, 1_414_647_808),
+    ],
+    ids=["pythia-70m", "pythia-1.4b"],
+)  # fmt: skip
+def test_pythia_has_its_published_parameter_count(fields, count):
+    config = stored("gpt_neox", **fields)
+    table = family_of(config).table(config)
+    assert table.parameter_count(table.source) == count
+
+
+def test_zoo_knows_no_family_that_is_gone():
+    assert set(ZOO) <= set(FAMILIES)

@@ -1,0 +1,261 @@
+"""The checks that tie a coupling table to its stock model; the mutation test runs them too.
+
+A `Specimen` is one small stock model in float64. Each `check_*` takes it with a table and raises
+where the table does not describe it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from models_zoo import COMMON, Places, Variant, build
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
+from llmshearing.architecture.families import family_of
+from llmshearing.architecture.shape import Shape
+from llmshearing.models.gated import insert_gates, set_gates
+from llmshearing.pruning.selection import Kept, keep_only, select
+from llmshearing.pruning.surgery import cut_model
+
+Gates = dict[Axis, Tensor]
+Axes = tuple[Axis, ...]
+
+# Units that stay; `HEAD` per group where heads are grouped.
+SMALL = {Axis.LAYER: 2, Axis.KV_GROUP: 2, Axis.INTERMEDIATE: 9}
+SOFT = (0.2, 1.5)
+
+
+class Specimen:
+    """A stock model in float64, its table, and stock models of smaller shapes to export into."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self.model = in_float64(build(variant))
+        self.config: dict[str, Any] = self.model.config.to_dict()
+        self.family = family_of(self.config)
+        self.table = self.family.table(self.config)
+        self.weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.stock = dict(self.model.named_modules())
+        self.generator = torch.Generator().manual_seed(7)
+        self.tokens = torch.randint(0, COMMON["vocab_size"], (2, 11), generator=self.generator)
+        self._small: dict[Shape, PreTrainedModel] = {}
+
+    @property
+    def places(self) -> Places:
+        """Where gates act, by the zoo's word."""
+        return self.variant.places
+
+    def small(self, shape: Shape) -> PreTrainedModel:
+        """A stock model of another shape, in float64."""
+        if shape not in self._small:
+            fields = self.config | self.family.write_shape(shape)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).eval()
+            self._small[shape] = in_float64(model)
+        return self._small[shape]
+
+    def restore(self) -> None:
+        """Put the stock modules back where gated ones stand."""
+        for name, module in self.stock.items():
+            parent, _, child = name.rpartition(".")
+            if name and self.model.get_submodule(parent)._modules[child] is not module:
+                self.model.get_submodule(parent)._modules[child] = module
+
+    def logits(self, table: CouplingTable, gates: Gates) -> Tensor:
+        """Logits of the gated model; the stock modules stand again afterwards."""
+        try:
+            set_gates(insert_gates(self.model, table), table, gates)
+            with torch.no_grad():
+                return self.model(self.tokens).logits
+        finally:
+            self.restore()
+
+
+class RMSNorm(nn.Module):
+    """The stock RMS norm without its cast to float32."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+def in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in float64, its RMS norms too, which the stock ones compute in float32."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "variance_epsilon"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, RMSNorm(module))
+    return model.double()
+
+
+def target_shape(table: CouplingTable, axes: Sequence[Axis]) -> Shape:
+    """The shape in which just these axes have shrunk; hidden goes with the heads where it must."""
+    sizes = table.sizes(table.source)
+    heads = 1 if table.grouped else 2
+    hidden = heads * table.source.head_dim if table.implied_head_size else 14
+    small = {**SMALL, Axis.HEAD: heads, Axis.HIDDEN: hidden}
+    sizes |= {axis: small[axis] for axis in axes}
+    groups = sizes.get(Axis.KV_GROUP)
+    return replace(
+        table.source,
+        hidden=sizes[Axis.HIDDEN],
+        layers=sizes[Axis.LAYER],
+        heads=sizes[Axis.HEAD] * (groups or 1),
+        kv_groups=groups or sizes[Axis.HEAD],
+        intermediate=sizes[Axis.INTERMEDIATE],
+    )
+
+
+def subsets(table: CouplingTable) -> Iterator[Axes]:
+    """Every subset of the axes, but those whose shape the family's config cannot state."""
+    axes = [axis for axis, size in table.sizes(table.source).items() if size > 1]
+    for count in range(1, len(axes) + 1):
+        for some in itertools.combinations(axes, count):
+            if not (table.implied_head_size and (Axis.HIDDEN in some) != (Axis.HEAD in some)):
+                yield some
+
+
+def draw(
+    table: CouplingTable, axes: Axes, generator: torch.Generator, *, hard: bool
+) -> tuple[Gates, Kept]:
+    """Random gates with zeros where `select` drops a unit, as in evaluation; some above 1."""
+    sizes, layers = table.sizes(table.source), table.source.layers
+    low, high = SOFT
+    values = {}
+    for axis in axes:
+        shape = (layers, sizes[axis]) if axis.per_layer else (sizes[axis],)
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+        values[axis] = low + (high - low) * uniform
+    kept = select(values, table.sizes(target_shape(table, axes)))
+    gates = {a: torch.ones_like(v) for a, v in values.items()} if hard else values
+    return keep_only(gates, kept), kept
+
+
+def check_names_and_sizes(specimen: Specimen, table: CouplingTable) -> None:
+    """The table names exactly the stock model's parameters, in the source's shape and in others."""
+    models = {table.source: specimen.model}
+    targets = [target_shape(specimen.table, axes) for axes in subsets(specimen.table)]
+    for shape in [table.source, targets[-1]]:
+        model = models.get(shape) or specimen.small(shape)
+        sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        assert table.tensor_shapes(shape) == sizes
+        assert table.parameter_count(shape) == sum(p.numel() for p in model.parameters())
+
+
+def check_expected_count(specimen: Specimen, table: CouplingTable, axes: Axes) -> None:
+    """At gates of 0 and 1 the expected parameter count is that of the exported model."""
+    gates, _ = draw(specimen.table, axes, specimen.generator, hard=True)
+    sizes = {
+        axis: gates[axis].sum(-1) if axis in gates else torch.tensor(float(size)).double()
+        for axis, size in table.sizes(table.source).items()
+    }
+    layers = gates.get(Axis.LAYER, torch.ones(table.source.layers, dtype=torch.float64))
+    count = expected_parameter_count(table.rows, sizes, layers).item()
+    small = specimen.small(target_shape(specimen.table, axes))
+    assert count == sum(p.numel() for p in small.parameters()), axes
+
+
+def export(specimen: Specimen, table: CouplingTable, kept: Kept, gates: Gates) -> PreTrainedModel:
+    """The exported tensors in a stock model; the next export of that shape overwrites them."""
+    small = specimen.small(target_shape(specimen.table, tuple(gates)))
+    tensors = dict(cut_model(table, kept, gates, specimen.weights.__getitem__))
+    missing, unexpected = small.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    tied = small.config.tie_word_embeddings
+    assert set(missing) <= set(small._tied_weights_keys or () if tied else ())
+    return small
+
+
+def check_gated_equals_exported(
+    specimen: Specimen, table: CouplingTable, axes: Axes, *, hard: bool
+) -> None:
+    """Both compute the same function (float64, 1e-10)."""
+    gates, kept = draw(specimen.table, axes, specimen.generator, hard=hard)
+    gated = specimen.logits(table, gates)
+    with torch.no_grad():
+        found = export(specimen, table, kept, gates)(specimen.tokens).logits
+    difference = (gated - found).abs().max().item()
+    assert difference < 1e-10, (axes, difference)
+    assert gated.abs().max() > 1e-2
+
+
+def check_gates_act_on_activations(specimen: Specimen, table: CouplingTable, axes: Axes) -> None:
+    """The gated model is the stock one with its activations multiplied, and not otherwise."""
+    gates, _ = draw(specimen.table, axes, specimen.generator, hard=False)
+    gated = specimen.logits(table, gates)
+    difference = (gated - reference_logits(specimen, gates)).abs().max().item()
+    assert difference < 1e-10, (axes, difference)
+
+
+def reference_logits(specimen: Specimen, gates: Gates) -> Tensor:
+    """Logits of the stock model under hooks that multiply activations; no table is asked."""
+    model, places, shape = specimen.model, specimen.places, specimen.table.source
+    hidden = gates.get(Axis.HIDDEN, torch.ones(shape.hidden, dtype=torch.float64))
+    handles = []
+
+    def scale_output(name: str, gate: Tensor) -> None:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_hook(lambda _, args, out: out * gate))
+
+    def scale_input(name: str, gate: Tensor) -> None:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(lambda _, args: (args[0] * gate,)))
+
+    def norm_of_kept(name: str) -> None:
+        module = model.get_submodule(name)
+        handles.append(
+            module.register_forward_hook(lambda m, args, out: kept_norm(m, args[0], hidden))
+        )
+
+    scale_output(places.embedding, hidden)
+    norm_of_kept(places.final_norm)
+    for number in range(shape.layers):
+        layer = f"{places.layers}.{number}."
+        scale = gates[Axis.LAYER][number] if Axis.LAYER in gates else 1.0
+        for name in places.norms:
+            norm_of_kept(layer + name)
+        scale_input(layer + places.attention, head_gate(specimen.table, gates, number))
+        scale_output(layer + places.attention, hidden * scale)
+        if Axis.INTERMEDIATE in gates:
+            scale_input(layer + places.mlp, gates[Axis.INTERMEDIATE][number])
+        scale_output(layer + places.mlp, hidden * scale)
+    try:
+        with torch.no_grad():
+            return model(specimen.tokens).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def head_gate(table: CouplingTable, gates: Gates, layer: int) -> Tensor:
+    """The gates of a layer's heads, group by group, each as wide as a head."""
+    shape = table.source
+    groups = shape.kv_groups if table.grouped else 1
+    group, head = torch.ones(groups).double(), torch.ones(shape.heads // groups).double()
+    if Axis.KV_GROUP in gates:
+        group = gates[Axis.KV_GROUP][layer]
+    if Axis.HEAD in gates:
+        head = gates[Axis.HEAD][layer]
+    return torch.einsum("g,h,d->ghd", group, head, torch.ones(shape.head_dim).double()).flatten()
+
+
+def kept_norm(module: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+    """A norm of the dimensions whose gate is not 0 by themselves, multiplied by their gates."""
+    kept = gate.nonzero().squeeze(-1)
+    some, weight = x[..., kept], module.weight[kept]
+    if isinstance(module, nn.LayerNorm):
+        some = some - some.mean(-1, keepdim=True)
+    epsilon = module.eps if isinstance(module, nn.LayerNorm) else module.variance_epsilon
+    some = some / (some.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight
+    if isinstance(module, nn.LayerNorm):
+        some = some + module.bias[kept]
+    return torch.zeros_like(x).index_copy(-1, kept, some * gate[kept])
