@@ -121,7 +121,7 @@ def _gated_linear(stock: nn.Module) -> nn.Module:
 
 def _gated_layer_norm(stock: nn.Module) -> nn.Module:
     assert isinstance(stock, nn.LayerNorm)
-    gated = GatedLayerNorm(stock.normalized_shape, eps=stock.eps, device="meta")
+    gated = GatedLayerNorm(list(stock.normalized_shape), eps=stock.eps, device="meta")
     gated.weight, gated.bias = stock.weight, stock.bias
     return gated
 
