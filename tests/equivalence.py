@@ -37,10 +37,10 @@ class Specimen:
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
-        self.model = in_float64(build(variant))
-        self.config: dict[str, Any] = self.model.config.to_dict()
+        stock, self.table = build(variant)
+        self.model = in_float64(stock)
+        self.config: dict[str, Any] = stock.config.to_dict()
         self.family = family_of(self.config)
-        self.table = self.family.table(self.config)
         self.weights = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.stock = dict(self.model.named_modules())
         self.generator = torch.Generator().manual_seed(7)

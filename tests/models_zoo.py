@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from llmshearing.architecture.families import all_families
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import all_families, family_of
 
 COMMON: dict[str, Any] = {
     "vocab_size": 37,
@@ -127,7 +128,7 @@ class Variant:
 
     Attributes:
         family: its `model_type`.
-        name: what sets it apart.
+        name: the family and what sets it apart.
         config: its fields beyond `COMMON`.
     """
 
@@ -136,7 +137,7 @@ class Variant:
     config: dict[str, Any]
 
     def __str__(self) -> str:
-        return f"{self.family}-{self.name}"
+        return self.name
 
     @property
     def places(self) -> Places:
@@ -154,7 +155,7 @@ def variants() -> list[Variant]:
     return [
         Variant(
             family,
-            f"{kind}-{'tied' if tied else 'untied'}",
+            f"{family}-{kind}-{'tied' if tied else 'untied'}",
             {**fields, "tie_word_embeddings": tied},
         )
         for family, entry in ZOO.items()
@@ -166,7 +167,7 @@ def variants() -> list[Variant]:
 def extras() -> list[Variant]:
     """Further options of a family, each a change to the table or to the computation."""
     return [
-        Variant(family, name, fields)
+        Variant(family, f"{family}-{name}", fields)
         for family, entry in ZOO.items()
         for name, fields in entry.extras.items()
     ]
@@ -177,12 +178,13 @@ def missing_families() -> list[str]:
     return sorted(all_families().keys() - ZOO.keys())
 
 
-def build(variant: Variant, seed: int = 0) -> PreTrainedModel:
-    """A random stock model in evaluation mode, float32."""
+def build(variant: Variant, seed: int = 0) -> tuple[PreTrainedModel, CouplingTable]:
+    """A random stock model in evaluation mode, float32, with its coupling table."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(variant.stock_config()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    config = model.config.to_dict()
+    return model, family_of(config).table(config)

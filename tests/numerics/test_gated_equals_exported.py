@@ -13,7 +13,6 @@ from equivalence import (
 )
 from models_zoo import build, extras, missing_families, variants
 
-from llmshearing.architecture.families import family_of
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.masks import Masks, PruningSettings
 
@@ -88,9 +87,7 @@ def test_options_change_the_computation(extra):
 
 @pytest.mark.parametrize("variant", [*variants(), *extras()], ids=str)
 def test_ungated_logits_are_stock_to_the_bit(variant):
-    model = build(variant)
-    config = model.config.to_dict()
-    table = family_of(config).table(config)
+    model, table = build(variant)
     tokens = torch.arange(22).reshape(2, 11)
     with torch.no_grad():
         stock = model(tokens).logits
