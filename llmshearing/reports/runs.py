@@ -54,6 +54,7 @@ class Run:
         config: the resolved recipe as text; empty where it is not there yet.
         manifest: `manifest.json`; empty before the first checkpoint.
         masks: per step the units' scores by axis.
+        verdict: `verdict.json` of a pruning run that has ended, else empty.
     """
 
     directory: Path
@@ -62,6 +63,7 @@ class Run:
     config: str = field(repr=False)
     manifest: dict[str, Any] = field(repr=False)
     masks: dict[int, dict[str, NDArray[Any]]] = field(repr=False)
+    verdict: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -204,6 +206,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         manifest=_read_json(directory / "manifest.json"),
         masks=_read_masks(directory / "masks"),
+        verdict=_read_json(directory / "verdict.json"),
     )
 
 
@@ -244,7 +247,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(
             f"found {path}, which is no valid JSON ({error}); copy it anew, or remove it for a "
-            "report without shapes"
+            "report without it"
         ) from error
 
 

@@ -87,6 +87,19 @@ def facts(run: Run) -> Table:
     return Table("Facts", (), rows, prose=True)
 
 
+def verdict(run: Run) -> Table:
+    """What a pruning run said of its masks at its end; no rows where it has not ended."""
+    found = run.verdict
+    if not found:
+        return Table("", (), [])
+    rows = [("settled", "yes" if found["settled"] else "no")]
+    for name, key in (("loss as trained", "soft_loss"), ("loss cut to size", "exact_loss")):
+        rows.append((name, "-" if found[key] is None else number(found[key])))
+    problems = found["problems"] or ["none"]
+    rows += [("problem" if found["problems"] else "problems", text) for text in problems]
+    return Table("Verdict on the masks", (), rows, prose=True)
+
+
 def number(value: float, digits: int = 4) -> str:
     """A number, or a dash for none."""
     return f"{value:.{digits}f}" if value == value else "-"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from llmshearing.pruning.selection import UNDECIDED
 from llmshearing.reports import masks
 from llmshearing.reports.runs import read_run
 
@@ -40,6 +41,7 @@ def test_units_are_kept_undecided_or_off():
     scores = np.array([[1.0, 0.96, 0.5], [0.949, 0.051, 0.01]])
     assert masks.Units.of(scores) == masks.Units(kept=2, undecided=3, off=1)
     assert str(masks.Units(1500, 2, 3)) == "1,500 / 2 / 3"
+    assert pytest.approx(UNDECIDED) == (1 - masks.SURE, masks.SURE)  # the verdict's own bounds
 
 
 def test_undecided_units_over_time(run):

@@ -37,3 +37,10 @@ def test_a_real_run_has_all_that_is_drawn(recipe_file, tmp_path):
     assert dict(tables.facts(run).rows)["parameters"] == f"{parameters:,}"
     assert {row[0] for row in tables.domains(run).rows} == {"prose", "code", "letters"}
     assert all("-" not in row for row in tables.domains(run).rows)
+    told = [row[0] for row in tables.verdict(run).rows]
+    assert told[:3] == ["settled", "loss as trained", "loss cut to size"]
+    assert len(told) > 3
+    shown = (run.directory / "log.txt").read_text()
+    for name, problem in tables.verdict(run).rows[3:]:
+        assert name == "problem"
+        assert problem in shown
