@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int | None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = argparse.ArgumentParser(
-        prog="llmshearing", description=(__doc__ or "").splitlines()[0]
+        prog="llmshearing",
+        description="Prune a language model to a target shape, recover it, look at the result.",
+        epilog="Runs of either stage: composer -n N -m llmshearing.train RECIPE.yaml key=value",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 

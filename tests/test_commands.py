@@ -1,8 +1,10 @@
 """The commands of the documents, typed as they stand there, on the real small model and text.
 
-`MODEL` and `TEXT` are given, trainings are cut short; nothing else is changed.
+`MODEL` and `TEXT` are given, text and trainings are cut short; nothing else is changed.
 """
 
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -33,9 +35,19 @@ def place(tmp_path, shared):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     (tmp_path / "MODEL").symlink_to(shared / "models/tiny-llama")
-    (tmp_path / "TEXT").symlink_to(shared / "data/redpajama-sample")
+    for file in (shared / "data/redpajama-sample").glob("*/*.jsonl"):
+        shorten(file, tmp_path / "TEXT" / file.parent.name / file.name)
     (tmp_path / "LOSSES.yaml").write_text(LOSSES)
     return tmp_path
+
+
+def shorten(file, to):
+    """The first documents of a file, each cut short."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with file.open() as lines, to.open("w") as out:
+        for line in itertools.islice(lines, 6):
+            document = json.loads(line)
+            out.write(json.dumps({"text": document["text"][:3000]}) + "\n")
 
 
 @pytest.mark.slow
