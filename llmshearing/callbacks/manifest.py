@@ -39,11 +39,16 @@ class ManifestWriter(Callback):
         mixture: Callable[[], dict[str, Any]],
     ) -> None:
         self.directory, self.facts, self.mixture = directory, facts, mixture
+        self.losses_at: dict[str, Any] = {}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Keep the masks' scores of every evaluation, for heat maps over time."""
         del logger
         model = unwrapped(state.model)
+        # Whether the losses are those of the model that export would write at this batch.
+        masks = model.masks
+        exact = masks is None or masks.sizes_now() == {a: masks.target_sizes[a] for a in masks.axes}
+        self.losses_at = {"batch": state.timestamp.batch.value, "exact": exact}
         if model.masks is not None:
             scores = mask_scores(model.masks)
             if dist.get_global_rank() == 0:
@@ -73,6 +78,7 @@ class ManifestWriter(Callback):
             **self.facts,
             "batch": batch,
             "losses": losses,
+            "losses_at": self.losses_at,
             "mixture": self.mixture(),
             "masks": None if masks is None else asdict(masks.moment),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
