@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from models_zoo import Variant, build
+from models_zoo import build, variants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,18 +15,14 @@ from llmshearing.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    model, _ = build(Variant("llama", {"model_type": "llama"}))
+    model, _ = build(variants()[0])
     model.save_pretrained(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("variant", variants(), ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equals_what_transformers_loads(tmp_path, family, tied, dtype):
-    variant = Variant(
-        "", {"model_type": family, "tie_word_embeddings": tied, "num_key_value_heads": 2}
-    )
+def test_equals_what_transformers_loads(tmp_path, variant, dtype):
     model, _ = build(variant)
     model.to(dtype).save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
@@ -38,6 +34,7 @@ def test_equals_what_transformers_loads(tmp_path, family, tied, dtype):
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, expected[name]), name
     tokens = torch.randint(0, 37, (2, 9))
+    tied = model.config.tie_word_embeddings
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
     assert (ours.get_output_embeddings().weight is ours.get_input_embeddings().weight) == tied
     assert ours.config.to_dict() == theirs.config.to_dict()
