@@ -116,13 +116,18 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Check a recipe and what it names."""
+    from llmshearing.architecture.budget import Budget
     from llmshearing.preflight import check
 
     _, inputs = check(options.recipe, options.overrides)
     table = inputs.source.table
     print(f"{options.recipe}: no errors")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")
-    if inputs.target is not None:
+    if isinstance(inputs.target, Budget):
+        print(
+            f"target: at most {inputs.target.parameters:,} parameters; the masks choose the shape"
+        )
+    elif inputs.target is not None:
         print(f"target {inputs.target}: {table.parameter_count(inputs.target):,} parameters")
 
 

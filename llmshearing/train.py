@@ -207,7 +207,7 @@ def facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
             "config": inputs.source.config,
             "shape": asdict(inputs.source.table.source),
         },
-        "target": None if inputs.target is None else asdict(inputs.target),
+        "target": None,
         "data": {
             "root": str(tree.root),
             "sequence_length": tree.sequence_length,
