@@ -41,19 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("overrides", nargs="*", metavar="key=value")
 
     verb = _verb(
+        verbs, "plan", plan, "memory, time, disk and data of a run", f"{RECIPE_EXAMPLE} --gpus 8"
+    )
+    _plan_arguments(verb)
+
+    verb = _verb(
         verbs, "export", export, "a run as a Hugging Face directory", "runs/prune out/half"
     )
     verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     verb.add_argument("out", type=Path, metavar="OUT_DIR")
     verb.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    verb.add_argument("--max-shard-size", default="5GB", help="of a weight file; default 5GB")
-    verb.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the run's source")
-    verb.add_argument(
-        "--allow-undecided", action="store_true", help="also where masks have not decided"
-    )
-    verb.add_argument(
-        "--no-verify", action="store_true", help="do not load it and compare its logits"
-    )
 
     verb = _verb(verbs, "evaluate", evaluate, "loss per domain", "out/half --data data/sample/eval")
     verb.add_argument("model", type=Path, metavar="HF_DIR")
@@ -100,6 +97,19 @@ def _reference_loss_verbs(verbs) -> None:
     verb.add_argument("--parameters", type=float, required=True, help="size of the target model")
 
 
+def _plan_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", type=Path)
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+    verb.add_argument("--gpus", type=int, default=8, metavar="N", help="of the run; default 8")
+    verb.add_argument("--gpu", metavar="NAME", help="default A100-80GB; cpu plans for processes")
+    verb.add_argument("--gpu-memory", type=float, metavar="GB", help="GiB of each, for any GPU")
+    verb.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
+    verb.add_argument("--mfu", type=float, metavar="X", help="model FLOPs utilisation, e.g. 0.3")
+    verb.add_argument("--run", type=Path, metavar="RUN_DIR", help="take the speed of this run")
+    verb.add_argument("--sequence-length", type=int, metavar="T", help="where no data tells it")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+
+
 def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=summary, description=summary)
     verb.epilog = f"example: {verb.prog} {example}"
@@ -116,42 +126,44 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Check a recipe and what it names."""
-    from llmshearing.architecture.budget import Budget
     from llmshearing.preflight import check
 
     _, inputs = check(options.recipe, options.overrides)
     table = inputs.source.table
     print(f"{options.recipe}: no errors")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")
-    if isinstance(inputs.target, Budget):
-        print(
-            f"target: at most {inputs.target.parameters:,} parameters; the masks choose the shape"
-        )
-    elif inputs.target is not None:
+    if inputs.target is not None:
         print(f"target {inputs.target}: {table.parameter_count(inputs.target):,} parameters")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """What a run will need."""
+    from llmshearing.files import write_json
+    from llmshearing.planning.devices import device_of
+    from llmshearing.planning.plan import Machine, make_plan
+    from llmshearing.planning.text import as_dict, as_text
+
+    device = device_of(options.gpu, options.gpu_memory)
+    planned = make_plan(
+        options.recipe,
+        options.overrides,
+        Machine(device, options.gpus, options.gpus_per_node),
+        mfu=options.mfu,
+        run=options.run,
+        sequence_length=options.sequence_length,
+    )
+    sys.stdout.write(as_text(planned))
+    if options.json is not None:
+        write_json(options.json, as_dict(planned))
 
 
 def export(options: argparse.Namespace) -> None:
     """Write and verify a Hugging Face directory."""
-    from llmshearing.checkpoints.export import Options
     from llmshearing.checkpoints.export import export as export_run
 
-    chosen = Options(
-        dtype=options.dtype,
-        max_shard_size=options.max_shard_size,
-        verify=not options.no_verify,
-        allow_undecided=options.allow_undecided,
-        tokenizer=options.tokenizer,
-    )
-    result = export_run(options.run, options.out, chosen)
+    result = export_run(options.run, options.out, options.dtype)
     print(f"{result.directory}: {result.parameters:,} parameters, {result.shape}")
-    for axis, count in result.undecided.items():
-        if count:
-            print(f"undecided: {count:,} {axis} units; those of the highest score were kept")
-    if result.difference is None:
-        print("not verified")
-    else:
-        print(f"verified: logits within {result.difference:.1e} of the gated model's")
+    print(f"verified: logits within {result.difference:.1e} of the gated model's")
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmshearing.architecture.target import TargetSettings
 from llmshearing.errors import UserError
 from llmshearing.loading.settings import LoadingSettings
-from llmshearing.pruning.masks import PruningSettings
+from llmshearing.pruning.settings import PruningSettings
 
 
 @dataclass
@@ -140,7 +140,7 @@ CHOICES = {
     "parallelism": ("fsdp2", "ddp"),
 }
 POSITIVE = ("data.global_batch", "data.microbatch", "data.eval_batch", "optimizer.learning_rate")
-PHASES = ("warmup", "choose", "sharpen_until", "settle")  # of a pruning run
+PHASES = ("warmup", "sharpen_until", "settle")  # of a pruning run
 STEP_TIMES = ("duration", "eval_interval", "log_interval", "checkpoint_interval")
 
 

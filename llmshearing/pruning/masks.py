@@ -5,10 +5,7 @@ Shape legend: L layers, n units of an axis per layer, d hidden width.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.budget import Budget, shape_within, sized
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.shape import Shape
 from llmshearing.pruning.constraint import Multipliers, constraint_of
@@ -24,61 +20,13 @@ from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.importance import Scores, start_logits
 from llmshearing.pruning.schedule import Moment
 from llmshearing.pruning.selection import decided_gates, indicator, select
+from llmshearing.pruning.settings import PruningSettings
 from llmshearing.pruning.verdict import Verdict, axis_verdict
-
-log = logging.getLogger(__name__)
 
 # Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
 LOG_ALPHA_BOUND = 5.0
 START_NOISE = 0.01
-
-
-@dataclass
-class PruningSettings:
-    """How masks learn.
-
-    Attributes:
-        distribution: `hard_concrete` (paper) or `hard_concrete_released`.
-        constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
-        warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
-            own.
-        sharpness: factor that the mask logits reach, so that few units end undecided; 1 is the
-            paper's, none.
-        sharpen_until: time at which they reach it.
-        settle: time from which on the choice of units is fixed and training goes on with exactly
-            the model that export would write, not before the end of the warmup; `1dur` is the
-            paper's, never.
-        choose: with a budget of parameters, the time from which on the shape is fixed.
-        start: the mask logits at the start.
-        importance: a file of scores made by `llmshearing importance`; the masks start in its order.
-        importance_spread: half the range of the starting logits in that order.
-        noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
-        learning_rate: of the masks (Adam).
-        linear_learning_rate: of the linear multipliers, the constraint's integral part: where it is
-            large, expected sizes swing around their target.
-        quadratic_learning_rate: of the quadratic multipliers, its proportional part. Adam makes it
-            about the growth per step, so it has to reach the loss's sensitivity early in the run.
-        final_fraction: these rates fall by a cosine to this part of themselves after the warmup.
-        clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
-    """
-
-    distribution: str = "hard_concrete"
-    constraint: str = "released"
-    warmup: str = "0.2dur"
-    sharpness: float = 8.0
-    sharpen_until: str = "0.8dur"
-    settle: str = "0.9dur"
-    choose: str = "0.4dur"
-    start: float = 4.0
-    importance: str | None = None
-    importance_spread: float = 1.0
-    noise: str = "shared"
-    learning_rate: float = 1.0
-    linear_learning_rate: float = 0.2
-    quadratic_learning_rate: float = 1.0
-    final_fraction: float = 0.1
-    clip_norm: float = 0.0
 
 
 class MaskOutput(NamedTuple):
@@ -117,7 +65,7 @@ class Masks(nn.Module):
 
     Args:
         table: the source's coupling table.
-        target: the shape to reach, or the parameters that the model may have.
+        target: the shape to reach.
         settings: how masks learn.
         seed: of the noise.
         scores: importance in whose order the masks start; alike for all units where there is none.
@@ -125,7 +73,6 @@ class Masks(nn.Module):
     Attributes:
         cuts_evaluation: whether evaluation cuts to size, as export does; otherwise it takes every
             unit with its gate, undecided ones too (the verdict compares the two).
-        target: the shape to reach; None while a budget has not come to one.
 
     The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
     """
@@ -133,22 +80,17 @@ class Masks(nn.Module):
     def __init__(
         self,
         table: CouplingTable,
-        target: Shape | Budget,
+        target: Shape,
         settings: PruningSettings,
         seed: int,
         scores: Scores | None = None,
     ) -> None:
         super().__init__()
-        self.table, self.settings, self.seed = table, settings, seed
+        self.table, self.target, self.settings, self.seed = table, target, settings, seed
         self.distribution = distribution_of(settings.distribution)
         self.sizes = table.sizes(table.source)
-        self.budget = target if isinstance(target, Budget) else None
-        self.target = target if isinstance(target, Shape) else None
-        if self.budget is not None:
-            self.axes = self.budget.axes
-            self.register_buffer("chosen", torch.zeros(len(self.axes), dtype=torch.int64))
-        else:
-            self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
+        self.target_sizes = table.sizes(target)
+        self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
         self.layers = table.source.layers
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = nn.ParameterDict(
@@ -159,10 +101,7 @@ class Masks(nn.Module):
             }
         )
         self.multipliers = Multipliers(
-            constraint_of(settings.constraint),
-            self.axes,
-            self.layers,
-            budget=self.budget is not None,
+            constraint_of(settings.constraint), {a: self.sizes[a] for a in self.axes}, self.layers
         )
         self.moment, self.noise_stream = Moment(), 0
         self.cuts_evaluation = True
@@ -187,18 +126,8 @@ class Masks(nn.Module):
         """
         self.moment, self.noise_stream = moment, noise_stream
 
-        if self.target is None and moment.shaped:
-            self._choose_shape()
-
-    @property
-    def target_sizes(self) -> dict[Axis, int]:
-        """Units to keep; the source's while a budget has not come to a shape."""
-        return self.table.sizes(self.target or self.table.source)
-
     def target_now(self, axis: Axis) -> float:
         """Units to keep at this point of the sparsity warmup."""
-        if self.budget is not None:  # its parameters have moved, and the shape followed
-            return self.target_sizes[axis]
         return self.sizes[axis] + self.moment.ramp * (self.target_sizes[axis] - self.sizes[axis])
 
     def forward(self) -> MaskOutput:
@@ -229,21 +158,12 @@ class Masks(nn.Module):
             ]
         ).sum()
         parameters = self._expected_parameters(expected, probability)
-        if self.budget is not None:
-            # Both penalties stay in the graph, for the same reason.
-            among = self.multipliers.budget_penalty(
-                parameters, self._budget_now(), self.table.parameter_count(self.table.source)
-            )
-            penalty = among + 0.0 * penalty if self.target is None else penalty + 0.0 * among
         return MaskOutput(
             gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
         )
 
     def sizes_now(self) -> dict[Axis, int]:
         """Whole units to keep at this point of the sparsity warmup; the target's at its end."""
-        if self.budget is not None and self.target is None:
-            now = self.table.sizes(self._shape_within(self._budget_now()))
-            return {axis: now[axis] for axis in self.axes}
         return {axis: round(self.target_now(axis)) for axis in self.axes}
 
     def clamp_logits(self) -> None:
@@ -254,48 +174,17 @@ class Masks(nn.Module):
 
     def verdict(self) -> Verdict:
         """What the masks have come to at this moment; gathers them where they are sharded."""
-        sizes = self.target_sizes
-        found = {a: axis_verdict(keep, sizes[a]) for a, keep in self.keep_probabilities().items()}
-        return Verdict(found, self.moment.settled)
-
-    def keep_probabilities(self) -> dict[Axis, Tensor]:
-        """Probability of each unit to stay, on the host; gathered where the masks are sharded."""
         found = {}
         for axis in self.axes:
             logits = self.log_alpha[axis.value].detach()
             whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
             keep = self.distribution.keep_probability(whole.float(), self.moment.sharpness)
-            found[axis] = keep.cpu().contiguous()
-        return found
+            found[axis] = axis_verdict(keep.cpu(), self.target_sizes[axis])
+        return Verdict(found, self.moment.settled)
 
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that descend."""
         return iter(self.log_alpha.values())
-
-    def _budget_now(self) -> float:
-        """Parameters that the model may have at this point of the sparsity warmup."""
-        assert self.budget is not None
-        source = self.table.parameter_count(self.table.source)
-        return source + self.moment.ramp * (self.budget.parameters - source)
-
-    def _shape_within(self, parameters: float) -> Shape:
-        """The shape near the expected sizes that a number of parameters allows."""
-        assert self.budget is not None
-        keep = self.keep_probabilities()
-        expected = {axis: p.sum(-1).mean().item() for axis, p in keep.items()}
-        budget = dataclasses.replace(self.budget, parameters=round(parameters))
-        return shape_within(self.table, budget, expected)
-
-    def _choose_shape(self) -> None:
-        """Fix the shape that the budget has come to, or take the one of a resumed run."""
-        assert self.budget is not None
-        chosen: Tensor = self.chosen
-        if not chosen.any():
-            sizes = self.table.sizes(self._shape_within(self.budget.parameters))
-            chosen.copy_(torch.tensor([sizes[axis] for axis in self.axes]))
-        sizes = self.sizes | dict(zip(self.axes, chosen.tolist(), strict=True))
-        self.target = sized(self.table.source, sizes, grouped=self.table.grouped)
-        log.info("the budget's shape: %s", self.target)
 
     def _expected_parameters(
         self, expected: Mapping[Axis, Tensor], probability: Mapping[Axis, Tensor]

@@ -1,0 +1,52 @@
+"""Bytes on disk: data, checkpoints, exported model."""
+
+from __future__ import annotations
+
+import math
+
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.shape import Shape
+from llmshearing.config import Recipe, steps
+from llmshearing.data.schema import token_dtype
+from llmshearing.planning.state import StateBytes, mask_shapes
+
+ROW_OVERHEAD = 4  # an MDS shard's offset of each row
+
+
+def row_bytes(sequence_length: int, vocabulary: int) -> int:
+    """Bytes of a row of token ids in an uncompressed shard."""
+    size = {"uint16": 2, "uint32": 4}[token_dtype(vocabulary)]
+    return sequence_length * size + ROW_OVERHEAD
+
+
+def disk_bytes(
+    recipe: Recipe,
+    table: CouplingTable,
+    target: Shape | None,
+    state: StateBytes,
+    data: int,
+) -> dict[str, int]:
+    """Bytes by what they are for.
+
+    Args:
+        recipe: the run.
+        table: of the model that is trained.
+        target: the shape to prune to, or None.
+        state: of one rank that holds everything.
+        data: bytes of the rows.
+    """
+    total = steps(recipe.run.duration)
+    written = -(-total // steps(recipe.run.checkpoint_interval))
+    keep = recipe.run.keep_checkpoints
+    # the next is whole before the oldest goes
+    kept = written if keep < 0 else min(written, keep + 1)
+    one = state.parameters + state.masks + state.optimizer
+    masks = 4 * sum(math.prod(shape) for shape in mask_shapes(table, target, "released"))
+    scores = masks * -(-total // steps(recipe.run.eval_interval))
+    exported = 4 * table.parameter_count(target or table.source)
+    return {
+        "data": data,
+        f"checkpoints ({kept} of {one / 1e9:,.1f} GB)": kept * one,
+        **({"mask scores": scores} if scores else {}),
+        "exported model (float32)": exported,
+    }

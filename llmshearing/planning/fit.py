@@ -1,0 +1,94 @@
+"""What to change so that a run fits: options by what they cost, and the first that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from llmshearing.planning.memory import Job, MemoryPlan, plan_memory
+
+MOST_RANKS = 1024
+
+
+@dataclass(frozen=True)
+class Option:
+    """A change that was tried.
+
+    Attributes:
+        changes: overrides of the recipe, `key=value`; a number of GPUs as `--gpus N`.
+        peak: bytes with it.
+    """
+
+    changes: tuple[str, ...]
+    peak: int
+
+
+def first_that_fits(job: Job, memory: int) -> tuple[Option | None, list[Option]]:
+    """Try changes until the peak is within `memory`.
+
+    Args:
+        job: one that does not fit.
+        memory: bytes of a device.
+
+    Returns:
+        The first change that fits, None where none does, and all that were tried, in order.
+    """
+    tried: list[Option] = []
+    for changed in _candidates(job):
+        option = Option(tuple(_changes(job, changed)), plan_memory(changed).peak.total)
+        tried.append(option)
+        if option.peak <= memory:
+            return option, tried
+    return None, tried
+
+
+def largest_microbatch(job: Job, memory: int) -> tuple[int, MemoryPlan] | None:
+    """The largest microbatch, a power of two times a part of the rank's rows, that fits."""
+    best = None
+    for rows in _divisors(job.rank_batch):
+        plan = plan_memory(replace(job, microbatch=rows))
+        if plan.peak.total > memory:
+            break
+        best = (rows, plan)
+    return best
+
+
+def _candidates(job: Job) -> Iterator[Job]:
+    """Cheap first: smaller batches cost little, recomputation a third more, then more GPUs."""
+    widths = [job]
+    if not job.sharded and job.ranks > 1:
+        widths.append(replace(job, parallelism="fsdp2", shards=job.ranks))
+    ranks = max(2, 2 * job.ranks)
+    total = job.rank_batch * job.ranks
+    while ranks <= MOST_RANKS and total % ranks == 0:
+        wide = replace(job, parallelism="fsdp2", ranks=ranks, rank_batch=total // ranks)
+        widths.append(replace(wide, shards=max(ranks, job.shards)))
+        ranks *= 2
+    for width in widths:
+        for checkpointing in sorted({job.checkpointing, True}):
+            for rows in reversed(_divisors(min(job.microbatch, width.rank_batch))):
+                option = replace(
+                    width,
+                    checkpointing=checkpointing,
+                    microbatch=rows,
+                    eval_batch=min(job.eval_batch, rows),
+                )
+                if option != job:
+                    yield option
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
+
+
+def _changes(job: Job, changed: Job) -> Iterator[str]:
+    if changed.ranks != job.ranks:
+        yield f"--gpus {changed.ranks}"
+    if changed.parallelism != job.parallelism:
+        yield f"parallelism={changed.parallelism}"
+    if changed.checkpointing != job.checkpointing:
+        yield "model.activation_checkpointing=true"
+    if changed.microbatch != job.microbatch:
+        yield f"data.microbatch={changed.microbatch}"
+    if changed.eval_batch != job.eval_batch:
+        yield f"data.eval_batch={changed.eval_batch}"

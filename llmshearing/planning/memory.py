@@ -1,0 +1,278 @@
+"""Memory of one rank over a step: what is there at each moment, and the moment of the peak.
+
+A step is walked through layer by layer, as Composer and PyTorch do it: forward, loss, backward with
+gradients that come as activations go, optimizer, and the evaluation between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.shape import Shape
+from llmshearing.planning.activations import (
+    Batch,
+    Numbers,
+    activations,
+    gated_weights,
+    largest_matrix,
+    layer_elements,
+    numbers_of,
+    outer_elements,
+)
+from llmshearing.planning.state import StateBytes, pruned_axes, state_bytes
+
+# Tokens whose logits exist at the same time, as in `models/shearing.py`; a test compares the two.
+LOSS_CHUNK = 1024
+GIB = 2**30
+# Of a GPU beyond tensors: context and libraries, and what the allocator cannot use of the rest.
+# Stated allowances, not measurements.
+GPU_CONTEXT = GIB
+GPU_FRAGMENTATION = 0.03
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides the memory of a rank.
+
+    Attributes:
+        table: of the model that is trained.
+        target: the shape to prune to, or None.
+        constraint: form of the pruning constraint.
+        microbatch: rows per forward pass of a rank.
+        rank_batch: rows per step of a rank.
+        eval_batch: rows per evaluation batch of a rank.
+        sequence_length: tokens in a row.
+        precision: `fp32` or `amp_bf16`.
+        checkpointing: whether blocks are recomputed in the backward pass.
+        parallelism: `ddp`, `fsdp1`, `fsdp2` or `hybrid`.
+        ranks: of the run.
+        shards: ranks that share each tensor; 1 where nothing is sharded.
+        gpu: whether the device is one.
+        loss_chunk: tokens whose logits exist at the same time; 0 for all of a microbatch.
+        attention_mask: whether attention gets a mask tensor rather than a causal flag.
+    """
+
+    table: CouplingTable
+    target: Shape | None
+    constraint: str
+    microbatch: int
+    rank_batch: int
+    eval_batch: int
+    sequence_length: int
+    precision: str = "fp32"
+    checkpointing: bool = False
+    parallelism: str = "ddp"
+    ranks: int = 1
+    shards: int = 1
+    gpu: bool = True
+    loss_chunk: int = LOSS_CHUNK
+    attention_mask: bool = True
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters are gathered for each layer."""
+        return self.shards > 1
+
+    @property
+    def train_batch(self) -> Batch:
+        """One forward pass in training; a rank's batch may be smaller than a microbatch."""
+        return Batch(min(self.microbatch, self.rank_batch), self.sequence_length)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step has several backward passes."""
+        return self.rank_batch > self.microbatch
+
+    @property
+    def numbers(self) -> Numbers:
+        """How it computes."""
+        return numbers_of(self.precision, sharded=self.sharded)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is in memory at one point of a step.
+
+    Attributes:
+        name: of the point.
+        parts: bytes by what they are for.
+    """
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory of one rank.
+
+    Attributes:
+        state: what stays between steps.
+        saved: what one forward keeps, of all layers.
+        logits: of a chunk of the loss with its work space.
+        moments: the highest moment of each phase.
+    """
+
+    state: StateBytes
+    saved: int
+    logits: int
+    moments: list[Moment] = field(default_factory=list)
+
+    @property
+    def peak(self) -> Moment:
+        """The moment with most bytes."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+
+def plan_memory(job: Job) -> MemoryPlan:
+    """Walk through a step and keep the highest moment of each phase."""
+    walk = _Walk(job)
+    highest: dict[str, Moment] = {}
+    for moment in walk.moments():
+        best = highest.get(moment.name)
+        if best is None or moment.total > best.total:
+            highest[moment.name] = moment
+    return MemoryPlan(walk.state, walk.all_saved, walk.logits, list(highest.values()))
+
+
+class _Walk:
+    """The sizes of a job, and its moments in order."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.numbers = job, job.numbers
+        table, batch = job.table, job.train_batch
+        self.layers = table.source.layers
+        self.axes = pruned_axes(table, job.target)
+        self.state = state_bytes(table, job.target, job.constraint, job.shards)
+        self.kept = activations(table, batch, self.numbers, self.axes, job.attention_mask)
+        self.logits = _chunk_bytes(job, batch)
+        self.outer, self.layer = outer_elements(table), layer_elements(table)
+        self.head = table.source.vocabulary * table.source.hidden
+        self.stored = self.kept.stream if job.checkpointing else self.kept.layer
+        self.all_saved = self.layers * self.stored + self.kept.rest + self.kept.weights
+
+    def moments(self) -> Iterator[Moment]:
+        """Of a step in which gradients of an earlier microbatch are there where there is one."""
+        before = self.state.gradients if self.job.accumulates else 0
+        yield self._moment(
+            "loss",
+            gradients=before,
+            activations=self.all_saved,
+            logits=self.logits + self._head_gradients(),
+        )
+        for layer in reversed(range(self.layers)):
+            yield self._backward(layer, before)
+        yield self._moment(
+            "embedding's gradient",
+            gradients=max(before, self.state.gradients),
+            workspace=4 * self.head if self.job.accumulates or self.job.sharded else 0,
+        )
+        yield self._moment(
+            "optimizer", gradients=self.state.gradients, workspace=self._optimizer_bytes()
+        )
+        yield self._evaluation()
+
+    def _backward(self, layer: int, before: int) -> Moment:
+        """The backward pass of one layer: those below still saved, those above done."""
+        done = 4 * (self.head + (self.layers - layer) * self.layer) // self.job.shards
+        live = layer * self.stored + self.kept.layer + self.kept.rest + self.kept.weights
+        if self.job.checkpointing:
+            live += self.stored
+        return self._moment(
+            "backward",
+            gradients=max(before, min(done, self.state.gradients)),
+            activations=live,
+            workspace=self._layer_workspace(),
+        )
+
+    def _layer_workspace(self) -> int:
+        """Gradients of a layer's activations, and of its gated weights, while they are needed."""
+        shape, tokens = self.job.table.source, self.job.train_batch.tokens
+        flow = tokens * (2 * shape.hidden + 2 * shape.intermediate) * self.numbers.compute
+        weight = 4 * largest_matrix(self.job.table)
+        if gated_weights(self.job.table, self.numbers, self.axes):
+            return flow + 3 * weight
+        return flow + (weight if self.job.accumulates or self.numbers.copies else 0)
+
+    def _head_gradients(self) -> int:
+        """The loss forms the gradients of the output head and of its input in the forward pass."""
+        tokens, hidden = self.job.train_batch.tokens, self.job.table.source.hidden
+        return 4 * self.head + tokens * hidden * self.numbers.compute
+
+    def _optimizer_bytes(self) -> int:
+        """AdamW's roots of the second moments: of all tensors at once on a GPU, else one by one."""
+        if self.job.gpu:
+            return self.state.parameters + self.state.masks
+        return 2 * 4 * max(self.head, largest_matrix(self.job.table)) // self.job.shards
+
+    def _evaluation(self) -> Moment:
+        """A forward without a graph; gradients stay until the next step begins."""
+        batch = Batch(self.job.eval_batch, self.job.sequence_length)
+        shape, size = self.job.table.source, self.numbers.compute
+        units = 3 * shape.intermediate + 2 * shape.hidden
+        flow = batch.tokens * (units * size + 2 * shape.hidden * self.numbers.stream)
+        if self.job.attention_mask:
+            flow += batch.rows * batch.length**2 * (1 + size)
+        return self._moment(
+            "evaluation",
+            gradients=self.state.gradients,
+            activations=flow,
+            logits=_chunk_bytes(self.job, batch) + (2 * self.head if self.numbers.copies else 0),
+        )
+
+    def _moment(self, name: str, **parts: int) -> Moment:
+        everything = {
+            "parameters": self.state.parameters + self.state.masks,
+            "optimizer": self.state.optimizer,
+            **parts,
+            **self._parallel_bytes(name),
+        }
+        if self.job.gpu:
+            tensors = sum(everything.values())
+            everything["allowance"] = GPU_CONTEXT + round(GPU_FRAGMENTATION * tensors)
+        return Moment(name, {key: size for key, size in everything.items() if size})
+
+    def _parallel_bytes(self, phase: str) -> dict[str, int]:
+        """What replicas and shards need besides their part.
+
+        DDP copies gradients into buckets. FSDP2 keeps everything outside the layers gathered, one
+        layer in use and the next on its way (with the buffer it arrives in), and in the backward
+        pass the whole gradients of a layer and the float32 buffer in which they are reduced.
+        """
+        if not self.job.sharded:
+            replicas = self.job.ranks > 1
+            return {"buckets": self.state.parameters + self.state.masks} if replicas else {}
+        if phase == "optimizer":
+            return {}
+        size = self.numbers.compute
+        gathered = size * (self.outer + 3 * self.layer)
+        if phase == "backward":
+            return {"gathered": gathered + size * self.head + (size + 4) * self.layer}
+        if phase == "embedding's gradient":
+            return {"gathered": 2 * size * self.outer + 4 * self.outer}
+        return {"gathered": gathered}
+
+
+def _chunk_bytes(job: Job, batch: Batch) -> int:
+    """Logits of a chunk in float32 with the exponentials of their normaliser, and their cast."""
+    chunk = min(job.loss_chunk or batch.tokens, batch.tokens)
+    narrow = 0 if job.numbers.compute == 4 else job.numbers.compute
+    return chunk * job.table.source.vocabulary * (8 + narrow)
+
+
+def tensor_bytes(job: Job) -> int:
+    """The peak without the allowances of a GPU."""
+    parts = plan_memory(job).peak.parts
+    return sum(size for name, size in parts.items() if name != "allowance")
+
+
+def gib(size: float) -> float:
+    """Bytes in GiB."""
+    return size / GIB

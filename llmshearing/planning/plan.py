@@ -1,0 +1,205 @@
+"""The plan of a run: one function from a recipe and devices to everything that is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmshearing.architecture.flops import training_flops_per_token
+from llmshearing.config import Recipe
+from llmshearing.errors import UserError
+from llmshearing.loading.settings import supply
+from llmshearing.loading.usage import Use, expected_use
+from llmshearing.planning import disk
+from llmshearing.planning.devices import Device
+from llmshearing.planning.fit import Option, first_that_fits
+from llmshearing.planning.inputs import PlanInputs, read_inputs
+from llmshearing.planning.memory import Job, MemoryPlan, plan_memory
+from llmshearing.planning.state import StateBytes, state_bytes
+from llmshearing.planning.time import Schedule, Speed, hours, measured_speed, schedule, stated_speed
+
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for.
+
+    Attributes:
+        device: each of them.
+        count: devices, one rank each.
+        per_node: of them on a node, which is the group that hybrid sharding shards over.
+    """
+
+    device: Device
+    count: int = 8
+    per_node: int = GPUS_PER_NODE
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is told of a run before it starts.
+
+    Attributes:
+        inputs: the recipe with what it names.
+        machine: for which it is made.
+        job: what decides the memory of a rank.
+        memory: of one rank.
+        whole: state of the run over all ranks.
+        option: the first change with which it fits, where it does not.
+        tried: changes that were tried.
+        schedule: what it computes.
+        speed: of one device; None where neither peak nor a run is known.
+        disk: bytes by what they are for.
+        use: expected use of each domain; empty where the data is not there.
+    """
+
+    inputs: PlanInputs
+    machine: Machine
+    job: Job
+    memory: MemoryPlan
+    whole: StateBytes
+    option: Option | None
+    tried: list[Option]
+    schedule: Schedule
+    speed: Speed | None
+    disk: dict[str, int]
+    use: list[Use]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak is within the device's memory; None where that is not known."""
+        limit = self.machine.device.memory
+        return None if limit is None else self.memory.peak.total <= limit
+
+    @property
+    def train_hours(self) -> float | None:
+        """Wall-clock hours of the steps."""
+        if self.speed is None:
+            return None
+        return hours(self.schedule.flops, self.speed, self.machine.count)
+
+    @property
+    def eval_hours(self) -> float | None:
+        """Wall-clock hours of the evaluations."""
+        if self.speed is None:
+            return None
+        return hours(self.schedule.eval_flops, self.speed, self.machine.count)
+
+
+def make_plan(
+    path: str | Path,
+    overrides: Sequence[str],
+    machine: Machine,
+    *,
+    mfu: float | None = None,
+    run: Path | None = None,
+    sequence_length: int | None = None,
+) -> Plan:
+    """Plan a recipe.
+
+    Args:
+        path: the recipe.
+        overrides: `key=value` with dotted keys.
+        machine: devices.
+        mfu: model FLOPs utilisation, a fraction; a usual one where neither it nor `run` is given.
+        run: directory of a run whose speed is taken.
+        sequence_length: tokens in a row, where no data tells.
+
+    Raises:
+        UserError: everything that is wrong with the recipe, the numbers or the run directory.
+    """
+    if machine.count < 1:
+        raise UserError(f"--gpus: found {machine.count}, expected 1 or more")
+    if mfu is not None and run is not None:
+        raise UserError("found both --mfu and --run, expected one of them")
+    inputs = read_inputs(path, overrides, sequence_length)
+    job = job_of(inputs, machine)
+    memory = plan_memory(job)
+    limit = machine.device.memory
+    option, tried = None, []
+    if limit is not None and memory.peak.total > limit:
+        option, tried = first_that_fits(job, limit)
+    flops = training_flops_per_token(inputs.table, inputs.sequence_length)
+    held_out = sum(domain.held_out for domain in inputs.domains)
+    when = schedule(inputs.recipe, inputs.sequence_length, flops, held_out)
+    speed = (
+        stated_speed(machine.device, mfu) if run is None else measured_speed(run, machine.device)
+    )
+    whole = state_bytes(inputs.table, inputs.target, inputs.recipe.pruning.constraint)
+    return Plan(
+        inputs=inputs,
+        machine=machine,
+        job=job,
+        memory=memory,
+        whole=whole,
+        option=option,
+        tried=tried,
+        schedule=when,
+        speed=speed,
+        disk=disk.disk_bytes(
+            inputs.recipe, inputs.table, inputs.target, whole, _data_bytes(inputs, when)
+        ),
+        use=_use(inputs, when),
+    )
+
+
+def job_of(inputs: PlanInputs, machine: Machine) -> Job:
+    """What decides the memory of a rank.
+
+    Raises:
+        UserError: the rows of a step cannot be shared out over the devices.
+    """
+    recipe, ranks = inputs.recipe, machine.count
+    if recipe.data.global_batch % ranks:
+        raise UserError(
+            f"data.global_batch: found {recipe.data.global_batch} rows for {ranks} GPUs; "
+            "expected a multiple of them: give another --gpus or data.global_batch"
+        )
+    return Job(
+        table=inputs.table,
+        target=inputs.target,
+        constraint=recipe.pruning.constraint,
+        microbatch=recipe.data.microbatch,
+        rank_batch=recipe.data.global_batch // ranks,
+        eval_batch=recipe.data.eval_batch,
+        sequence_length=inputs.sequence_length,
+        precision=recipe.model.precision,
+        checkpointing=recipe.model.activation_checkpointing,
+        parallelism=recipe.parallelism,
+        ranks=ranks,
+        shards=_shards(recipe, machine),
+        gpu=machine.device.is_gpu,
+    )
+
+
+def _shards(recipe: Recipe, machine: Machine) -> int:
+    """Ranks that share each tensor: all, those of a node under hybrid sharding, or none."""
+    if recipe.parallelism == "ddp":
+        return 1
+    if recipe.parallelism == "hybrid":
+        return min(machine.per_node, machine.count)
+    return machine.count
+
+
+def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:
+    """The table before step 0, for data that is there."""
+    settings = inputs.recipe.loading
+    known = [(domain, domain.rows) for domain in inputs.domains if domain.rows]
+    if not known or len(known) < len(inputs.domains):
+        return []
+    supplies = [supply(settings, domain.name, rows, block=1) for domain, rows in known]
+    samples = when.tokens // inputs.sequence_length
+    return expected_use(supplies, [domain.weight for domain, _ in known], samples)
+
+
+def _data_bytes(inputs: PlanInputs, when: Schedule) -> int:
+    """The tree's rows of both splits; without a tree those that one pass would take."""
+    size = disk.row_bytes(inputs.sequence_length, inputs.table.source.vocabulary)
+    held_out = sum(domain.held_out for domain in inputs.domains)
+    if inputs.tree is None:
+        return (when.tokens // inputs.sequence_length + held_out) * size
+    data, tree = inputs.recipe.data, inputs.tree
+    splits = {data.split, data.eval_split}
+    return size * sum(info.rows for split in splits for info in tree.split(split).values())

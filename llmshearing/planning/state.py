@@ -1,0 +1,107 @@
+"""What stays in memory between steps: parameters, gradients, optimizer state. Exact, in bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.shape import Shape
+
+FLOAT32 = 4  # master weights, masks, gradients and both moments, whatever the precision
+STEP_COUNTER = 4  # AdamW keeps a float32 scalar beside each tensor
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of one rank.
+
+    Attributes:
+        parameters: of the decoder.
+        masks: parameters of masks and multipliers.
+        gradients: of all of them.
+        optimizer: both moments and step counters of all of them.
+    """
+
+    parameters: int
+    masks: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.masks + self.gradients + self.optimizer
+
+
+def pruned_axes(table: CouplingTable, target: Shape | None) -> tuple[Axis, ...]:
+    """The axes that shrink, each with a mask."""
+    if target is None:
+        return ()
+    source, wanted = table.sizes(table.source), table.sizes(target)
+    return tuple(axis for axis in source if wanted[axis] < source[axis])
+
+
+def mask_shapes(
+    table: CouplingTable, target: Shape | None, constraint: str
+) -> list[tuple[int, ...]]:
+    """Shapes of the mask logits, the linear and the quadratic multipliers.
+
+    Args:
+        table: of the source.
+        target: None where nothing is pruned.
+        constraint: `published` has multipliers for every layer, `released` one pair per axis.
+    """
+    sizes, layers = table.sizes(table.source), table.source.layers
+    logits: list[tuple[int, ...]] = []
+    multipliers: list[tuple[int, ...]] = []
+    for axis in pruned_axes(table, target):
+        logits.append((layers, sizes[axis]) if axis.per_layer else (sizes[axis],))
+        pairs = layers if axis.per_layer and constraint == "published" else 1
+        multipliers += [(pairs,), (pairs,)]
+    return logits + multipliers
+
+
+def local_elements(shape: tuple[int, ...], shards: int, rank: int = 0) -> int:
+    """Elements of a tensor on one of the ranks that share it.
+
+    FSDP2 cuts the first dimension as `torch.chunk` does: parts of equal size, the last ones short
+    or empty.
+    """
+    rows, rest = shape[0], math.prod(shape[1:])
+    part = math.ceil(rows / shards)
+    return max(0, min(part, rows - part * rank)) * rest
+
+
+def state_bytes(
+    table: CouplingTable,
+    target: Shape | None,
+    constraint: str,
+    shards: int = 1,
+    rank: int = 0,
+) -> StateBytes:
+    """What one rank holds from the first optimizer step on.
+
+    Args:
+        table: of the model that is trained.
+        target: the shape to prune to, or None.
+        constraint: form of the constraint, which decides how many multipliers there are.
+        shards: ranks that share each tensor; 1 without sharding.
+        rank: which of them. The first holds the most.
+    """
+    weights = list(table.tensor_shapes(table.source).values())
+    masks = mask_shapes(table, target, constraint)
+    own, beside = _local(weights, shards, rank), _local(masks, shards, rank)
+    counters = STEP_COUNTER * (len(weights) + len(masks))
+    return StateBytes(
+        parameters=FLOAT32 * own,
+        masks=FLOAT32 * beside,
+        gradients=FLOAT32 * (own + beside),
+        optimizer=2 * FLOAT32 * (own + beside) + counters,
+    )
+
+
+def _local(shapes: Iterable[tuple[int, ...]], shards: int, rank: int) -> int:
+    return sum(local_elements(shape, shards, rank) for shape in shapes)

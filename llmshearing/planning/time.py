@@ -1,0 +1,144 @@
+"""Steps, tokens, hours and GPU hours of a run, from a utilisation that is stated or measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmshearing.architecture.families import family_of
+from llmshearing.architecture.flops import training_flops_per_token
+from llmshearing.config import Recipe, steps
+from llmshearing.errors import UserError
+from llmshearing.planning.devices import Device
+
+# The paper's own runs: 0.27 while pruning 7B, 0.28 in continued pre-training at 1.3B.
+ASSUMED_MFU = 0.3
+RATE = "throughput/tokens_per_second_per_device"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations per second that one device achieves.
+
+    Attributes:
+        achieved: model operations per second.
+        mfu: of the device's peak; None where the peak is not known.
+        source: where the figure comes from, in words.
+    """
+
+    achieved: float
+    mfu: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a run computes.
+
+    Attributes:
+        steps: optimizer steps.
+        tokens: tokens trained on.
+        evaluations: times that the held-out sets are run through.
+        eval_tokens: tokens of all evaluations.
+        flops_per_token: operations of training per token.
+    """
+
+    steps: int
+    tokens: int
+    evaluations: int
+    eval_tokens: int
+    flops_per_token: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of training; the forward pass is a third of a step."""
+        return self.flops_per_token * self.tokens
+
+    @property
+    def eval_flops(self) -> float:
+        """Operations of all evaluations."""
+        return self.flops_per_token * self.eval_tokens / 3
+
+
+def schedule(recipe: Recipe, sequence_length: int, flops_per_token: int, rows: int) -> Schedule:
+    """The schedule of a recipe.
+
+    Args:
+        recipe: the run.
+        sequence_length: tokens in a row.
+        flops_per_token: operations of training.
+        rows: held-out rows of all domains together.
+    """
+    total = steps(recipe.run.duration)
+    every = steps(recipe.run.eval_interval)
+    evaluations = -(-total // every)
+    return Schedule(
+        steps=total,
+        tokens=total * recipe.data.global_batch * sequence_length,
+        evaluations=evaluations,
+        eval_tokens=evaluations * rows * sequence_length,
+        flops_per_token=flops_per_token,
+    )
+
+
+def hours(flops: float, speed: Speed, devices: int) -> float:
+    """Wall-clock hours of so many operations."""
+    return flops / (speed.achieved * devices) / 3600
+
+
+def stated_speed(device: Device, mfu: float | None) -> Speed | None:
+    """The speed at a utilisation; None for a device whose peak is not known.
+
+    Raises:
+        UserError: no utilisation can be outside 0 to 1.
+    """
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UserError(
+            f"--mfu: found {mfu:g}, expected a fraction above 0 and at most 1, e.g. 0.3"
+        )
+    if device.peak is None:
+        return None
+    if mfu is None:
+        return Speed(device.peak * ASSUMED_MFU, ASSUMED_MFU, f"{ASSUMED_MFU:g} assumed; give --mfu")
+    return Speed(device.peak * mfu, mfu, f"{mfu:g} as given")
+
+
+def measured_speed(run: Path, device: Device) -> Speed:
+    """The speed of a run that was done, from its metrics and manifest.
+
+    The figure is in operations, so a run of one size serves to plan one of another.
+
+    Raises:
+        UserError: no run there, or one that logged no throughput.
+    """
+    rate = statistics.median(_rates(run))
+    facts = _manifest(run)
+    config = facts["source"]["config"]
+    table = family_of(config).table(config)
+    achieved = rate * training_flops_per_token(table, facts["data"]["sequence_length"])
+    mfu = None if device.peak is None else achieved / device.peak
+    return Speed(achieved, mfu, f"measured, {rate:,.0f} tokens/s per device in {run}")
+
+
+def _rates(run: Path) -> list[float]:
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        raise UserError(f"--run: found no metrics.jsonl in {run}, expected a run directory")
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rates = [line["metrics"][RATE] for line in lines if RATE in line["metrics"]]
+    if not rates:
+        raise UserError(f"--run: found no {RATE} in {file}; expected a run that logged steps")
+    return rates[len(rates) // 2 :]  # the first steps warm up
+
+
+def _manifest(run: Path) -> dict:
+    found = [run / "manifest.json", *sorted(run.glob("checkpoints/ba*.json"))]
+    file = next((path for path in found if path.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"--run: found no manifest.json in {run}; expected a run that wrote a checkpoint or "
+            "came to its end"
+        )
+    return json.loads(file.read_text(encoding="utf-8"))

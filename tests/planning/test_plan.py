@@ -1,0 +1,173 @@
+"""`llmshearing plan`: what it tells, from a config alone, without torch."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmshearing.cli import main
+from llmshearing.planning.devices import device_of
+from llmshearing.planning.fit import first_that_fits
+from llmshearing.planning.memory import GIB, plan_memory
+from llmshearing.planning.plan import Machine, job_of, make_plan
+from llmshearing.planning.text import as_dict, as_text
+
+ROOT = Path(__file__).parents[2]
+PRUNE = ROOT / "yamls/prune/llama2-7b-to-1.3b.yaml"
+CONTINUE = ROOT / "yamls/continue/sheared-llama-1.3b.yaml"
+SEVEN = f"model.path={ROOT}/yamls/models/llama2-7b"
+SMALL = f"model.path={ROOT}/yamls/models/sheared-llama-1.3b"
+A100 = device_of("A100-80GB")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_7b_run_is_planned_from_a_config_alone(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    assert main(["plan", str(PRUNE), SEVEN, "--gpus", "8", "--json", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert "6,738,415,616 parameters" in told
+    assert "1,345,423,360 parameters" in told
+    assert "It fits" in told
+    plan = json.loads(file.read_text())
+    assert plan["schedule"]["tokens"] == 3200 * 32 * 4096
+    assert plan["state_of_run"]["parameters"] == 4 * 6_738_415_616
+    assert plan["gpu_hours"] == pytest.approx(8 * plan["hours"])
+    moment = plan["peak"]["moment"]
+    assert sum(plan["moments"][moment].values()) == plan["peak"]["bytes"]
+
+
+def test_no_torch_is_needed():
+    code = "import sys; sys.modules['torch'] = None; from llmshearing.cli import main; main()"
+    command = [sys.executable, "-c", code, "plan", str(PRUNE), SEVEN]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "GPU hours" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "gpus", "rate", "published"),
+    [(PRUNE, SEVEN, 8, 1844, (59, 66)), (CONTINUE, SMALL, 16, 8684, (1530, 1620))],
+    ids=["pruning 7B", "continuing 1.3B"],
+)
+def test_the_papers_hours_follow_from_its_throughput(recipe, model, gpus, rate, published):
+    """Sheared LLaMA's README: tokens/s per A100, and the hours that the issue quotes."""
+    plan = make_plan(recipe, [model], Machine(A100, gpus))
+    assert A100.peak is not None
+    mfu = rate * plan.schedule.flops_per_token / A100.peak
+    assert 0.25 < mfu < 0.3
+    plan = make_plan(recipe, [model], Machine(A100, gpus), mfu=mfu)
+    assert plan.train_hours is not None
+    low, high = published
+    assert low < gpus * plan.train_hours < high
+
+
+@pytest.mark.parametrize(("gpus", "memory"), [(4, 32), (2, 40), (4, 27)])
+def test_what_does_not_fit_is_told_with_the_first_change_that_does(capsys, gpus, memory):
+    asked = ["--gpus", str(gpus), "--gpu-memory", str(memory)]
+    assert main(["plan", str(PRUNE), SEVEN, *asked]) == 0
+    told = capsys.readouterr().out
+    assert "It does not fit" in told
+    change = told.split("The first that fits: ")[1].splitlines()[0]
+    more, _, rest = change.removeprefix("--gpus ").partition(" ")
+    count, overrides = (int(more), rest) if change.startswith("--gpus") else (gpus, change)
+    device = device_of(None, memory)
+    assert make_plan(PRUNE, [SEVEN, *overrides.split()], Machine(device, count)).fits
+    plan = make_plan(PRUNE, [SEVEN], Machine(device, gpus))
+    assert plan.fits is False
+    assert plan.option == plan.tried[-1]
+    assert all(option.peak > memory * GIB for option in plan.tried[:-1])
+
+
+def test_options_that_cost_more_use_less():
+    plan = make_plan(PRUNE, [SEVEN], Machine(A100, 8))
+    peak = plan.memory.peak.total
+    for change in (
+        {"microbatch": 1},
+        {"shards": 16, "ranks": 16},
+    ):
+        assert plan_memory(replace(plan.job, **change)).peak.total < peak
+    assert plan_memory(replace(plan.job, checkpointing=False)).peak.total > peak
+    assert plan_memory(replace(plan.job, loss_chunk=0)).logits > 4 * plan.memory.logits
+    assert plan_memory(replace(plan.job, target=None)).peak.total < peak
+
+
+def test_nothing_fits_into_nothing():
+    plan = make_plan(PRUNE, [SEVEN], Machine(A100, 8))
+    option, tried = first_that_fits(plan.job, GIB // 2)
+    assert option is None
+    assert len(tried) == 5
+    assert tried[-1].changes[0] == "--gpus 32"  # a row for each
+
+
+def test_hybrid_shards_over_a_node():
+    plan = make_plan(PRUNE, [SEVEN], Machine(A100, 16))
+    recipe = replace(plan.inputs.recipe, parallelism="hybrid")
+    job = job_of(replace(plan.inputs, recipe=recipe), Machine(A100, 16, per_node=8))
+    assert job.shards == 8
+
+
+def test_data_that_is_there_is_counted(recipe_file, tiny_tree):
+    plan = make_plan(recipe_file, [], Machine(device_of("cpu"), 1))
+    assert plan.fits is None
+    assert [use.supply.name for use in plan.use] == ["prose", "code", "letters"]
+    assert plan.inputs.sequence_length == 32
+    assert sum(use.samples for use in plan.use) == pytest.approx(8 * 8)
+    text = as_text(plan)
+    assert "passes" in text
+    assert "no speed" in text
+    size = sum(
+        file.stat().st_size for file in tiny_tree.glob("*/*/*.mds") if "continue" not in str(file)
+    )
+    assert plan.disk["data"] == pytest.approx(size, rel=0.1)
+
+
+def test_a_run_gives_its_speed(recipe_file, tmp_path):
+    config = json.loads((ROOT / "yamls/models/sheared-llama-1.3b/config.json").read_text())
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"metrics": {"throughput/tokens_per_second_per_device": v}} for v in (1, 100, 100)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    facts = {"source": {"config": config}, "data": {"sequence_length": 4096}}
+    (run / "manifest.json").write_text(json.dumps(facts))
+    plan = make_plan(CONTINUE, [SMALL], Machine(A100, 8), run=run)
+    assert plan.speed is not None
+    assert plan.speed.achieved == 100 * plan.schedule.flops_per_token
+    assert plan.speed.mfu == pytest.approx(plan.speed.achieved / 312e12)
+    seconds = plan.schedule.tokens / (100 * 8)
+    assert as_dict(plan)["hours"] == pytest.approx(seconds / 3600)
+
+
+MISTAKES = {
+    "no such gpu": (["--gpu", "A1000"], "--gpu: found 'A1000', expected one of A100-80GB"),
+    "mfu": (["--mfu", "30"], "--mfu: found 30, expected a fraction"),
+    "gpus": (["--gpus", "0"], "--gpus: found 0"),
+    "rows": (["--gpus", "7"], "found 32 rows for 7 GPUs"),
+    "memory": (["--gpu-memory", "-1"], "--gpu-memory: found -1"),
+    "no run": (["--run", "nowhere"], "--run: found no metrics.jsonl in nowhere"),
+    "both": (["--run", "nowhere", "--mfu", "0.3"], "expected one of them"),
+    "length": (["--sequence-length", "0"], "--sequence-length: found 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_each_mistake_has_its_message(case, capsys):
+    arguments, message = MISTAKES[case]
+    assert main(["plan", str(PRUNE), SEVEN, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_all_errors_of_the_recipe_at_once(capsys):
+    assert main(["plan", str(PRUNE), "model.path=nowhere", "data.workrs=1", "target.heads=99"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean data.workers?" in told
+    assert "found no config.json in nowhere" in told
