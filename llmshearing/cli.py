@@ -51,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     verb.add_argument("out", type=Path, metavar="OUT_DIR")
     verb.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    verb.add_argument("--max-shard-size", default="5GB", help="of a weight file; default 5GB")
+    verb.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the run's source")
+    verb.add_argument(
+        "--allow-undecided", action="store_true", help="also where masks have not decided"
+    )
+    verb.add_argument(
+        "--no-verify", action="store_true", help="do not load it and compare its logits"
+    )
 
     verb = _verb(verbs, "evaluate", evaluate, "loss per domain", "out/half --data data/sample/eval")
     verb.add_argument("model", type=Path, metavar="HF_DIR")
@@ -126,13 +134,18 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """Check a recipe and what it names."""
+    from llmshearing.architecture.budget import Budget
     from llmshearing.preflight import check
 
     _, inputs = check(options.recipe, options.overrides)
     table = inputs.source.table
     print(f"{options.recipe}: no errors")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")
-    if inputs.target is not None:
+    if isinstance(inputs.target, Budget):
+        print(
+            f"target: at most {inputs.target.parameters:,} parameters; the masks choose the shape"
+        )
+    elif inputs.target is not None:
         print(f"target {inputs.target}: {table.parameter_count(inputs.target):,} parameters")
 
 
@@ -159,11 +172,25 @@ def plan(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write and verify a Hugging Face directory."""
+    from llmshearing.checkpoints.export import Options
     from llmshearing.checkpoints.export import export as export_run
 
-    result = export_run(options.run, options.out, options.dtype)
+    chosen = Options(
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+        verify=not options.no_verify,
+        allow_undecided=options.allow_undecided,
+        tokenizer=options.tokenizer,
+    )
+    result = export_run(options.run, options.out, chosen)
     print(f"{result.directory}: {result.parameters:,} parameters, {result.shape}")
-    print(f"verified: logits within {result.difference:.1e} of the gated model's")
+    for axis, count in result.undecided.items():
+        if count:
+            print(f"undecided: {count:,} {axis} units; those of the highest score were kept")
+    if result.difference is None:
+        print("not verified")
+    else:
+        print(f"verified: logits within {result.difference:.1e} of the gated model's")
 
 
 def evaluate(options: argparse.Namespace) -> None:

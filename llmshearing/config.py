@@ -140,7 +140,7 @@ CHOICES = {
     "parallelism": ("fsdp2", "ddp"),
 }
 POSITIVE = ("data.global_batch", "data.microbatch", "data.eval_batch", "optimizer.learning_rate")
-PHASES = ("warmup", "sharpen_until", "settle")  # of a pruning run
+PHASES = ("warmup", "choose", "sharpen_until", "settle")  # of a pruning run
 STEP_TIMES = ("duration", "eval_interval", "log_interval", "checkpoint_interval")
 
 

@@ -59,12 +59,15 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     """The phases of a pruning run, in steps."""
     total, settings = steps(recipe.run.duration), recipe.pruning
     warmup = steps(settings.warmup, total)
-    settle = max(warmup, steps(settings.settle, total))
+    by_budget = recipe.target is not None and recipe.target.parameters is not None
+    choose = max(warmup, steps(settings.choose, total)) if by_budget else 0
+    settle = max(warmup, choose, steps(settings.settle, total))
     return MaskSchedule(
         warmup=warmup,
         sharpen_until=steps(settings.sharpen_until, total),
         settle=settle if settle < total else total + 1,  # the last evaluation is at `total`
         sharpness=settings.sharpness,
+        choose=choose,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.checkpoints.source import Source, read_source
@@ -30,13 +31,13 @@ class Inputs:
 
     Attributes:
         source: the model directory.
-        target: the shape to prune to, or None.
+        target: the shape or the number of parameters to prune to, or None.
         tree: the data tree.
         scores: importance of the source's units, where the masks start from one.
     """
 
     source: Source
-    target: Shape | None
+    target: Shape | Budget | None
     tree: DataTree
     scores: Scores | None = None
 

@@ -6,14 +6,18 @@ Each function says which and why.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import composer.utils.checkpoint as composer_checkpoint
 import torch
 import torch.distributed as dist
-from torch import nn
+from composer.distributed import prepare_distributed
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 
@@ -44,6 +48,34 @@ def keep_float32(module: nn.Module) -> None:
         group = module._get_fsdp_state()._fsdp_param_group
         if group is not None:
             group.mp_policy = MixedPrecisionPolicy()
+
+
+def fill_when_sharded(decoder: nn.Module, fill: Callable[[], None]) -> None:
+    """Fill a decoder on the meta device as soon as Composer has sharded it.
+
+    Composer's own `meta_init` moves every module to a CUDA device, which a CPU run has not, and
+    asks each for a `reset_parameters`, which Transformers' have not. Where no such decoder is to be
+    filled, nothing is on the meta device and its `meta_init` would do nothing either.
+    """
+
+    def meta_init(model: nn.Module) -> None:
+        if any(module is decoder for module in model.modules()):
+            fill()
+
+    prepare_distributed.meta_init = meta_init
+
+
+def local_rows(parameter: Tensor) -> tuple[Tensor, slice]:
+    """The part of a sharded parameter that this rank holds, and which of its rows that is.
+
+    The function that tells is private to torch; its checkpoints use it for the same.
+    """
+    assert isinstance(parameter, DTensor)
+    shape, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    assert tuple(shape[1:]) == tuple(parameter.shape[1:]), "sharded along rows"
+    return parameter.to_local(), slice(offset[0], offset[0] + shape[0])
 
 
 def gradient_overcount() -> float:

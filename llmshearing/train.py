@@ -24,13 +24,15 @@ from composer.utils.parallelism import FSDP2Config
 from llmshearing import optimization, preflight, substrate
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.gradients import GradientClipping
+from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
 from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
-from llmshearing.checkpoints.source import load_model
+from llmshearing.checkpoints.source import empty_model, fill, load_model
+from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.config import Recipe, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error
 from llmshearing.files import write_text
@@ -121,6 +123,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None)
             ),
             ManifestWriter(directory, facts(recipe, inputs), loading.mixture),
             VerdictWriter(directory),
+            *loaded_loss(recipe, inputs),
         ],
         loggers=[
             MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch),
@@ -144,9 +147,14 @@ def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None)
 def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     """The stock decoder of the recipe's directory, with masks where it prunes."""
     settings = recipe.model
-    decoder = load_model(
-        inputs.source, attention=settings.attention, random=settings.initialize == "random"
-    )
+    random = settings.initialize == "random"
+    if is_sharded(recipe) and not random:
+        # No rank ever holds the whole model: each reads the rows that it keeps.
+        weights = WeightFiles(inputs.source.path)
+        decoder = empty_model(inputs.source, weights, attention=settings.attention)
+        substrate.fill_when_sharded(decoder, lambda: fill(decoder, weights, substrate.local_rows))
+    else:
+        decoder = load_model(inputs.source, attention=settings.attention, random=random)
     if settings.activation_checkpointing and not is_sharded(recipe):
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     masks = None
@@ -182,6 +190,13 @@ def resume_path(recipe: Recipe) -> str | None:
     return shared[0]
 
 
+def loaded_loss(recipe: Recipe, inputs: Inputs) -> list[LoadedLoss]:
+    """The check of the loaded weights' loss, where weights are loaded."""
+    if recipe.model.initialize == "random":
+        return []
+    return [LoadedLoss(inputs.source.path, facts(recipe, inputs)["data"])]
+
+
 def facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """What a run's manifest says that does not change while it runs."""
     tree = inputs.tree
@@ -192,13 +207,20 @@ def facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
             "config": inputs.source.config,
             "shape": asdict(inputs.source.table.source),
         },
-        "target": None if inputs.target is None else asdict(inputs.target),
+        "target": None,
         "data": {
             "root": str(tree.root),
             "sequence_length": tree.sequence_length,
             "tokenizer": tree.tokenizer,
             "fingerprints": {
                 name: info.fingerprint for name, info in tree.split(recipe.data.split).items()
+            },
+            "held_out": {
+                "fingerprints": {
+                    name: info.fingerprint
+                    for name, info in tree.split(recipe.data.eval_split).items()
+                },
+                "rows": recipe.data.eval_rows,
             },
         },
         "tokens": steps(recipe.run.duration) * recipe.data.global_batch * tree.sequence_length,

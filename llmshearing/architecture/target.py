@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.budget import Budget, parse_parameters, smallest
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape, implied_head_size_error
 
@@ -20,6 +22,9 @@ class TargetSettings:
         kv_groups: key-value heads per layer (grouped-query attention only).
         intermediate: inner width of the MLP.
         multiple_of: divisor rules, e.g. `{intermediate: 64}`; each named size must be divisible.
+        parameters: a budget such as `1.3B`, instead of sizes: the masks choose the shape.
+        axes: with a budget, the axes that may shrink (`hidden`, `layer`, `head`, `kv_group`,
+            `intermediate`); all of them where none is named.
     """
 
     hidden: int | None = None
@@ -28,12 +33,74 @@ class TargetSettings:
     kv_groups: int | None = None
     intermediate: int | None = None
     multiple_of: dict[str, int] = field(default_factory=dict)
+    parameters: str | None = None
+    axes: list[str] = field(default_factory=list)
 
 
 SIZES = ("hidden", "layers", "heads", "kv_groups", "intermediate")
 
 
-def resolve_target(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
+def resolve_target(
+    table: CouplingTable, settings: TargetSettings
+) -> tuple[Shape | Budget, list[str]]:
+    """A shape, or a budget that leads to one, and what is wrong with it."""
+    if settings.parameters is not None:
+        return resolve_budget(table, settings)
+    if settings.axes:
+        return table.source, ["target.axes: goes with target.parameters only; remove it"]
+    return resolve_shape(table, settings)
+
+
+def resolve_budget(
+    table: CouplingTable, settings: TargetSettings
+) -> tuple[Shape | Budget, list[str]]:
+    """Check a budget of parameters."""
+    asked = [name for name in SIZES if getattr(settings, name) is not None]
+    if asked:
+        return table.source, [
+            f"target.parameters: found sizes beside it ({', '.join(asked)}); give either"
+        ]
+    if table.implied_head_size:
+        return table.source, [
+            "target.parameters: this family's config ties the hidden size to the heads, which the "
+            "masks do not know; give target.hidden and target.heads instead"
+        ]
+    try:
+        parameters = parse_parameters(settings.parameters or "")
+    except ValueError:
+        return table.source, [
+            f"target.parameters: found {settings.parameters!r}, expected a number such as 1.3B"
+        ]
+    own = list(table.sizes(table.source))
+    known = [axis for axis in own if axis.value in settings.axes] or own
+    unknown = sorted(set(settings.axes) - {axis.value for axis in own})
+    if unknown:
+        names = ", ".join(axis.value for axis in own)
+        return table.source, [
+            f"target.axes: unknown {', '.join(unknown)}, expected some of {names}"
+        ]
+    budget = Budget(parameters, tuple(known), _steps(settings.multiple_of))
+    source, least = table.parameter_count(table.source), smallest(table, budget)
+    if parameters >= source:
+        return budget, [
+            f"target.parameters: found {parameters:,}, but the source has {source:,}; give fewer"
+        ]
+    if parameters < table.parameter_count(least):
+        return budget, [
+            f"target.parameters: found {parameters:,}, but the smallest model that these axes "
+            f"allow has {table.parameter_count(least):,}; give more, or more axes"
+        ]
+    return budget, _divisor_errors(replace(least), settings.multiple_of)
+
+
+def _steps(multiple_of: Mapping[str, int]) -> dict[Axis, int]:
+    """The divisor rules by axis. Under grouped-query attention heads follow their groups."""
+    axes = {"hidden": Axis.HIDDEN, "layers": Axis.LAYER, "intermediate": Axis.INTERMEDIATE}
+    axes |= {"kv_groups": Axis.KV_GROUP, "heads": Axis.HEAD}
+    return {axes[name]: max(1, step) for name, step in multiple_of.items() if name in axes}
+
+
+def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
     """Fill what the settings leave open and check what they ask.
 
     Args:

@@ -12,7 +12,6 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 from safetensors.torch import save_file
-from torch import Tensor
 
 from llmshearing.files import write_json
 from llmshearing.models.shearing import unwrapped
@@ -39,13 +38,18 @@ class ManifestWriter(Callback):
         mixture: Callable[[], dict[str, Any]],
     ) -> None:
         self.directory, self.facts, self.mixture = directory, facts, mixture
+        self.losses_at: dict[str, Any] = {}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Keep the masks' scores of every evaluation, for heat maps over time."""
         del logger
         model = unwrapped(state.model)
+        # Whether the losses are those of the model that export would write at this batch.
+        masks = model.masks
+        exact = masks is None or masks.sizes_now() == {a: masks.target_sizes[a] for a in masks.axes}
+        self.losses_at = {"batch": state.timestamp.batch.value, "exact": exact}
         if model.masks is not None:
-            scores = mask_scores(model.masks)
+            scores = {a.value: p for a, p in model.masks.keep_probabilities().items()}
             if dist.get_global_rank() == 0:
                 path = self.directory / "masks" / f"ba{state.timestamp.batch.value}.safetensors"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +77,9 @@ class ManifestWriter(Callback):
             **self.facts,
             "batch": batch,
             "losses": losses,
+            "losses_at": self.losses_at,
             "mixture": self.mixture(),
-            "masks": None if masks is None else asdict(masks.moment),
+            **({} if masks is None else mask_facts(masks)),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         checkpoint = self.directory / "checkpoints" / f"ba{batch}.pt"
@@ -96,13 +101,7 @@ def held_out_losses(state: State) -> dict[str, float]:
     return losses
 
 
-def mask_scores(masks: Masks) -> dict[str, Tensor]:
-    """Probability of each unit to stay, per axis name; gathered where the masks are sharded."""
-    scores = {}
-    for name, logits in masks.log_alpha.items():
-        whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-        probability = masks.distribution.keep_probability(
-            whole.detach().float(), masks.moment.sharpness
-        )
-        scores[name] = probability.cpu().contiguous()
-    return scores
+def mask_facts(masks: Masks) -> dict[str, Any]:
+    """The target shape, None while a budget has not come to one, and the schedule's moment."""
+    target = None if masks.target is None else asdict(masks.target)
+    return {"target": target, "masks": asdict(masks.moment)}

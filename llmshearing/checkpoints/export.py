@@ -1,36 +1,80 @@
-"""From a run to a Hugging Face directory: a function of tensors, verified before it appears."""
+"""From a run to a Hugging Face directory: a function of tensors, verified before it appears.
+
+Tensors pass one at a time from the checkpoint to the weight files, so memory holds one and what it
+is cut to, whatever the model's size.
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, derive_shape
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
+from llmshearing.checkpoints import tokenizer_files
+from llmshearing.checkpoints.mapped import OneAtATime
+from llmshearing.checkpoints.model_card import model_card
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
-from llmshearing.checkpoints.source import load_model, read_source, tokenizer_files
+from llmshearing.checkpoints.verification import verify
+from llmshearing.checkpoints.weight_writer import parse_size, write_weights
 from llmshearing.errors import UserError
-from llmshearing.files import new_directory, write_json
-from llmshearing.models.gated import insert_gates, set_gates
+from llmshearing.files import new_directory, write_json, write_text
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.gates import Gates
-from llmshearing.pruning.selection import Kept, decided_gates, select
+from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, decided_gates, select
 from llmshearing.pruning.surgery import cut_model
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "llmshearing.json"
-TOLERANCE = 1e-5
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to export.
+
+    Attributes:
+        dtype: of the weights written, `float32`, `bfloat16` or `float16`.
+        max_shard_size: of a weight file, such as `5GB`.
+        verify: load what was written and compare its logits with the gated model's.
+        allow_undecided: export masks that have not made up their mind about every unit.
+        tokenizer: directory to copy the tokenizer from; by default the run's source directory.
+    """
+
+    dtype: str = "float32"
+    max_shard_size: str = "5GB"
+    verify: bool = True
+    allow_undecided: bool = False
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the masks of a checkpoint decide; empty for a model without masks.
+
+    Attributes:
+        kept: the units that stay.
+        gates: the deterministic gates of all units.
+        undecided: per axis name, how many units lie undecided and how many there are.
+        settled: whether the last steps trained the very model that export writes, whatever the
+            masks say.
+    """
+
+    kept: Kept
+    gates: Gates
+    undecided: dict[str, dict[str, int]]
+    settled: bool
 
 
 @dataclass(frozen=True)
@@ -41,133 +85,171 @@ class Exported:
         directory: the Hugging Face directory.
         shape: its shape.
         parameters: its parameters.
-        difference: largest difference of its logits from the gated model's, float32.
+        undecided: per axis name, units that the masks had not decided on.
+        difference: largest difference of its logits from the gated model's, float32; None where
+            it was not verified.
     """
 
     directory: Path
     shape: Shape
     parameters: int
-    difference: float
+    undecided: dict[str, int]
+    difference: float | None
 
 
-def export(run: str | Path, out: str | Path, dtype: str = "float32") -> Exported:
+def export(run: str | Path, out: str | Path, options: Options | None = None) -> Exported:
     """Write a run's model as a plain Hugging Face directory.
 
     Args:
-        run: a run directory (its latest checkpoint is taken) or one checkpoint file.
+        run: a run directory (its latest checkpoint is taken) or one checkpoint.
         out: the directory to make; it must not exist or be empty.
-        dtype: of the weights written, `float32`, `bfloat16` or `float16`.
+        options: how; by default in float32, verified, with decided masks only.
 
     Raises:
-        UserError: no checkpoint, an output that is not empty, a dtype that is not known, or
-            logits that do not agree.
+        UserError: no whole checkpoint, weights that are not the manifest's model, masks that are
+            undecided, a tokenizer that does not match, an output that is not empty, an option that
+            is not known, or logits that do not agree.
     """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"found dtype {dtype!r}, expected float32, bfloat16 or float16")
+    options = options or Options()
+    if options.dtype not in DTYPES:
+        raise UserError(f"found dtype {options.dtype!r}, expected one of {', '.join(DTYPES)}")
+    parse_size(options.max_shard_size)
     checkpoint = open_run(run)
-    table = family_of(checkpoint.config).table(checkpoint.config)
-    weights = checkpoint.weights()
-    kept, gates = decide(checkpoint, table)
+    family = family_of(checkpoint.config)
+    table = family.table(checkpoint.config)
+    check_weights(checkpoint, table)
+    decision = decide(checkpoint, table)
+    if not options.allow_undecided:
+        _refuse_undecided(checkpoint, decision)
+    tokenizer = options.tokenizer or checkpoint.source_path
+    known = checkpoint.manifest["data"]["tokenizer"]["fingerprint"]
+    tokenizer_files.check(tokenizer, table.source.vocabulary, known)
     try:
         with new_directory(out) as directory:
-            tensors = dict(cut_model(table, kept, gates, weights.__getitem__))
-            shape = _write_model(directory, checkpoint, tensors, getattr(torch, dtype))
-            _write_manifest(directory, checkpoint, shape, kept)
-            gated = _gated_model(checkpoint, weights, gates)
-            difference = verify(directory, gated, tensors, dtype)
+            shape = _write_model(directory, checkpoint, table, decision, options)
+            _copy_files(directory, tokenizer)
+            difference = None
+            if options.verify:
+                difference = verify(
+                    directory, checkpoint, decision.gates, cut_tensors(checkpoint, table, decision)
+                )
+            manifest = _manifest(checkpoint, shape, decision, options, difference)
+            write_json(directory / MANIFEST, manifest)
+            parameters = table.parameter_count(shape)
+            card = model_card(Path(out).name, manifest, parameters)
+            write_text(directory / "README.md", card)
     except FileExistsError as error:
         raise UserError(
             f"{out} exists and is not empty; give a new directory or remove this one"
         ) from error
-    return Exported(Path(out), shape, table.parameter_count(shape), difference)
+    undecided = {axis: counts["undecided"] for axis, counts in decision.undecided.items()}
+    return Exported(Path(out), shape, parameters, undecided, difference)
 
 
-def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> tuple[Kept, Gates]:
-    """The kept units and the deterministic gates of a checkpoint's masks; empty without masks."""
+def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> Decision:
+    """The kept units and the deterministic gates of a checkpoint's masks."""
     if checkpoint.target is None:
-        return {}, {}
+        return Decision({}, {}, {}, settled=True)
     logits = {Axis(name): value for name, value in checkpoint.mask_logits().items()}
     distribution = distribution_of(checkpoint.recipe["pruning"]["distribution"])
+    moment = checkpoint.manifest["masks"]
     kept = select(logits, table.sizes(checkpoint.target))
-    sharpness = checkpoint.manifest["masks"]["sharpness"]
-    return kept, decided_gates(distribution, logits, kept, sharpness)
+    gates = decided_gates(distribution, logits, kept, moment["sharpness"])
+    undecided = {}
+    for axis, x in logits.items():
+        keep = distribution.keep_probability(x, moment["sharpness"])
+        count = count_undecided(keep, kept[axis])
+        undecided[axis.value] = {"undecided": count, "units": x.numel()}
+    return Decision(kept, gates, undecided, moment["settled"])
+
+
+def check_weights(checkpoint: RunCheckpoint, table: CouplingTable) -> None:
+    """See that a checkpoint holds the weights of the model that its manifest names.
+
+    Raises:
+        UserError: one is missing or of another size.
+    """
+    sizes = table.tensor_shapes(table.source)
+    present = set(checkpoint.tensors.names())
+    missing = [name for name in sizes if name not in present]
+    other = [n for n in sizes if n in present and checkpoint.tensors.shape(n) != sizes[n]]
+    if missing or other:
+        raise UserError(
+            f"{checkpoint.path} is not a checkpoint of the model that its manifest names: "
+            f"{len(missing)} weights are missing and {len(other)} of another size, "
+            f"{(missing + other)[0]} for one; take a checkpoint with its own manifest"
+        )
+
+
+def cut_tensors(
+    checkpoint: RunCheckpoint, table: CouplingTable, decision: Decision
+) -> Iterator[tuple[str, Tensor]]:
+    """The exported model's tensors, one at a time."""
+    return cut_model(table, decision.kept, decision.gates, OneAtATime(checkpoint.tensors))
+
+
+def _refuse_undecided(checkpoint: RunCheckpoint, decision: Decision) -> None:
+    open_axes = {axis: c for axis, c in decision.undecided.items() if c["undecided"]}
+    if open_axes and not decision.settled:
+        counts = ", ".join(
+            f"{c['undecided']:,} of {c['units']:,} {a}" for a, c in open_axes.items()
+        )
+        low, high = UNDECIDED
+        raise UserError(
+            f"the masks of {checkpoint.path} are undecided: {counts} units are neither surely on "
+            f"(keep probability {high} and more) nor surely off ({low} and less) as the target "
+            "asks, so the exported model is not the one that was trained. Train longer, settle "
+            "earlier (pruning.settle), or export it all the same with --allow-undecided"
+        )
 
 
 def _write_model(
-    directory: Path, checkpoint: RunCheckpoint, tensors: dict[str, Tensor], dtype: torch.dtype
+    directory: Path,
+    checkpoint: RunCheckpoint,
+    table: CouplingTable,
+    decision: Decision,
+    options: Options,
 ) -> Shape:
-    """Config from the tensors, weights, tokenizer and generation config."""
+    """Weights, then the config that follows from them."""
+    sizes = table.tensor_shapes(checkpoint.target or table.source)
+    written: dict[str, tuple[int, ...]] = {}
+
+    def noted() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in cut_tensors(checkpoint, table, decision):
+            written[name] = tuple(tensor.shape)
+            yield name, tensor
+
+    write_weights(directory, sizes, noted(), getattr(torch, options.dtype), options.max_shard_size)
+    shape = derive_shape(table, written)
     family = family_of(checkpoint.config)
-    table = family.table(checkpoint.config)
-    shape = derive_shape(table, {name: tuple(t.shape) for name, t in tensors.items()})
-    fields = checkpoint.config | family.write_shape(shape) | {"dtype": str(dtype).split(".")[1]}
-    config = AutoConfig.for_model(**fields)
-    config.save_pretrained(directory)
-    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(cast, directory / "model.safetensors", metadata={"format": "pt"})
-    for file in tokenizer_files(checkpoint.source_path):
-        shutil.copyfile(file, directory / file.name)
-    if (checkpoint.source_path / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(checkpoint.source_path).save_pretrained(directory)
+    fields = checkpoint.config | family.write_shape(shape) | {"dtype": options.dtype}
+    AutoConfig.for_model(**fields).save_pretrained(directory)
     return shape
 
 
-def _write_manifest(directory: Path, checkpoint: RunCheckpoint, shape: Shape, kept: Kept) -> None:
-    """The run's manifest with the kept units in source numbering."""
-    write_json(
-        directory / MANIFEST,
-        {
-            **checkpoint.manifest,
-            "checkpoint": checkpoint.path.name,
-            "shape": asdict(shape),
-            "kept": {axis.value: units.tolist() for axis, units in kept.items()},
-        },
-    )
+def _copy_files(directory: Path, source: Path) -> None:
+    """The tokenizer, and what generation settings the source has."""
+    files = tokenizer_files.files(source)
+    if (source / "generation_config.json").is_file():
+        files.append(source / "generation_config.json")
+    for file in files:
+        shutil.copyfile(file, directory / file.name)
 
 
-def verify(
-    directory: Path, gated: PreTrainedModel, tensors: dict[str, Tensor], dtype: str
-) -> float:
-    """Load the directory strictly and compare its logits with the gated model's.
-
-    In float32 they must agree to 1e-5 of the largest logit. A narrower dtype rounds the weights, so
-    then the loaded weights are compared with the rounded tensors instead, to the bit.
-
-    Returns:
-        The largest difference of logits.
-
-    Raises:
-        UserError: they do not agree.
-    """
-    loaded = load_model(read_source(directory))
-    state = loaded.state_dict()
-    for name, tensor in tensors.items():
-        if not torch.equal(state[name], tensor.to(getattr(torch, dtype)).float()):
-            raise UserError(f"the exported {name} is not what was written; nothing was kept")
-    tokens = _probe(gated.config.vocab_size)
-    with torch.no_grad():
-        expected, found = gated(tokens).logits, loaded(tokens).logits
-    difference = (expected - found).abs().max().item()
-    bound = TOLERANCE * max(1.0, expected.abs().max().item())
-    if dtype == "float32" and not difference <= bound:
-        raise UserError(
-            f"the exported model's logits differ from the gated model's by {difference:.2e}, "
-            f"expected at most {bound:.2e}; nothing was kept"
-        )
-    return difference
-
-
-def _gated_model(checkpoint: RunCheckpoint, weights: dict[str, Tensor], gates: Gates) -> Any:
-    """The source model with the checkpoint's weights under its deterministic gates."""
-    config = AutoConfig.for_model(**checkpoint.config)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
-    model.load_state_dict(weights, strict=True)
-    if gates:
-        table = family_of(checkpoint.config).table(checkpoint.config)
-        set_gates(insert_gates(model, table), table, gates)
-    return model
-
-
-def _probe(vocabulary: int) -> Tensor:
-    """A few rows of random tokens, the same each time. [2, 32]."""
-    return torch.randint(0, vocabulary, (2, 32), generator=torch.Generator().manual_seed(0))
+def _manifest(
+    checkpoint: RunCheckpoint,
+    shape: Shape,
+    decision: Decision,
+    options: Options,
+    difference: float | None,
+) -> dict[str, Any]:
+    """The run's manifest with what the export decided; kept units in source numbering."""
+    return {
+        **checkpoint.manifest,
+        "checkpoint": checkpoint.path.name,
+        "shape": asdict(shape),
+        "dtype": options.dtype,
+        "kept": {axis.value: units.tolist() for axis, units in decision.kept.items()},
+        "undecided": decision.undecided,
+        "verified": None if difference is None else {"logits_difference": difference},
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +65,8 @@ class Released:
         return penalty.mean()
 
 
+BUDGET = "budget"  # the name of the multipliers of a budget
+
 CONSTRAINTS: dict[str, ConstraintForm] = {"published": Published(), "released": Released()}
 
 
@@ -88,10 +90,13 @@ class Multipliers(nn.Module):
     FSDP would refuse.
     """
 
-    def __init__(self, form: ConstraintForm, axes: Mapping[Axis, int], layers: int) -> None:
+    def __init__(
+        self, form: ConstraintForm, axes: Iterable[Axis], layers: int, *, budget: bool = False
+    ) -> None:
         super().__init__()
         self.form = form
         counts = {axis.value: form.multipliers(axis, layers) for axis in axes}
+        counts |= {BUDGET: 1} if budget else {}
         self.linear = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
         self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
 
@@ -107,6 +112,17 @@ class Multipliers(nn.Module):
         gap = self.form.gap(expected, target, size)
         linear, quadratic = self.linear[axis.value], self.quadratic[axis.value]
         return self.form.reduce(linear * gap + quadratic * gap.square())
+
+    def budget_penalty(self, expected: Tensor, budget: float, size: int) -> Tensor:
+        """The penalty of a model that may have so many parameters, whatever its shape.
+
+        Args:
+            expected: expected parameters, a scalar.
+            budget: parameters that it may have at this point of the sparsity warmup.
+            size: parameters of the source.
+        """
+        gap = (expected - budget) / size
+        return (self.linear[BUDGET] * gap + self.quadratic[BUDGET] * gap.square()).sum()
 
     def snapshot(self, axes: Iterable[Axis]) -> dict[str, dict[Axis, Tensor]]:
         """Copies of both multipliers per axis, for logging."""

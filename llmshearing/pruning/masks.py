@@ -5,6 +5,8 @@ Shape legend: L layers, n units of an axis per layer, d hidden width.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.budget import Budget, shape_within, sized
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.shape import Shape
 from llmshearing.pruning.constraint import Multipliers, constraint_of
@@ -22,6 +25,8 @@ from llmshearing.pruning.schedule import Moment
 from llmshearing.pruning.selection import decided_gates, indicator, select
 from llmshearing.pruning.settings import PruningSettings
 from llmshearing.pruning.verdict import Verdict, axis_verdict
+
+log = logging.getLogger(__name__)
 
 # Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
@@ -65,7 +70,7 @@ class Masks(nn.Module):
 
     Args:
         table: the source's coupling table.
-        target: the shape to reach.
+        target: the shape to reach, or the parameters that the model may have.
         settings: how masks learn.
         seed: of the noise.
         scores: importance in whose order the masks start; alike for all units where there is none.
@@ -73,6 +78,7 @@ class Masks(nn.Module):
     Attributes:
         cuts_evaluation: whether evaluation cuts to size, as export does; otherwise it takes every
             unit with its gate, undecided ones too (the verdict compares the two).
+        target: the shape to reach; None while a budget has not come to one.
 
     The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
     """
@@ -80,17 +86,22 @@ class Masks(nn.Module):
     def __init__(
         self,
         table: CouplingTable,
-        target: Shape,
+        target: Shape | Budget,
         settings: PruningSettings,
         seed: int,
         scores: Scores | None = None,
     ) -> None:
         super().__init__()
-        self.table, self.target, self.settings, self.seed = table, target, settings, seed
+        self.table, self.settings, self.seed = table, settings, seed
         self.distribution = distribution_of(settings.distribution)
         self.sizes = table.sizes(table.source)
-        self.target_sizes = table.sizes(target)
-        self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
+        self.budget = target if isinstance(target, Budget) else None
+        self.target = target if isinstance(target, Shape) else None
+        if self.budget is not None:
+            self.axes = self.budget.axes
+            self.register_buffer("chosen", torch.zeros(len(self.axes), dtype=torch.int64))
+        else:
+            self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
         self.layers = table.source.layers
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = nn.ParameterDict(
@@ -101,7 +112,10 @@ class Masks(nn.Module):
             }
         )
         self.multipliers = Multipliers(
-            constraint_of(settings.constraint), {a: self.sizes[a] for a in self.axes}, self.layers
+            constraint_of(settings.constraint),
+            self.axes,
+            self.layers,
+            budget=self.budget is not None,
         )
         self.moment, self.noise_stream = Moment(), 0
         self.cuts_evaluation = True
@@ -126,8 +140,18 @@ class Masks(nn.Module):
         """
         self.moment, self.noise_stream = moment, noise_stream
 
+        if self.target is None and moment.shaped:
+            self._choose_shape()
+
+    @property
+    def target_sizes(self) -> dict[Axis, int]:
+        """Units to keep; the source's while a budget has not come to a shape."""
+        return self.table.sizes(self.target or self.table.source)
+
     def target_now(self, axis: Axis) -> float:
         """Units to keep at this point of the sparsity warmup."""
+        if self.budget is not None:  # its parameters have moved, and the shape followed
+            return self.target_sizes[axis]
         return self.sizes[axis] + self.moment.ramp * (self.target_sizes[axis] - self.sizes[axis])
 
     def forward(self) -> MaskOutput:
@@ -158,12 +182,21 @@ class Masks(nn.Module):
             ]
         ).sum()
         parameters = self._expected_parameters(expected, probability)
+        if self.budget is not None:
+            # Both penalties stay in the graph, for the same reason.
+            among = self.multipliers.budget_penalty(
+                parameters, self._budget_now(), self.table.parameter_count(self.table.source)
+            )
+            penalty = among + 0.0 * penalty if self.target is None else penalty + 0.0 * among
         return MaskOutput(
             gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
         )
 
     def sizes_now(self) -> dict[Axis, int]:
         """Whole units to keep at this point of the sparsity warmup; the target's at its end."""
+        if self.budget is not None and self.target is None:
+            now = self.table.sizes(self._shape_within(self._budget_now()))
+            return {axis: now[axis] for axis in self.axes}
         return {axis: round(self.target_now(axis)) for axis in self.axes}
 
     def clamp_logits(self) -> None:
@@ -174,17 +207,48 @@ class Masks(nn.Module):
 
     def verdict(self) -> Verdict:
         """What the masks have come to at this moment; gathers them where they are sharded."""
+        sizes = self.target_sizes
+        found = {a: axis_verdict(keep, sizes[a]) for a, keep in self.keep_probabilities().items()}
+        return Verdict(found, self.moment.settled)
+
+    def keep_probabilities(self) -> dict[Axis, Tensor]:
+        """Probability of each unit to stay, on the host; gathered where the masks are sharded."""
         found = {}
         for axis in self.axes:
             logits = self.log_alpha[axis.value].detach()
             whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
             keep = self.distribution.keep_probability(whole.float(), self.moment.sharpness)
-            found[axis] = axis_verdict(keep.cpu(), self.target_sizes[axis])
-        return Verdict(found, self.moment.settled)
+            found[axis] = keep.cpu().contiguous()
+        return found
 
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that descend."""
         return iter(self.log_alpha.values())
+
+    def _budget_now(self) -> float:
+        """Parameters that the model may have at this point of the sparsity warmup."""
+        assert self.budget is not None
+        source = self.table.parameter_count(self.table.source)
+        return source + self.moment.ramp * (self.budget.parameters - source)
+
+    def _shape_within(self, parameters: float) -> Shape:
+        """The shape near the expected sizes that a number of parameters allows."""
+        assert self.budget is not None
+        keep = self.keep_probabilities()
+        expected = {axis: p.sum(-1).mean().item() for axis, p in keep.items()}
+        budget = dataclasses.replace(self.budget, parameters=round(parameters))
+        return shape_within(self.table, budget, expected)
+
+    def _choose_shape(self) -> None:
+        """Fix the shape that the budget has come to, or take the one of a resumed run."""
+        assert self.budget is not None
+        chosen: Tensor = self.chosen
+        if not chosen.any():
+            sizes = self.table.sizes(self._shape_within(self.budget.parameters))
+            chosen.copy_(torch.tensor([sizes[axis] for axis in self.axes]))
+        sizes = self.sizes | dict(zip(self.axes, chosen.tolist(), strict=True))
+        self.target = sized(self.table.source, sizes, grouped=self.table.grouped)
+        log.info("the budget's shape: %s", self.target)
 
     def _expected_parameters(
         self, expected: Mapping[Axis, Tensor], probability: Mapping[Axis, Tensor]

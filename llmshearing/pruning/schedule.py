@@ -15,12 +15,14 @@ class Moment:
         sharpness: factor on the mask logits; the higher, the fewer units are undecided.
         settled: whether the choice of units is made, and training goes on with the model that
             export would write.
+        shaped: whether the target shape stands; with a budget it does from some step on.
     """
 
     step: int = 0
     ramp: float = 0.0
     sharpness: float = 1.0
     settled: bool = False
+    shaped: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,18 @@ class MaskSchedule:
             each step from the end of the warmup on.
         settle: step from which on the choice of units is fixed.
         sharpness: the sharpness at the end; 1 leaves the logits as they are, as in the paper.
+        choose: with a budget, the step from which on the shape is fixed.
     """
 
     warmup: int
     sharpen_until: int
     settle: int
     sharpness: float
+    choose: int = 0
 
     def at(self, step: int) -> Moment:
         """The moment of a step."""
         ramp = min(1.0, step / self.warmup) if self.warmup else 1.0
         length = max(1, self.sharpen_until - self.warmup)
         part = min(1.0, max(0.0, (step - self.warmup) / length))
-        return Moment(step, ramp, self.sharpness**part, step >= self.settle)
+        return Moment(step, ramp, self.sharpness**part, step >= self.settle, step >= self.choose)

@@ -20,6 +20,7 @@ class PruningSettings:
         settle: time from which on the choice of units is fixed and training goes on with exactly
             the model that export would write, not before the end of the warmup; `1dur` is the
             paper's, never.
+        choose: with a budget of parameters, the time from which on the shape is fixed.
         start: the mask logits at the start.
         importance: a file of scores made by `llmshearing importance`; the masks start in its order.
         importance_spread: half the range of the starting logits in that order.
@@ -39,6 +40,7 @@ class PruningSettings:
     sharpness: float = 8.0
     sharpen_until: str = "0.8dur"
     settle: str = "0.9dur"
+    choose: str = "0.4dur"
     start: float = 4.0
     importance: str | None = None
     importance_spread: float = 1.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from llmshearing.checkpoints.source import tokenizer_files
+from llmshearing.checkpoints import tokenizer_files
 from llmshearing.errors import exits_on_user_error
 from llmshearing.quickstart import corpus, tokenizer
 
@@ -63,7 +63,7 @@ def write(out: Path, characters: int, *, with_model: bool) -> None:
         max_position_embeddings=SEQUENCE_LENGTH,
         **SOURCE,
     ).save_pretrained(config)
-    for file in tokenizer_files(out / "tokenizer"):
+    for file in tokenizer_files.files(out / "tokenizer"):
         shutil.copyfile(file, config / file.name)
 
 

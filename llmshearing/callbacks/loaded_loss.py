@@ -1,0 +1,139 @@
+"""Weights that were loaded must have the held-out loss that stands beside them.
+
+A directory that this project exported says which loss its model had on which rows. Where a run
+evaluates on the same rows, that loss is measured again before the first step; weights that were
+damaged, or loaded wrongly, cannot reach it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+
+from llmshearing.checkpoints.export import MANIFEST
+from llmshearing.errors import UserError
+from llmshearing.models.gated import set_gates
+from llmshearing.models.metrics import HeldOutLoss, token_losses
+from llmshearing.models.shearing import unwrapped
+
+log = logging.getLogger(__name__)
+
+# Rounding weights to bfloat16, and activations in training, moves a loss by a few thousandths.
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Which rows a held-out loss belongs to; a loss can be compared only with one of the same rows.
+
+    Attributes:
+        fingerprints: of the held-out split, by domain.
+        rows: the most rows of a domain that count, or None for all.
+        sequence_length: tokens of a row.
+        tokenizer: fingerprint of the tokenizer.
+    """
+
+    fingerprints: Mapping[str, str]
+    rows: int | None
+    sequence_length: int
+    tokenizer: str
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> HeldOutRows | None:
+        """Of a manifest's section `data`; None where it does not tell."""
+        if "held_out" not in data:
+            return None
+        return cls(
+            data["held_out"]["fingerprints"],
+            data["held_out"]["rows"],
+            data["sequence_length"],
+            data["tokenizer"]["fingerprint"],
+        )
+
+
+class LoadedLoss(Callback):
+    """Stops a run whose loaded weights do not have the loss that stands beside them.
+
+    Args:
+        directory: the Hugging Face directory that the weights come from.
+        data: the section `data` of the run's own manifest.
+    """
+
+    def __init__(self, directory: Path, data: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.stored = stored_losses(directory, data)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Measure and compare, unless the run goes on from a checkpoint."""
+        del logger
+        if not self.stored or state.timestamp.batch.value > 0:
+            return
+        with torch.random.fork_rng(devices=[]):  # loaders draw from the generator
+            found = {name: _held_out_loss(state, name) for name in self.stored}
+        log.info(
+            "held-out loss of the loaded weights, and as stored with them: %s",
+            ", ".join(f"{n} {found[n]:.4f} {self.stored[n]:.4f}" for n in found),
+        )
+        wrong = [
+            f"{name} {found[name]:.4f} where {expected:.4f} is stored"
+            for name, expected in self.stored.items()
+            if not abs(found[name] - expected) <= TOLERANCE * expected
+        ]
+        if wrong:
+            raise UserError(
+                f"the weights loaded from {self.directory} do not have the held-out loss that its "
+                f"{MANIFEST} says, to {TOLERANCE:.0%}: {', '.join(wrong)}. The weights are not "
+                f"those that were exported: export them again, or remove {MANIFEST} if they were "
+                "changed on purpose"
+            )
+
+
+def stored_losses(directory: Path, data: Mapping[str, Any]) -> dict[str, float]:
+    """The losses in a directory's manifest, where they are its weights' own and of the same rows.
+
+    Args:
+        directory: a Hugging Face directory.
+        data: the section `data` of a run's manifest.
+
+    Returns:
+        Nats per token by domain; empty where there is nothing to compare.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return {}
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    measured = manifest.get("losses_at") or {}
+    if measured.get("batch") != manifest["batch"] or not measured.get("exact"):
+        log.info("%s has no held-out loss of its own weights to compare with", directory)
+        return {}
+    if HeldOutRows.of(manifest["data"]) != HeldOutRows.of(data):
+        log.info("the held-out loss in %s is of other rows, so it is not compared", directory)
+        return {}
+    return manifest["losses"]
+
+
+def _held_out_loss(state: State, domain: str) -> float:
+    """The decoder's loss on a domain, without masks."""
+    model = unwrapped(state.model)
+    if model.masks is not None:
+        set_gates(model.sites, model.masks.table, {})
+    loader = next(e.dataloader for e in state.evaluators if e.label == domain)
+    metric = state.device.module_to_device(HeldOutLoss())
+    training = model.training
+    model.eval()
+    with torch.no_grad(), get_precision_context(state.precision):
+        for batch in loader.dataloader:
+            here = state.device.batch_to_device(batch)
+            logits = model.model(input_ids=here["input_ids"], use_cache=False).logits
+            metric.update(*token_losses(logits, here["labels"]))
+    model.train(training)
+    return float(metric.compute())

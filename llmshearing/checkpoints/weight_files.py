@@ -1,0 +1,110 @@
+"""The weight files of a Hugging Face directory, read one tensor (or a part of it) at a time.
+
+What is read is mapped from its file and let go with the tensor, so memory holds what is being
+copied and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llmshearing.errors import UserError
+
+# Weights in anything else are quantised, and mean nothing without their scales.
+FLOATING = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies.
+
+    Attributes:
+        file: the weight file.
+        shape: its size.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+class WeightFiles:
+    """The tensors of a directory by name: safetensors, or PyTorch's files where there are none.
+
+    Args:
+        path: a Hugging Face directory, weights in one file or in shards with an index.
+
+    Raises:
+        UserError: there are no weights, a file that the index names is missing, a file is cut
+            short, or the weights are quantised.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.stored: dict[str, StoredTensor] = {}
+        self._pickled: dict[Path, dict[str, Tensor]] = {}
+        for file in _weight_files(self.path):
+            try:
+                shapes = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
+            except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+                raise UserError(
+                    f"found {file}, which is cut short or no weight file ({error}); "
+                    "copy or download it again"
+                ) from error
+            self.stored |= {name: StoredTensor(file, shape) for name, shape in shapes.items()}
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor in the dtype of its file, or some of its rows, fit to be copied and let go."""
+        file = self.stored[name].file
+        if file in self._pickled:
+            return self._pickled[file][name][rows]
+        with safe_open(file, framework="pt") as opened:
+            if not self.stored[name].shape:
+                return opened.get_tensor(name)
+            return opened.get_slice(name)[rows]
+
+    def _unpickle(self, file: Path) -> dict[str, tuple[int, ...]]:
+        tensors: dict[str, Tensor] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=True
+        )
+        self._pickled[file] = tensors
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(file, framework="pt") as opened:
+        slices: dict[str, Any] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        for name, part in slices.items():
+            if part.get_dtype() not in FLOATING:
+                raise UserError(
+                    f"found {name} as {part.get_dtype()} in {file}, expected floating-point "
+                    "weights; take the model that is not quantised"
+                )
+        return {name: tuple(part.get_shape()) for name, part in slices.items()}
+
+
+def _weight_files(path: Path) -> list[Path]:
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{single}.index.json"
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files = [path / name for name in sorted(set(names))]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise UserError(
+                    f"found no {', '.join(missing)} in {path}, which {index.name} names; "
+                    "copy or download it again"
+                )
+            return files
+        if (path / single).is_file():
+            return [path / single]
+    raise UserError(
+        f"found no weights in {path}; expected model.safetensors, or shards with "
+        "model.safetensors.index.json"
+    )

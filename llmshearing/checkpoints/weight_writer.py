@@ -1,0 +1,148 @@
+"""Writing safetensors files one tensor at a time.
+
+The safetensors library writes a file from a dictionary of all its tensors. Its format (8 bytes with
+the length of a JSON header, the header, the tensors' bytes without gaps;
+https://github.com/huggingface/safetensors#format) lets a tensor be written as soon as it is known,
+since sizes are known beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+
+from llmshearing.errors import UserError
+from llmshearing.files import write_json
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# Bytes written between two flushes to the disk, which go on beside the next tensors.
+FLUSH_BYTES = 256 << 20
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def write_weights(
+    directory: Path,
+    sizes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    max_shard_size: int | str,
+) -> None:
+    """Write `model.safetensors`, or shards with their index, flushed to the disk.
+
+    Args:
+        directory: where.
+        sizes: every tensor's size by name.
+        tensors: name and value, in any order, each of them once.
+        dtype: of what is written.
+        max_shard_size: bytes of a file, or a text such as `5GB`; a larger tensor has its own file.
+
+    Raises:
+        UserError: the size of a file is none.
+        ValueError: the tensors are not those announced.
+    """
+    empty = {n: torch.empty(size, dtype=dtype, device="meta") for n, size in sizes.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=parse_size(max_shard_size))
+    with ThreadPoolExecutor(1) as flusher:
+        shards = {
+            file: _Shard(directory / file, {name: empty[name] for name in names}, flusher)
+            for file, names in split.filename_to_tensors.items()
+        }
+        try:
+            for name, tensor in tensors:
+                if name not in split.tensor_to_filename:
+                    raise ValueError(f"found tensor {name}, which was not announced")
+                shards[split.tensor_to_filename[name]].write(name, tensor)
+            for shard in shards.values():
+                shard.finish()
+        finally:
+            for shard in shards.values():
+                shard.close()
+    if split.is_sharded:
+        metadata = {"total_size": split.metadata["total_size"]}
+        write_json(
+            directory / INDEX, {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        )
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes of a size such as `5GB`.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(text).strip(), re.IGNORECASE)
+    size = int(float(match[1]) * UNITS[(match[2] or "B").upper()]) if match else 0
+    if size <= 0:
+        raise UserError(f"found the shard size {text!r}, expected a size such as 5GB or 500MB")
+    return size
+
+
+class _Shard:
+    """One file: its header is written at once, its tensors as they come."""
+
+    def __init__(
+        self, path: Path, tensors: Mapping[str, Tensor], flusher: ThreadPoolExecutor
+    ) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._flusher, self._flushes, self._unflushed = flusher, [], 0
+        self._tensors = dict(tensors)
+        self._offsets: dict[str, int] = {}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, tensor in tensors.items():
+            begin, end = end, end + tensor.numel() * tensor.element_size()
+            self._offsets[name] = begin
+            header[name] = {
+                "dtype": DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, end],
+            }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._start = 8 + len(text)
+        self._file.truncate(self._start + end)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        expected = self._tensors.pop(name, None)
+        if expected is None or expected.shape != tensor.shape:
+            raise ValueError(f"found {name} of {list(tensor.shape)}, expected {expected}")
+        content = tensor.to(expected.dtype).contiguous().flatten().view(torch.uint8).numpy()
+        self._file.seek(self._start + self._offsets[name])
+        left = content.data
+        while left:
+            left = left[self._file.write(left) :]
+        self._unflushed += content.nbytes
+        if self._unflushed >= FLUSH_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        """Wait until the file is on the disk.
+
+        Raises:
+            ValueError: a tensor is missing.
+        """
+        if self._tensors:
+            raise ValueError(f"found no tensor {', '.join(self._tensors)}, which was announced")
+        self._flush()
+        for flush in self._flushes:
+            flush.result()
+
+    def close(self) -> None:
+        for flush in self._flushes:
+            if not flush.cancel():
+                flush.exception()
+        self._file.close()
+
+    def _flush(self) -> None:
+        self._flushes.append(self._flusher.submit(os.fsync, self._file.fileno()))
+        self._unflushed = 0

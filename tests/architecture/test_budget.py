@@ -1,0 +1,83 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.budget import Budget, parse_parameters, shape_within
+from llmshearing.architecture.families import family_of
+from llmshearing.architecture.target import TargetSettings, resolve_target
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
+TABLE = family_of(CONFIG).table(CONFIG)
+SOURCE = TABLE.parameter_count(TABLE.source)
+AXES = tuple(TABLE.sizes(TABLE.source))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1.3B", 1_300_000_000), ("370m", 370_000_000), ("2.2e6", 2_200_000)]
+)
+def test_numbers_of_parameters_are_read_as_people_write_them(text, number):
+    assert parse_parameters(text) == number
+
+
+@given(
+    share=st.floats(0.15, 0.95),
+    wishes=st.lists(st.floats(0.05, 1.0), min_size=5, max_size=5),
+    step=st.sampled_from([1, 8]),
+)
+def test_a_shape_never_exceeds_its_budget_and_leaves_little_of_it(share, wishes, step):
+    sizes = TABLE.sizes(TABLE.source)
+    expected = {axis: wish * sizes[axis] for axis, wish in zip(AXES, wishes, strict=True)}
+    budget = Budget(round(share * SOURCE), AXES, {Axis.INTERMEDIATE: step, Axis.HIDDEN: step})
+    shape = shape_within(TABLE, budget, expected)
+    assert TABLE.parameter_count(shape) <= budget.parameters
+    assert shape.hidden % step == shape.intermediate % step == 0
+    assert shape.heads % shape.kv_groups == 0
+    for axis, size in TABLE.sizes(shape).items():
+        assert 1 <= size <= sizes[axis]
+
+
+def test_expected_sizes_that_fit_are_taken_as_they_are():
+    expected = {a: float(n) for a, n in TABLE.sizes(TABLE.source).items()}
+    expected |= {Axis.HIDDEN: 128.2, Axis.LAYER: 5.9, Axis.INTERMEDIATE: 344.4}
+    want = {**expected, Axis.HIDDEN: 128, Axis.LAYER: 6, Axis.INTERMEDIATE: 344}
+    from llmshearing.architecture.budget import sized
+
+    shape = sized(TABLE.source, {a: int(n) for a, n in want.items()}, grouped=True)
+    budget = Budget(TABLE.parameter_count(shape), AXES)
+    assert shape_within(TABLE, budget, expected) == shape
+
+
+def test_only_the_named_axes_shrink():
+    settings = TargetSettings(parameters="4M", axes=["intermediate", "layer"])
+    budget, errors = resolve_target(TABLE, settings)
+    assert not errors
+    sizes = {axis: float(n) for axis, n in TABLE.sizes(TABLE.source).items()}
+    shape = shape_within(TABLE, budget, sizes)
+    assert (shape.hidden, shape.heads, shape.kv_groups) == (256, 8, 4)
+    assert TABLE.parameter_count(shape) <= 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parameters": "many"}, "expected a number such as 1.3B"),
+        ({"parameters": "9B"}, "the source has"),
+        ({"parameters": "1K"}, "the smallest model that these axes allow has"),
+        ({"parameters": "4M", "hidden": 128}, "found sizes beside it"),
+        ({"parameters": "4M", "axes": ["width"]}, "unknown width"),
+        ({"hidden": 128, "axes": ["hidden"]}, "goes with target.parameters only"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(settings, message):
+    _, errors = resolve_target(TABLE, TargetSettings(**settings))
+    assert message in errors[0]

@@ -1,0 +1,62 @@
+"""A number of parameters as the target: the masks choose the shape."""
+
+import json
+
+import pytest
+from runs import run_here, series
+from safetensors.torch import load_file
+
+from llmshearing.checkpoints.export import export
+from llmshearing.checkpoints.runs import open_run
+
+BUDGET = 14_000  # of the 21,472 of the source
+SETTINGS = ("pruning.warmup=2ba", "pruning.choose=4ba", "pruning.start=2", "run.duration=8ba")
+
+
+def trained(line):
+    """A line's metrics without the times."""
+    return {name: x for name, x in line["metrics"].items() if not name.startswith("throughput")}
+
+
+@pytest.fixture
+def budget_recipe(recipe_file):
+    recipe = json.loads(recipe_file.read_text())
+    recipe["target"] = {"parameters": str(BUDGET), "multiple_of": {"hidden": 4, "intermediate": 8}}
+    recipe_file.write_text(json.dumps(recipe))
+    return recipe_file
+
+
+def test_the_exported_shape_is_within_the_budget_and_known_from_the_choice_on(
+    budget_recipe, tmp_path
+):
+    lines = run_here(budget_recipe, *SETTINGS)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["target"]["hidden"] % 4 == manifest["target"]["intermediate"] % 8 == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert f"the budget's shape: Shape(hidden={manifest['target']['hidden']}," in log
+    result = export(tmp_path / "run", tmp_path / "out")
+    assert result.parameters <= BUDGET
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert sum(t.numel() for t in weights.values()) == result.parameters
+    targets = series(lines, "pruning/target/hidden")
+    assert targets[3] == 32
+    assert targets[5] == manifest["target"]["hidden"]
+
+
+def test_a_resumed_run_keeps_the_shape_that_was_chosen(budget_recipe, tmp_path):
+    whole = run_here(budget_recipe, *SETTINGS, "run.keep_checkpoints=-1")
+    for interval in ("3ba", "6ba"):  # before the choice, and after it
+        parts = (f"run.directory={tmp_path}/{interval}", f"run.checkpoint_interval={interval}")
+        run_here(budget_recipe, *SETTINGS, *parts)
+        folder = tmp_path / interval / "checkpoints"
+        for late in folder.glob("ba8.*"):
+            late.unlink()
+        again = run_here(budget_recipe, *SETTINGS, *parts)
+        assert trained(again[-1]) == trained(whole[-1])
+
+
+def test_before_the_choice_only_parameters_are_asked_for(budget_recipe, tmp_path):
+    run_here(budget_recipe, *SETTINGS, "run.duration=3ba", "run.checkpoint_interval=3ba")
+    tensors = open_run(tmp_path / "run").tensors
+    assert tensors.read("masks.chosen").tolist() == [0, 0, 0, 0]
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["target"] is None
