@@ -80,6 +80,21 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--batch-size", type=int, default=8)
     verb.add_argument("--out", type=Path, required=True, help="safetensors file to write")
 
+    verb = _verb(
+        verbs,
+        "prune-oneshot",
+        prune_oneshot,
+        "cut a model to a shape without training",
+        "MODEL out/half --target hidden=128 layers=6 --importance importance.safetensors",
+    )
+    verb.add_argument("model", type=Path, metavar="HF_DIR")
+    verb.add_argument("out", type=Path, metavar="OUT_DIR")
+    verb.add_argument("--target", nargs="+", required=True, metavar="SIZE=N")
+    verb.add_argument("--importance", type=Path, help="scores made by llmshearing importance")
+    verb.add_argument("--method", help="instead of scores: magnitude, random or spaced")
+    verb.add_argument("--seed", type=int, default=0, help="of --method random")
+    verb.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+
     verb = _verb(verbs, "report", report, "plots and tables as one HTML page", "runs/prune")
     verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     verb.add_argument("--out", type=Path, help="page or folder; default RUN_DIR/report.html")
@@ -242,6 +257,26 @@ def importance(options: argparse.Namespace) -> None:
     for axis, score in scores.items():
         print(f"{axis.value:<14}{' x '.join(map(str, score.shape)):>12} scores")
     print(options.out)
+
+
+def prune_oneshot(options: argparse.Namespace) -> None:
+    """Keep the units of highest score, and write the directory."""
+    from llmshearing.checkpoints import oneshot
+    from llmshearing.config import parse_target
+    from llmshearing.errors import UserError
+
+    if (options.importance is None) == (options.method is None):
+        raise UserError("expected one of --importance FILE and --method NAME")
+    target = parse_target(options.target)
+    if options.importance is not None:
+        score, method = oneshot.from_file(options.importance), "activation"
+    else:
+        score, method = oneshot.scorer(options.method, options.seed), options.method
+    made = oneshot.prune_oneshot(
+        options.model, options.out, target, score, method=method, dtype=options.dtype
+    )
+    print(f"{made.directory}: {made.parameters:,} parameters, {made.shape}")
+    print(f"verified: logits within {made.difference:.1e} of the source's under these gates")
 
 
 def report(options: argparse.Namespace) -> None:

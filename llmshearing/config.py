@@ -188,6 +188,25 @@ def parse_recipe(
     return recipe, errors + own_errors(recipe)
 
 
+def parse_target(sizes: Sequence[str]) -> TargetSettings:
+    """The target section alone, from `hidden=128` and the like.
+
+    Raises:
+        UserError: lists every unknown size and wrong value.
+    """
+    config = OmegaConf.structured(Recipe)
+    errors: list[str] = []
+    for override in sizes:
+        key, equals, value = override.partition("=")
+        given = OmegaConf.from_dotlist([f"value={value}"])["value"] if equals else None
+        errors += _assign(config, f"target.{key}", given) if equals else [f"{key}: expected SIZE=N"]
+    if errors:
+        raise UserError(error_list("--target", errors))
+    target = OmegaConf.to_object(config.target)
+    assert isinstance(target, TargetSettings)
+    return target
+
+
 def error_list(what: str, errors: Sequence[str]) -> str:
     """One message out of all errors of a recipe."""
     lines = "\n".join(f"  - {error}" for error in errors)

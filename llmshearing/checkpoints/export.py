@@ -7,26 +7,24 @@ is cut to, whatever the model's size.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import CouplingTable, derive_shape
+from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.checkpoints import tokenizer_files
 from llmshearing.checkpoints.mapped import OneAtATime
 from llmshearing.checkpoints.model_card import model_card
+from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files, write_model
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
 from llmshearing.checkpoints.verification import verify
-from llmshearing.checkpoints.weight_writer import parse_size, write_weights
+from llmshearing.checkpoints.weight_writer import parse_size
 from llmshearing.errors import UserError
 from llmshearing.files import new_directory, write_json, write_text
 from llmshearing.pruning.distributions import distribution_of
@@ -35,9 +33,6 @@ from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, deci
 from llmshearing.pruning.surgery import cut_model
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "llmshearing.json"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,7 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
         raise UserError(f"found dtype {options.dtype!r}, expected one of {', '.join(DTYPES)}")
     parse_size(options.max_shard_size)
     checkpoint = open_run(run)
-    family = family_of(checkpoint.config)
-    table = family.table(checkpoint.config)
+    table = family_of(checkpoint.config).table(checkpoint.config)
     check_weights(checkpoint, table)
     decision = decide(checkpoint, table)
     if not options.allow_undecided:
@@ -126,8 +120,16 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
     tokenizer_files.check(tokenizer, table.source.vocabulary, known)
     try:
         with new_directory(out) as directory:
-            shape = _write_model(directory, checkpoint, table, decision, options)
-            _copy_files(directory, tokenizer)
+            shape = write_model(
+                directory,
+                checkpoint.config,
+                table,
+                checkpoint.target or table.source,
+                cut_tensors(checkpoint, table, decision),
+                dtype=options.dtype,
+                max_shard_size=options.max_shard_size,
+            )
+            copy_files(directory, tokenizer)
             difference = None
             if options.verify:
                 difference = verify(
@@ -148,9 +150,14 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
 
 def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> Decision:
     """The kept units and the deterministic gates of a checkpoint's masks."""
-    if checkpoint.target is None:
-        return Decision({}, {}, {}, settled=True)
     logits = {Axis(name): value for name, value in checkpoint.mask_logits().items()}
+    if not logits:
+        return Decision({}, {}, {}, settled=True)
+    if checkpoint.target is None:
+        raise UserError(
+            f"{checkpoint.path} is of a run that prunes to a number of parameters and has not come "
+            "to a shape yet; train on, past pruning.choose"
+        )
     distribution = distribution_of(checkpoint.recipe["pruning"]["distribution"])
     moment = checkpoint.manifest["masks"]
     kept = select(logits, table.sizes(checkpoint.target))
@@ -201,39 +208,6 @@ def _refuse_undecided(checkpoint: RunCheckpoint, decision: Decision) -> None:
             "asks, so the exported model is not the one that was trained. Train longer, settle "
             "earlier (pruning.settle), or export it all the same with --allow-undecided"
         )
-
-
-def _write_model(
-    directory: Path,
-    checkpoint: RunCheckpoint,
-    table: CouplingTable,
-    decision: Decision,
-    options: Options,
-) -> Shape:
-    """Weights, then the config that follows from them."""
-    sizes = table.tensor_shapes(checkpoint.target or table.source)
-    written: dict[str, tuple[int, ...]] = {}
-
-    def noted() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in cut_tensors(checkpoint, table, decision):
-            written[name] = tuple(tensor.shape)
-            yield name, tensor
-
-    write_weights(directory, sizes, noted(), getattr(torch, options.dtype), options.max_shard_size)
-    shape = derive_shape(table, written)
-    family = family_of(checkpoint.config)
-    fields = checkpoint.config | family.write_shape(shape) | {"dtype": options.dtype}
-    AutoConfig.for_model(**fields).save_pretrained(directory)
-    return shape
-
-
-def _copy_files(directory: Path, source: Path) -> None:
-    """The tokenizer, and what generation settings the source has."""
-    files = tokenizer_files.files(source)
-    if (source / "generation_config.json").is_file():
-        files.append(source / "generation_config.json")
-    for file in files:
-        shutil.copyfile(file, directory / file.name)
 
 
 def _manifest(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from transformers.integrations.accelerate import init_empty_weights
 
 from llmshearing.architecture.families import family_of
 from llmshearing.checkpoints.mapped import OneAtATime
-from llmshearing.checkpoints.runs import RunCheckpoint
 from llmshearing.checkpoints.source import empty_model, parameter_aliases, read_source
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.errors import UserError
@@ -28,9 +27,23 @@ TOLERANCE = 1e-5
 PROBE = (2, 16)  # rows and tokens on which logits are compared
 
 
+class Original(Protocol):
+    """What a directory was written from: a run's checkpoint, or a source directory."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The source's config, complete."""
+        ...
+
+    @property
+    def tensors(self) -> Any:
+        """Its tensors: `names()`, `read(name)` and `mapped`, as a checkpoint's."""
+        ...
+
+
 def verify(
     directory: Path,
-    checkpoint: RunCheckpoint,
+    checkpoint: Original,
     gates: Gates,
     tensors: Iterable[tuple[str, Tensor]],
 ) -> float:
@@ -105,7 +118,7 @@ def _emptier(empty: dict[str, nn.Parameter]) -> Callable[..., Any]:
     return drop
 
 
-def _gated_model(checkpoint: RunCheckpoint, gates: Gates) -> PreTrainedModel:
+def _gated_model(checkpoint: Original, gates: Gates) -> PreTrainedModel:
     """The source model with the checkpoint's weights under its deterministic gates."""
     config = AutoConfig.for_model(**checkpoint.config)
     with init_empty_weights():

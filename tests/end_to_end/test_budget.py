@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from llmshearing.checkpoints.export import export
 from llmshearing.checkpoints.runs import open_run
+from llmshearing.errors import UserError
 
 BUDGET = 14_000  # of the 21,472 of the source
 SETTINGS = ("pruning.warmup=2ba", "pruning.choose=4ba", "pruning.start=2", "run.duration=8ba")
@@ -60,3 +61,6 @@ def test_before_the_choice_only_parameters_are_asked_for(budget_recipe, tmp_path
     tensors = open_run(tmp_path / "run").tensors
     assert tensors.read("masks.chosen").tolist() == [0, 0, 0, 0]
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["target"] is None
+    with pytest.raises(UserError, match="has not come to a shape yet"):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
