@@ -147,7 +147,7 @@ class Run:
 
     @property
     def target(self) -> Shape | None:
-        """The shape that a pruning run aims at; None before the first checkpoint."""
+        """The shape that a pruning run aims at; None where there is none (yet)."""
         target = self.manifest.get("target")
         return None if target is None else Shape(**target)
 
@@ -165,12 +165,16 @@ class Run:
         ]
         return _series(shared) if shared else None
 
-    def axis_sizes(self) -> dict[str, tuple[int, int]]:
-        """Units of each axis in source and target; empty before the first checkpoint."""
-        if self.table is None or self.target is None:
+    def axis_sizes(self) -> dict[str, tuple[int, int | None]]:
+        """Units of each axis in source and target; empty before the first checkpoint.
+
+        The target's are None while a budget of parameters has not come to a shape.
+        """
+        if self.table is None:
             return {}
-        source, target = self.table.sizes(self.table.source), self.table.sizes(self.target)
-        return {axis.value: (source[axis], target[axis]) for axis in Axis if axis in source}
+        source = self.table.sizes(self.table.source)
+        target = {} if self.target is None else self.table.sizes(self.target)
+        return {axis.value: (source[axis], target.get(axis)) for axis in Axis if axis in source}
 
 
 def read_runs(directories: list[Path]) -> list[Run]:

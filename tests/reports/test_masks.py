@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from llmshearing.pruning.selection import UNDECIDED
-from llmshearing.reports import masks
+from llmshearing.reports import masks, plots, tables
 from llmshearing.reports.runs import read_run
 
 
@@ -88,3 +88,12 @@ def test_grouped_axes_have_sizes_of_their_own(make_run):
     sizes = run.axis_sizes()
     assert sizes["kv_group"] == (3, 1)
     assert sizes["head"] == (2, 2)
+
+
+def test_a_budget_that_has_not_come_to_a_shape(make_run):
+    run = read_run(make_run())
+    run.manifest["target"] = None
+    units = {row[0]: row[1:3] for row in masks.units_table(run).rows}
+    assert units["hidden"] == ("192", "-")
+    assert "of the target" not in dict(tables.facts(run).rows)
+    assert plots.expected_sizes(run).axes[0].get_lines()[0].get_ydata()[-1] == pytest.approx(0.5)
