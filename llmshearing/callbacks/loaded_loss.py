@@ -19,7 +19,7 @@ from composer.core import Callback, State
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 
-from llmshearing.checkpoints.export import MANIFEST
+from llmshearing.checkpoints.model_directory import MANIFEST
 from llmshearing.errors import UserError
 from llmshearing.models.gated import set_gates
 from llmshearing.models.metrics import HeldOutLoss, token_losses

@@ -7,7 +7,8 @@ from runs import launch, run_here
 from safetensors.torch import load_file, save_file
 
 from llmshearing.callbacks.loaded_loss import stored_losses
-from llmshearing.checkpoints.export import MANIFEST, export
+from llmshearing.checkpoints.export import export
+from llmshearing.checkpoints.model_directory import MANIFEST
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
