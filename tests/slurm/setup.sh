@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Slurm on this machine alone, for tests: a controller and two nodes, n1 and n2, as this user.
+#
+#   tests/slurm/setup.sh install   Debian's packages, where root and apt can; else says why and exits 0
+#   tests/slurm/setup.sh start DIR a cluster of its own in DIR (no spaces); prints what to export
+#   tests/slurm/setup.sh stop DIR  ends it
+#
+# Everything lies in DIR, also the key and the socket of munge, and the ports are free ones, so that
+# a Slurm that the machine already has is not touched. Partitions: `low` (the default), whose jobs
+# are requeued when one of `high` wants their nodes, and `grace`, the same with 60 seconds of grace.
+set -euo pipefail
+
+install() {
+  if command -v slurmctld slurmd munged >/dev/null; then
+    echo "slurm: found $(slurmctld -V)"
+  elif [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "slurm: not installed, for that takes root and apt-get; its tests will be skipped"
+  elif ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 \
+    apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/tmp/slurm-install.log 2>&1; then
+    tail -n 3 /tmp/slurm-install.log
+    echo "slurm: its packages could not be installed; its tests will be skipped"
+  else
+    echo "slurm: installed $(slurmctld -V)"
+  fi
+}
+
+free_ports() {
+  python3 -c '
+import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for s in held:
+    s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in held))' "$1"
+}
+
+write_conf() {
+  local dir=$1 user host controller n1 n2
+  user=$(id -un) host=$(hostname -s)
+  read -r controller n1 n2 <<<"$(free_ports 3)"
+  cat >"$dir/slurm.conf" <<CONF
+ClusterName=tests
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$controller
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+# A requeued job starts again after cred_expire seconds at the earliest; two minutes by default.
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation=$dir/state
+SlurmdSpoolDir=$dir/spool.%n
+SlurmctldPidFile=$dir/slurmctld.pid
+SlurmdPidFile=$dir/slurmd.%n.pid
+SlurmctldLogFile=$dir/slurmctld.log
+SlurmdLogFile=$dir/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=30
+CompleteWait=0
+ReturnToService=2
+SlurmdParameters=config_overrides
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n1 CPUs=4
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n2 CPUs=4
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=60
+PartitionName=grace Nodes=n1,n2 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=60
+PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=60
+CONF
+}
+
+start() {
+  local dir=$1 node
+  mkdir -p "$dir/state" "$dir/spool.n1" "$dir/spool.n2"
+  chmod 755 "$dir"
+  write_conf "$dir"
+  head -c 128 /dev/urandom >"$dir/munge.key"
+  chmod 400 "$dir/munge.key"
+  munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" \
+    --pid-file="$dir/munged.pid" --seed-file="$dir/munge.seed" --log-file="$dir/munged.log"
+  export SLURM_CONF=$dir/slurm.conf
+  slurmctld -c
+  for node in n1 n2; do slurmd -N "$node"; done
+  for _ in $(seq 100); do
+    if [[ $(sinfo --noheader --partition=low --states=idle --format=%D 2>/dev/null) == 2 ]]; then
+      echo "export SLURM_CONF=$dir/slurm.conf"
+      return
+    fi
+    sleep 0.2
+  done
+  tail -n 20 "$dir"/*.log >&2
+  echo "slurm: the nodes did not come up" >&2
+  return 1
+}
+
+stop() {
+  local dir=$1 file
+  SLURM_CONF=$dir/slurm.conf timeout 20 scancel --quiet --user="$(id -un)" || true
+  for file in "$dir"/slurmd.n1.pid "$dir"/slurmd.n2.pid "$dir"/slurmctld.pid "$dir"/munged.pid; do
+    [[ -f $file ]] || continue
+    kill "$(<"$file")" 2>/dev/null || true
+    for _ in $(seq 50); do
+      [[ -f $file ]] || break
+      sleep 0.1
+    done
+  done
+}
+
+case ${1:-} in
+  install) install ;;
+  start | stop)
+    [[ $# -eq 2 && $2 != *' '* ]] || { sed -n '2,7p' "$0" >&2; exit 2; }
+    "$1" "$2"
+    ;;
+  *) sed -n '2,7p' "$0" >&2; exit 2 ;;
+esac
