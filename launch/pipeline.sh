@@ -1,46 +1,142 @@
 #!/usr/bin/env bash
-# The whole method on one machine, from a model and text to a sheared model and its report:
+# The whole method, from a model and text to a sheared model and its report:
 #
-#   launch/pipeline.sh MODEL_DIR TEXT_DIR OUT_DIR
+#   launch/pipeline.sh MODEL_DIR TEXT_DIR OUT_DIR            here, one step after the other
+#   launch/pipeline.sh --slurm MODEL_DIR TEXT_DIR OUT_DIR    as Slurm jobs that wait for each other
 #
-# By default the small bench: tiny-llama (8.4M parameters) to half its width on a sample of
-# RedPajama. Other recipes by DATA, PRUNE and CONTINUE, ranks by RANKS, overrides by PRUNE_ARGS and
-# CONTINUE_ARGS; SKIP_EVALUATION=1 leaves the evaluations out. What is finished is kept: started
-# again, it goes on where it stopped.
+# Steps: prepare -> prune -> export -> continue -> export -> report, and evaluations in between. By
+# default the small bench: tiny-llama (8.4M parameters) to half its width on a sample of RedPajama.
+# Other recipes by DATA, PRUNE and CONTINUE; overrides by DATA_ARGS, PRUNE_ARGS and CONTINUE_ARGS;
+# SKIP_EVALUATION=1 leaves the evaluations out. Under Slurm also PREPARE_TASKS (8), PRUNE_NODES (1)
+# and CONTINUE_NODES (1). What a site wants stands in launch/site.env.
+#
+# What is finished is kept: started again, it goes on where it stopped.
 set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$ROOT/launch/common.sh"
 
-[[ $# -eq 3 ]] || { sed -n '2,10p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+SLURM=
+if [[ ${1:-} == --slurm ]]; then
+  SLURM=yes
+  shift
+fi
+[[ $# -eq 3 && $1 != -* ]] || usage "$0"
 MODEL=$1 TEXT=$2 OUT=$3
-ROOT=$(cd "$(dirname "$0")/.." && pwd)
 DATA=${DATA:-$ROOT/yamls/data/redpajama-sample.yaml}
 PRUNE=${PRUNE:-$ROOT/yamls/prune/tiny-llama-to-half.yaml}
 CONTINUE=${CONTINUE:-$ROOT/yamls/continue/tiny-llama-half.yaml}
-RANKS=${RANKS:-1}
-BIN=${BIN:-$ROOT/.venv/bin}
+read -ra DATA_ARGS <<<"${DATA_ARGS:-}"
 read -ra PRUNE_ARGS <<<"${PRUNE_ARGS:-}"
 read -ra CONTINUE_ARGS <<<"${CONTINUE_ARGS:-}"
 
 run() { printf '\n$ %s\n' "$*" >&2; "$@"; }
-train() { run "$BIN/composer" -n "$RANKS" -m llmshearing.train "$@"; }
-export_run() { [[ -f $2/llmshearing.json ]] || run "$BIN/llmshearing" export "$1" "$2"; }
+llmshearing() { run "${CONTAINER[@]}" "$PYTHON" -m llmshearing.cli "$@"; }
+
+# job NAME AFTER [OPTIONS] SCRIPT ARGUMENTS: submit a step for when the jobs AFTER (a list with
+# colons, or nothing) have succeeded; its number goes to the variable ID.
+job() {
+  local name=$1 after=$2
+  shift 2
+  local options=(--parsable --job-name="$name" --output="$OUT/logs/$name-%j.log")
+  [[ -z $after ]] || options+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes)
+  ID=$(sbatch "${options[@]}" "$@")
+  ID=${ID%%;*} # a cluster's name may follow
+  echo "$ID" >>"$OUT/jobs"
+  printf '%-18s job %-8s %s\n' "$name" "$ID" "${after:+after $after}"
+}
+
+# Each step: nothing where its result is there; a job, whose number it leaves in ID; or done here.
+prepare() {
+  local arguments=("$DATA" source="$TEXT" tokenizer="$MODEL" output="$OUT/data" "${DATA_ARGS[@]}")
+  ID=
+  if [[ -f $OUT/data/manifest.json ]]; then
+    return
+  elif [[ -z $SLURM ]]; then
+    run "${CONTAINER[@]}" "$PYTHON" "$ROOT/data_prep/prepare.py" "${arguments[@]}"
+  else
+    local script=("${CPU_JOB[@]}" "$ROOT/launch/slurm/prepare.sbatch")
+    job tokenise "" --array="0-$((${PREPARE_TASKS:-8} - 1))" "${script[@]}" "${arguments[@]}"
+    job pack "$ID" "${script[@]}" "${arguments[@]}"
+  fi
+}
+
+# train STAGE AFTER NODES RESULT RECIPE arguments: RESULT is what the export makes of it.
+train() {
+  local stage=$1 after=$2 nodes=$3 result=$4
+  shift 4
+  ID=$after
+  if [[ -f $result/llmshearing.json ]]; then
+    return
+  elif [[ -z $SLURM ]]; then
+    run "$ROOT/launch/local.sh" "$@"
+  else
+    job "$stage" "$after" "${GPU_JOB[@]}" --nodes="$nodes" "$ROOT/launch/slurm/$stage.sbatch" "$@"
+  fi
+}
+
+# verb NAME AFTER RESULT VERB arguments, on one process.
+verb() {
+  local name=$1 after=$2 result=$3
+  shift 3
+  ID=$after
+  if [[ -e $result ]]; then
+    return
+  elif [[ -z $SLURM ]]; then
+    llmshearing "$@"
+  else
+    job "$name" "$after" "${CPU_JOB[@]}" "$ROOT/launch/slurm/verb.sbatch" "$@"
+  fi
+}
+
+# evaluate NAME AFTER MODEL
 evaluate() {
-  [[ -n ${SKIP_EVALUATION:-} || -f $OUT/$2.json ]] ||
-    run "$BIN/llmshearing" evaluate "$1" --data "$OUT/data/eval" --json "$OUT/$2.json"
+  local name=$1 after=$2 arguments=("$3" --data "$OUT/data/eval" --json "$OUT/$1.json")
+  if [[ -n ${SKIP_EVALUATION:-} || -f $OUT/$name.json ]]; then
+    return
+  elif [[ -z $SLURM ]]; then
+    llmshearing evaluate "${arguments[@]}"
+  else
+    job "evaluate-$name" "$after" "${GPU_JOB[@]}" \
+      "$ROOT/launch/slurm/evaluate.sbatch" "${arguments[@]}"
+  fi
+}
+
+mistake() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+check_slurm() {
+  local number
+  command -v sbatch >/dev/null ||
+    mistake "found no sbatch, expected Slurm's commands: leave --slurm out"
+  [[ $OUT != *%* ]] || mistake "found % in $OUT, which Slurm reads as a pattern: choose another"
+  [[ -f $OUT/jobs ]] || return 0
+  while read -r number; do
+    [[ -z $(squeue --noheader --jobs="$number" 2>/dev/null) ]] ||
+      mistake "found job $number for $OUT in the queue, expected none: wait for it or scancel it"
+  done <"$OUT/jobs"
+  rm "$OUT/jobs"
 }
 
 mkdir -p "$OUT"
-[[ -f $OUT/data/manifest.json ]] ||
-  run "$BIN/python" "$ROOT/data_prep/prepare.py" "$DATA" source="$TEXT" tokenizer="$MODEL" output="$OUT/data"
-evaluate "$MODEL" source
+if [[ -n $SLURM ]]; then
+  check_slurm
+  mkdir -p "$OUT/logs"
+fi
 
-[[ -f $OUT/pruned/llmshearing.json ]] ||
-  train "$PRUNE" model.path="$MODEL" data.root="$OUT/data" run.directory="$OUT/prune" "${PRUNE_ARGS[@]}"
-export_run "$OUT/prune" "$OUT/pruned"
-evaluate "$OUT/pruned" pruned
-
-[[ -f $OUT/sheared/llmshearing.json ]] ||
-  train "$CONTINUE" model.path="$OUT/pruned" data.root="$OUT/data" run.directory="$OUT/continue" "${CONTINUE_ARGS[@]}"
-export_run "$OUT/continue" "$OUT/sheared"
-evaluate "$OUT/sheared" sheared
-
-run "$BIN/llmshearing" report "$OUT/prune" "$OUT/continue" --out "$OUT/report.html"
+prepare
+DATA_JOB=$ID
+evaluate source "$DATA_JOB" "$MODEL"
+train prune "$DATA_JOB" "${PRUNE_NODES:-1}" "$OUT/pruned" "$PRUNE" model.path="$MODEL" \
+  data.root="$OUT/data" run.directory="$OUT/prune" "${PRUNE_ARGS[@]}"
+verb export-pruned "$ID" "$OUT/pruned/llmshearing.json" export "$OUT/prune" "$OUT/pruned"
+PRUNED_JOB=$ID
+evaluate pruned "$PRUNED_JOB" "$OUT/pruned"
+train continue "$PRUNED_JOB" "${CONTINUE_NODES:-1}" "$OUT/sheared" "$CONTINUE" \
+  model.path="$OUT/pruned" data.root="$OUT/data" run.directory="$OUT/continue" \
+  "${CONTINUE_ARGS[@]}"
+verb export-sheared "$ID" "$OUT/sheared/llmshearing.json" export "$OUT/continue" "$OUT/sheared"
+SHEARED_JOB=$ID
+evaluate sheared "$SHEARED_JOB" "$OUT/sheared"
+verb report "$SHEARED_JOB" "" report "$OUT/prune" "$OUT/continue" --out "$OUT/report.html"

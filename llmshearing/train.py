@@ -29,6 +29,7 @@ from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
+from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.source import empty_model, fill, load_model
@@ -44,18 +45,22 @@ log = logging.getLogger(__name__)
 
 
 @exits_on_user_error
-def main(arguments: list[str] | None = None) -> None:
-    """Train as RECIPE.yaml and key=value overrides say."""
+def main(arguments: list[str] | None = None) -> int:
+    """Train as RECIPE.yaml and key=value overrides say; 85 where a signal stopped the run early."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         raise UserError(f"expected RECIPE.yaml and key=value overrides\n{__doc__}")
     recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
     dist.initialize_dist(get_device())
-    train(recipe, inputs)
+    return train(recipe, inputs)
 
 
-def train(recipe: Recipe, inputs: Inputs) -> None:
-    """Run a checked recipe to its end, from its latest checkpoint where there is one."""
+def train(recipe: Recipe, inputs: Inputs) -> int:
+    """Run a checked recipe to its end, from its latest checkpoint where there is one.
+
+    Returns:
+        The exit status: 0 at the end of the run, 85 where a signal stopped it before.
+    """
     if recipe.model.precision != "fp32" and not torch.cuda.is_available():
         raise UserError(
             f"model.precision: found {recipe.model.precision}, which needs a GPU; "
@@ -69,14 +74,24 @@ def train(recipe: Recipe, inputs: Inputs) -> None:
     checkpoint = resume_path(recipe)
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
-        return
-    trainer = build_trainer(recipe, inputs, checkpoint)
-    trainer.fit()
-    trainer.close()
+        return 0
+    status = 0
+    with StopSignal() as stop:
+        trainer = build_trainer(recipe, inputs, checkpoint, stop)
+        try:
+            trainer.fit()
+        except Stopped:
+            log.info("stopped; the same command goes on from here")
+            status = EXIT_STATUS
+        trainer.close()
+    return status
 
 
-def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None) -> Trainer:
+def build_trainer(
+    recipe: Recipe, inputs: Inputs, checkpoint: str | None = None, stop: StopSignal | None = None
+) -> Trainer:
     """The Composer trainer of a checked recipe, at its start or at a checkpoint."""
+    stop = stop or StopSignal()
     substrate.load_checkpoints_without_pickles()
     reproducibility.seed_all(recipe.run.seed)
     directory = Path(recipe.run.directory)
@@ -110,6 +125,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None)
         eval_interval=recipe.run.eval_interval,
         algorithms=algorithms,
         callbacks=[
+            stop,
             loading,
             Progress(interval, tokens_per_batch, total, dist.get_world_size()),
             CheckpointSaver(
@@ -117,7 +133,7 @@ def build_trainer(recipe: Recipe, inputs: Inputs, checkpoint: str | None = None)
                 filename="ba{batch}.pt",
                 remote_file_name=None,
                 latest_filename=None,
-                save_interval=recipe.run.checkpoint_interval,
+                save_interval=stop.or_every(recipe.run.checkpoint_interval),
                 overwrite=True,
                 num_checkpoints_to_keep=recipe.run.keep_checkpoints,
             ),

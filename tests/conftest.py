@@ -61,9 +61,9 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_tree(tmp_path_factory, tiny_model) -> Path:
-    """A data tree of three domains with rows of 32 tokens, made by the real preparation."""
-    raw, root = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("tree") / "data"
+def tiny_data_recipe(tmp_path_factory, tiny_model) -> Path:
+    """Text of three domains, one folder each, and beside it how to prepare rows of 32 tokens."""
+    raw = tmp_path_factory.mktemp("raw")
     for name in DOMAINS:
         (raw / name).mkdir()
         lines = (json.dumps({"text": document(name, i)}) for i in range(150))
@@ -72,7 +72,6 @@ def tiny_tree(tmp_path_factory, tiny_model) -> Path:
     rules = {"eval": {"share": 0.1}, "prune": {"share": 0.5}, "continue": {"share": 1.0}}
     settings = {
         "source": str(raw),
-        "output": str(root),
         "tokenizer": str(tiny_model),
         "sequence_length": 32,
         "domains": {name: {} for name in DOMAINS},
@@ -80,7 +79,15 @@ def tiny_tree(tmp_path_factory, tiny_model) -> Path:
         "processes": 1,
     }
     config.write_text(json.dumps(settings))  # JSON is YAML
-    command = [sys.executable, str(ROOT / "data_prep" / "prepare.py"), str(config)]
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_tree(tmp_path_factory, tiny_data_recipe) -> Path:
+    """A data tree made of it by the real preparation."""
+    root = tmp_path_factory.mktemp("tree") / "data"
+    prepare = str(ROOT / "data_prep" / "prepare.py")
+    command = [sys.executable, prepare, str(tiny_data_recipe), f"output={root}"]
     subprocess.run(command, check=True, capture_output=True)
     return root
 

@@ -64,8 +64,8 @@ class StopSignal(Callback):
     def or_every(self, interval: str) -> Callable[[State, Event], bool]:
         """When to save a checkpoint: every so often, at the end, and before stopping."""
         due = create_interval_scheduler(interval)
-        return lambda state, event: due(state, event) or (
-            bool(self.agreed) and event == Event.BATCH_CHECKPOINT
+        return lambda state, event: (
+            due(state, event) or (bool(self.agreed) and event == Event.BATCH_CHECKPOINT)
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:

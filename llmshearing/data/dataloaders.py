@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -110,6 +113,7 @@ def build_train_loader(
         num_workers=workers,
         prefetch_factor=prefetch // workers if workers else None,
         collate_fn=_as_it_is,
+        worker_init_fn=outlive_job_signals,
         pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(
@@ -184,6 +188,23 @@ def remote_folders(tree: DataTree, split: str, remote: str | None) -> dict[str, 
 def train_rows(domains: Sequence[DomainRows], tree: DataTree, sampler: Sampler) -> TrainRows:
     """The training rows of a tree's domains in a sampler's order."""
     return TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler)
+
+
+def outlive_job_signals(worker: int) -> None:
+    """In a worker: the SIGTERM that Slurm sends to all processes of a job is the trainer's to heed.
+
+    PyTorch ends a worker at a SIGTERM from any process, and the trainer with it, before there is a
+    checkpoint. From the trainer itself the signal still ends the worker.
+    """
+    del worker
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_with_the_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with_the_trainer(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:

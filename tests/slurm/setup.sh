@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Slurm on this machine alone, for tests: a controller and two nodes, n1 and n2, as this user.
 #
-#   tests/slurm/setup.sh install   Debian's packages, where root and apt can; else says why and exits 0
+#   tests/slurm/setup.sh install   Debian's packages, where root and apt can; else says why not
 #   tests/slurm/setup.sh start DIR a cluster of its own in DIR (no spaces); prints what to export
 #   tests/slurm/setup.sh stop DIR  ends it
 #
@@ -15,13 +15,17 @@ install() {
     echo "slurm: found $(slurmctld -V)"
   elif [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
     echo "slurm: not installed, for that takes root and apt-get; its tests will be skipped"
-  elif ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 \
-    apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/tmp/slurm-install.log 2>&1; then
-    tail -n 3 /tmp/slurm-install.log
-    echo "slurm: its packages could not be installed; its tests will be skipped"
-  else
+  elif try_apt >/dev/null; then
     echo "slurm: installed $(slurmctld -V)"
+  else
+    echo "slurm: its packages could not be installed; its tests will be skipped"
   fi
+}
+
+try_apt() {
+  export DEBIAN_FRONTEND=noninteractive
+  timeout 60 apt-get update -qq &&
+    timeout 200 apt-get install -y -qq --no-install-recommends slurm-wlm munge
 }
 
 free_ports() {
@@ -68,8 +72,8 @@ SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n1 CPUs=4
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n2 CPUs=4
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n1 CPUs=4 RealMemory=16000
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n2 CPUs=4 RealMemory=16000
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=60
 PartitionName=grace Nodes=n1,n2 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=60
 PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=60

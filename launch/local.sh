@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# A run on this machine, a rank for each GPU or else one process:
+#
+#   launch/local.sh RECIPE.yaml key=value ...
+#
+# On several machines without Slurm: the same command on each, with NODE_RANK from 0 up, and the
+# repository, the data and the run directory on a file system that all of them see:
+#
+#   NODES=2 NODE_RANK=0 MASTER_ADDR=first-machine launch/local.sh RECIPE.yaml key=value ...
+#   NODES=2 NODE_RANK=1 MASTER_ADDR=first-machine launch/local.sh RECIPE.yaml key=value ...
+#
+# SIGUSR1 or SIGTERM to this script makes the run save a checkpoint and end with status 85; the same
+# command goes on from there. Ranks a machine: RANKS_PER_NODE.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$ROOT/launch/common.sh"
+[[ $# -ge 1 && $1 != -* ]] || usage "$0"
+
+flags=(-n "$RANKS_PER_NODE")
+if [[ ${NODES:-1} -gt 1 ]]; then
+  : "${NODE_RANK:?number of this machine, from 0}" "${MASTER_ADDR:?name or address of machine 0}"
+  flags+=(--world_size "$((NODES * RANKS_PER_NODE))" --node_rank "$NODE_RANK")
+  flags+=(--master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
+fi
+
+# The launcher ends at a signal, and gives its ranks 30 seconds: so the ranks are told, not it.
+# shellcheck disable=SC2317  # the trap calls it
+tell_ranks() {
+  local child children
+  told=yes
+  read -ra children <"/proc/$1/task/$1/children" || true
+  for child in "${children[@]}"; do
+    if grep --quiet --null-data '^LOCAL_RANK=' "/proc/$child/environ"; then
+      kill -USR1 "$child" || true
+    else
+      tell_ranks "$child"
+    fi
+  done
+}
+
+"${CONTAINER[@]}" "$PYTHON" -m composer.cli "${flags[@]}" -m llmshearing.train "$@" &
+launcher=$!
+trap 'tell_ranks "$launcher"' USR1 TERM
+trap : INT # the terminal sends it to the launcher too, which ends the ranks
+status=0
+while :; do
+  told='' code=0
+  wait "$launcher" || code=$?
+  [[ $code -eq 127 ]] || status=$code # 127: waited for already
+  [[ -n $told ]] || break
+done
+exit "$status"

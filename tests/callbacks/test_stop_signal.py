@@ -1,0 +1,153 @@
+"""Told to stop, a run leaves a whole checkpoint and goes on as if nothing had been."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+
+import psutil
+import pytest
+import torch
+from runs import metrics
+
+from llmshearing import train
+from llmshearing.callbacks.stop_signal import EXIT_STATUS
+from llmshearing.checkpoints.layout import step_of
+from llmshearing.checkpoints.runs import open_run
+
+STEPS = 40
+DEADLINE_SECONDS = 120
+
+pytestmark = [
+    pytest.mark.world_size(2),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def recipe(recipe_file):
+    given = json.loads(recipe_file.read_text())
+    given["run"] |= {
+        "duration": f"{STEPS}ba",
+        "eval_interval": f"{STEPS}ba",
+        "checkpoint_interval": f"{STEPS}ba",
+    }
+    given["data"] |= {"workers": 1, "eval_rows": 4}
+    recipe_file.write_text(json.dumps(given))
+    return recipe_file
+
+
+@pytest.fixture
+def start(recipe):
+    """Start two ranks, each a process forked from this one, which saves the imports."""
+    context = multiprocessing.get_context("fork")
+    started = []
+
+    def run(directory, ranks=2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = [str(recipe), f"run.directory={directory}"]
+        processes = [
+            context.Process(target=run_rank, args=(rank, ranks, port, arguments))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        started.extend(processes)
+        return processes
+
+    yield run
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def run_rank(rank, ranks, port, arguments):
+    """One rank as the launcher would start it."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    raise SystemExit(train.main(arguments))
+
+
+def wait_for_step(directory, step):
+    begun = time.monotonic()
+    path = directory / "metrics.jsonl"
+    while not path.exists() or len(path.read_text().splitlines()) < step:
+        assert time.monotonic() - begun < DEADLINE_SECONDS
+        time.sleep(0.005)
+
+
+def statuses(processes):
+    for process in processes:
+        process.join(DEADLINE_SECONDS)
+    return [process.exitcode for process in processes]
+
+
+def everyone(processes):
+    ranks = [psutil.Process(process.pid) for process in processes]
+    return [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]
+
+
+def measured(directory):
+    """Everything measured at every step but the times."""
+    return {
+        line["batch"]: {k: v for k, v in line["metrics"].items() if not k.startswith("throughput")}
+        for line in metrics(directory)
+    }
+
+
+def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert statuses(start(whole)) == [0, 0]
+    assert sorted(measured(whole)) == list(range(1, STEPS + 1))
+
+    # one rank is told, as by an operator
+    ranks = start(stopped)
+    wait_for_step(stopped, 4)
+    os.kill(ranks[1].pid, signal.SIGUSR1)
+    assert statuses(ranks) == [EXIT_STATUS, EXIT_STATUS]
+    first = open_run(stopped).path
+    assert 4 < step_of(first) < STEPS
+    assert max(measured(stopped)) == step_of(first)
+
+    # all processes are told, loader's workers too and twice, as by Slurm when it preempts a job
+    ranks = start(stopped)
+    wait_for_step(stopped, step_of(first) + 2)
+    for _ in range(2):
+        for process in everyone(ranks):
+            process.terminate()
+    assert statuses(ranks) == [EXIT_STATUS, EXIT_STATUS]
+    assert step_of(first) < step_of(open_run(stopped).path) < STEPS
+
+    assert statuses(start(stopped)) == [0, 0]
+    assert measured(stopped) == measured(whole)
+    left, right = (open_run(folder).weights() for folder in (whole, stopped))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    log = (stopped / "log.txt").read_text()
+    assert "SIGUSR1 at step" in log
+    assert "SIGTERM at step" in log
+
+
+def test_told_at_the_last_step_a_run_ends_as_always(recipe, tmp_path, monkeypatch):
+    def agree(self, state, logger):
+        self.agreed = signal.SIGUSR1 if state.timestamp.batch.value == 2 else 0
+
+    monkeypatch.setattr(train.StopSignal, "batch_end", agree)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train.StopSignal, "__exit__", lambda self, *_: None)
+    directory = tmp_path / "last"
+    assert train.main([str(recipe), f"run.directory={directory}", "run.duration=2ba"]) == 0
+    assert step_of(open_run(directory).path) == 2
+    assert signal.signal(signal.SIGTERM, before) is not before

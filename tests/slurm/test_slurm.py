@@ -1,0 +1,156 @@
+"""The scripts of launch/slurm on a real Slurm: preemption, time limits, arrays, dependent jobs."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import metrics
+
+from llmshearing.checkpoints.layout import step_of
+from llmshearing.checkpoints.runs import open_run
+
+ROOT = Path(__file__).parents[2]
+JOBS = ROOT / "launch" / "slurm"
+STEPS = 60
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def recipe(recipe_file):
+    """No checkpoint is due before the end; only a signal brings one."""
+    given = json.loads(recipe_file.read_text())
+    given["run"] |= {
+        "duration": f"{STEPS}ba",
+        "eval_interval": "20ba",
+        "checkpoint_interval": f"{STEPS}ba",
+    }
+    given["data"] |= {"workers": 1, "eval_rows": 4}
+    recipe_file.write_text(json.dumps(given))
+    return recipe_file
+
+
+def ranks_of(directory):
+    """The processes of a run's ranks, their loader workers included."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[:1] == [sys.executable] and f"run.directory={directory}" in words:
+            found.append(process)
+    return found
+
+
+def pending(processes, number):
+    """Whether a signal waits for each of some suspended processes."""
+    masks = []
+    for process in processes:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        masks.append(int(facts["ShdPnd"], 16) | int(facts["SigPnd"], 16))
+    return all(mask >> (number - 1) & 1 for mask in masks)
+
+
+def steps_of(directory):
+    path = directory / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def suspend_after(cluster, directory, step):
+    """Hold a run where it is, so that what follows does not depend on how fast it is."""
+    cluster.wait(lambda: steps_of(directory) >= step, f"step {step}")
+    processes = ranks_of(directory)
+    assert len(processes) >= 2
+    for process in processes:
+        process.suspend()
+    assert steps_of(directory) < STEPS
+    return processes
+
+
+def measured(directory):
+    """Everything measured at every step but the times."""
+    return {
+        line["batch"]: {k: v for k, v in line["metrics"].items() if not k.startswith("throughput")}
+        for line in metrics(directory)
+    }
+
+
+def test_a_pruning_job_survives_its_time_limit_and_a_preemption(cluster, recipe):
+    whole, stopped = cluster.folder / "whole", cluster.folder / "stopped"
+    cluster.finish(cluster.submit(JOBS / "prune.sbatch", recipe, f"run.directory={whole}"))
+
+    # a minute's time, and the signal as soon as Slurm looks, which it does twice a minute
+    limits = ("--time=1", "--signal=USR1@55")
+    job = cluster.submit(*limits, JOBS / "prune.sbatch", recipe, f"run.directory={stopped}")
+    ranks = suspend_after(cluster, stopped, 3)
+    cluster.wait(lambda: pending(ranks, signal.SIGUSR1), "SIGUSR1")
+    for process in ranks:
+        process.resume()
+    cluster.wait(lambda: cluster.facts(job)["Restarts"] == "1", "the first requeue")
+    first = step_of(open_run(stopped).path)
+    assert 3 <= first < STEPS
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+
+    suspend_after(cluster, stopped, first + 3)
+    urgent = cluster.submit("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
+    # Slurm sends SIGCONT with SIGTERM
+    cluster.wait(lambda: cluster.facts(job)["Restarts"] == "2", "the second requeue")
+    assert first < step_of(open_run(stopped).path) < STEPS
+    cluster.finish(urgent, job)
+
+    assert sorted(measured(stopped)) == list(range(1, STEPS + 1))
+    assert measured(stopped) == measured(whole)
+    log = (stopped / "log.txt").read_text()
+    assert log.index("SIGUSR1 at step") < log.index("SIGTERM at step")
+    assert "0: " in (cluster.folder / f"prune-{job}.log").read_text()
+
+
+def test_the_whole_method_as_jobs_that_wait_for_each_other(
+    cluster, recipe, tiny_model, tiny_data_recipe, tiny_tree
+):
+    second = cluster.folder / "continue.yaml"
+    given = json.loads(recipe.read_text())
+    del given["target"]
+    given["data"]["split"] = "continue"
+    second.write_text(json.dumps(given))
+    environment = {
+        "DATA": str(tiny_data_recipe),
+        "PRUNE": str(recipe),
+        "CONTINUE": str(second),
+        "PRUNE_ARGS": "run.duration=4ba run.eval_interval=4ba",
+        "CONTINUE_ARGS": "run.duration=4ba run.eval_interval=4ba",
+        "PREPARE_TASKS": "3",
+        "PRUNE_NODES": "2",
+    }
+    command = (ROOT / "launch/pipeline.sh", "--slurm", tiny_model, tiny_data_recipe.parent, "out")
+    table = cluster.run(*command, **environment)
+    out = cluster.folder / "out"
+    jobs = (out / "jobs").read_text().split()
+    assert [line.split()[0] for line in table.splitlines()] == [
+        "tokenise", "pack", "evaluate-source", "prune", "export-pruned", "evaluate-pruned",
+        "continue", "export-sheared", "evaluate-sheared", "report",
+    ]  # fmt: skip
+    assert cluster.facts(jobs[3])["Dependency"].startswith(f"afterok:{jobs[1]}")
+    cluster.finish(*jobs[1:])
+
+    def files(root):
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+    # three tasks of an array and the job that packs make what one process makes, to the byte
+    assert files(out / "data") == files(tiny_tree)
+    shapes = [
+        json.loads((out / name / "llmshearing.json").read_text())["shape"]
+        for name in ("pruned", "sheared")
+    ]
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["hidden"] == 16
+    for name in ("source", "pruned", "sheared"):
+        assert json.loads((out / f"{name}.json").read_text())
+    assert "<html" in (out / "report.html").read_text()
+
+    # what is finished is kept
+    table = cluster.run(*command, **environment)
+    assert [line.split()[0] for line in table.splitlines()] == ["report"]
