@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: env test quickstart lint format docs clean
+.PHONY: env test test-launch quickstart lint format docs clean
 
 env: $(STAMP)
 
@@ -17,6 +17,10 @@ $(STAMP): setup.py
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -q
+
+# The scripts of launch/, on two nodes of a Slurm of their own where Slurm is installed.
+test-launch: $(STAMP)
+	$(VENV)/bin/python -m pytest -q -m slow -rs tests/launch tests/slurm
 
 quickstart: $(STAMP)
 	$(VENV)/bin/llmshearing quickstart

@@ -7,11 +7,16 @@ Example:
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # The imports take a while; a signal that asks the run to stop waits until it can be heeded.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
 
 import torch
 from composer import Trainer

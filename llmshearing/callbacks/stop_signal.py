@@ -44,6 +44,7 @@ class StopSignal(Callback):
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `train.py` held them back
         return self
 
     def __exit__(

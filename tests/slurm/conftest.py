@@ -51,12 +51,15 @@ class Cluster:
 
     def wait(self, condition, what: str) -> None:
         """Until a condition holds; a failed job or too long a wait fails the test."""
-        begun = time.monotonic()
+        begun = looked = time.monotonic()
         while not condition():
+            time.sleep(0.2)
+            if time.monotonic() - looked < 2:
+                continue
+            looked = time.monotonic()
             states = self.run("squeue", "--all", "--states=all", "--format=%i %j %T %r")
             late = time.monotonic() - begun > DEADLINE_SECONDS
             assert not late and "FAILED" not in states, f"{what}\n{states}\n{self.logs()}"  # noqa: PT018
-            time.sleep(0.1)
 
     def finish(self, *jobs: str) -> None:
         self.wait(lambda: all(self.state(job) == "COMPLETED" for job in jobs), f"the end of {jobs}")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Slurm on this machine alone, for tests: a controller and two nodes, n1 and n2, as this user.
 #
-#   tests/slurm/setup.sh install   Debian's packages, where root and apt can; else says why not
+#   tests/slurm/setup.sh install   Debian's packages and shellcheck, where root and apt can; else
+#                                  says why not, which is no failure
 #   tests/slurm/setup.sh start DIR a cluster of its own in DIR (no spaces); prints what to export
 #   tests/slurm/setup.sh stop DIR  ends it
 #
@@ -9,11 +10,14 @@
 # a Slurm that the machine already has is not touched. Partitions: `low` (the default), whose jobs
 # are requeued when one of `high` wants their nodes, and `grace`, the same with 60 seconds of grace.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+have() { command -v "$1" >/dev/null; }
 
 install() {
-  if command -v slurmctld slurmd munged >/dev/null; then
+  if have slurmctld && have slurmd && have munged && have shellcheck; then
     echo "slurm: found $(slurmctld -V)"
-  elif [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
+  elif [[ $(id -u) -ne 0 ]] || ! have apt-get; then
     echo "slurm: not installed, for that takes root and apt-get; its tests will be skipped"
   elif try_apt >/dev/null; then
     echo "slurm: installed $(slurmctld -V)"
@@ -25,7 +29,7 @@ install() {
 try_apt() {
   export DEBIAN_FRONTEND=noninteractive
   timeout 60 apt-get update -qq &&
-    timeout 200 apt-get install -y -qq --no-install-recommends slurm-wlm munge
+    timeout 200 apt-get install -y -qq --no-install-recommends slurm-wlm munge shellcheck
 }
 
 free_ports() {
@@ -39,7 +43,8 @@ print(*(s.getsockname()[1] for s in held))' "$1"
 
 write_conf() {
   local dir=$1 user host controller n1 n2
-  user=$(id -un) host=$(hostname -s)
+  user=$(id -un) host=$(uname -n)
+  host=${host%%.*}
   read -r controller n1 n2 <<<"$(free_ports 3)"
   cat >"$dir/slurm.conf" <<CONF
 ClusterName=tests
@@ -74,9 +79,9 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n1 CPUs=4 RealMemory=16000
 NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$n2 CPUs=4 RealMemory=16000
-PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=60
-PartitionName=grace Nodes=n1,n2 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=60
-PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=60
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=grace Nodes=n1,n2 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF
 CONF
 }
 
@@ -120,8 +125,8 @@ stop() {
 case ${1:-} in
   install) install ;;
   start | stop)
-    [[ $# -eq 2 && $2 != *' '* ]] || { sed -n '2,7p' "$0" >&2; exit 2; }
+    [[ $# -eq 2 && $2 != *' '* ]] || { sed -n '2,8p' "$0" >&2; exit 2; }
     "$1" "$2"
     ;;
-  *) sed -n '2,7p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
 esac

@@ -1,5 +1,6 @@
 """The scripts of launch/slurm on a real Slurm: preemption, time limits, arrays, dependent jobs."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -44,13 +45,21 @@ def ranks_of(directory):
 
 
 def pending(processes, number):
-    """Whether a signal waits for each of some suspended processes."""
+    """Whether a signal waits for each of some suspended processes, or they are no more."""
     masks = []
     for process in processes:
+        if not process.is_running():
+            continue
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         facts = dict(line.split(":", 1) for line in lines)
         masks.append(int(facts["ShdPnd"], 16) | int(facts["SigPnd"], 16))
     return all(mask >> (number - 1) & 1 for mask in masks)
+
+
+def requeued(cluster, job):
+    """How often, once its ranks have ended."""
+    facts = cluster.facts(job)
+    return facts["JobState"] != "COMPLETING" and int(facts["Restarts"])
 
 
 def steps_of(directory):
@@ -62,9 +71,9 @@ def suspend_after(cluster, directory, step):
     """Hold a run where it is, so that what follows does not depend on how fast it is."""
     cluster.wait(lambda: steps_of(directory) >= step, f"step {step}")
     processes = ranks_of(directory)
-    assert len(processes) >= 2
     for process in processes:
-        process.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
     assert steps_of(directory) < STEPS
     return processes
 
@@ -81,22 +90,25 @@ def test_a_pruning_job_survives_its_time_limit_and_a_preemption(cluster, recipe)
     whole, stopped = cluster.folder / "whole", cluster.folder / "stopped"
     cluster.finish(cluster.submit(JOBS / "prune.sbatch", recipe, f"run.directory={whole}"))
 
-    # a minute's time, and the signal as soon as Slurm looks, which it does twice a minute
-    limits = ("--time=1", "--signal=USR1@55")
+    # the signal at five seconds or when Slurm looks next, which it does twice a minute; on a slow
+    # machine the ranks are still starting then
+    limits = ("--time=3", "--signal=USR1@175")
     job = cluster.submit(*limits, JOBS / "prune.sbatch", recipe, f"run.directory={stopped}")
-    ranks = suspend_after(cluster, stopped, 3)
-    cluster.wait(lambda: pending(ranks, signal.SIGUSR1), "SIGUSR1")
+    ranks = suspend_after(cluster, stopped, 1)
+    told = stopped / "log.txt"
+    cluster.wait(lambda: "SIGUSR1" in told.read_text() or pending(ranks, signal.SIGUSR1), "SIGUSR1")
     for process in ranks:
-        process.resume()
-    cluster.wait(lambda: cluster.facts(job)["Restarts"] == "1", "the first requeue")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    cluster.wait(lambda: requeued(cluster, job) == 1, "the first requeue")
     first = step_of(open_run(stopped).path)
-    assert 3 <= first < STEPS
+    assert 1 <= first < STEPS
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
 
     suspend_after(cluster, stopped, first + 3)
     urgent = cluster.submit("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
     # Slurm sends SIGCONT with SIGTERM
-    cluster.wait(lambda: cluster.facts(job)["Restarts"] == "2", "the second requeue")
+    cluster.wait(lambda: requeued(cluster, job) == 2, "the second requeue")
     assert first < step_of(open_run(stopped).path) < STEPS
     cluster.finish(urgent, job)
 
