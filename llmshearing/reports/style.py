@@ -111,8 +111,10 @@ def as_svg(figure: Figure, name: str) -> str:
     for stand_in, variable in VARIABLES.items():
         text = text.replace(stand_in, variable)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Ids of groups repeat from figure to figure; those of clip paths and glyphs are hashes.
+    # Ids of groups repeat from figure to figure; those of clip paths hash addresses in memory.
     text = re.sub(r'(<g id=")', rf"\g<1>{name}-", text)
+    for number, clip in enumerate(dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', text))):
+        text = re.sub(rf"\b{clip}\b", f"{name}-clip-{number}", text)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
 
 
