@@ -28,7 +28,7 @@ Gates = dict[Axis, Tensor]
 Axes = tuple[Axis, ...]
 
 # Units that stay; `HEAD` per group where heads are grouped.
-SMALL = {Axis.LAYER: 2, Axis.KV_GROUP: 2, Axis.INTERMEDIATE: 9}
+SMALL = {Axis.LAYER: 2, Axis.KV_GROUP: 3, Axis.INTERMEDIATE: 9}
 SOFT = (0.2, 1.5)
 
 
@@ -141,11 +141,10 @@ def draw(
 
 
 def check_names_and_sizes(specimen: Specimen, table: CouplingTable) -> None:
-    """The table names exactly the stock model's parameters, in the source's shape and in others."""
-    models = {table.source: specimen.model}
-    targets = [target_shape(specimen.table, axes) for axes in subsets(specimen.table)]
-    for shape in [table.source, targets[-1]]:
-        model = models.get(shape) or specimen.small(shape)
+    """The table names exactly the stock model's parameters, of the source's shape and a smaller."""
+    *_, every = subsets(specimen.table)
+    target = target_shape(specimen.table, every)
+    for shape, model in ((table.source, specimen.model), (target, specimen.small(target))):
         sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         assert table.tensor_shapes(shape) == sizes
         assert table.parameter_count(shape) == sum(p.numel() for p in model.parameters())

@@ -69,8 +69,8 @@ class Entry:
 
 
 MULTI_HEAD = {"num_key_value_heads": 4, "head_dim": 6}
-# Three groups of two heads: no two axes have equal sizes, so none can stand in for another.
-GROUPED = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4}
+# Four groups of two heads: no two axes have equal sizes, so none can stand in for another.
+GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
 LLAMA_KINDS = {"mha": MULTI_HEAD, "gqa": GROUPED}
 
 ROPE = {

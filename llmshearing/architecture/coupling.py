@@ -58,6 +58,11 @@ class Row:
     layer_gated: bool = False
     absorbs: bool = True
 
+    def __post_init__(self) -> None:
+        """Only a layer's own parameter can take the layer's gate."""
+        if self.layer_gated and not self.per_layer:
+            raise ValueError(f"{self.name} takes the gate of a layer, but belongs to none")
+
     @property
     def per_layer(self) -> bool:
         """Whether every layer has one."""
@@ -87,7 +92,7 @@ class CouplingTable:
     """A family's rows for one model, with the axes that the model has.
 
     Attributes:
-        rows: one entry per parameter template.
+        rows: one entry per parameter template; a bias takes the gates of its weight's outputs.
         source: the shape of the model that the rows describe.
         grouped: whether it uses grouped-query attention.
         implied_head_size: whether its config derives the head size as hidden / heads, so that a
@@ -98,6 +103,17 @@ class CouplingTable:
     source: Shape
     grouped: bool
     implied_head_size: bool = False
+
+    def __post_init__(self) -> None:
+        """A bias lies along its weight's first dimension and takes the same gates."""
+        weights = {row.module: row for row in self.rows if row.name.endswith(".weight")}
+        for row in self.rows:
+            weight = weights.get(row.module, row)
+            if row.name.endswith(".bias") and (
+                row.dims != weight.dims[:1]
+                or (row.layer_gated, row.absorbs) != (weight.layer_gated, weight.absorbs)
+            ):
+                raise ValueError(f"{row.name} and {weight.name} disagree; expected the same gates")
 
     def sizes(self, shape: Shape) -> dict[Axis, int]:
         """Units per axis of `shape`, seen with this model's axes."""

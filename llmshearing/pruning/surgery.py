@@ -51,7 +51,8 @@ def cut(
     result = tensor
     if row.absorbs:
         scale = layer_gate(row, gates, layer)
-        result = result if scale is None else result * scale
+        # A scalar tensor would not raise the result to its own precision; one with dimensions does.
+        result = result if scale is None else result * scale.reshape([1] * tensor.ndim)
     for number, dim in enumerate(row.dims):
         gate = dim_gate(dim, sizes, gates, layer) if row.absorbs else None
         if gate is not None:

@@ -53,12 +53,12 @@ def test_scores_are_the_mean_square_of_what_a_unit_adds():
         weight = layer.mlp.down_proj.weight
         added = seen["mlp"].square().mean((0, 1)) * weight.square().sum(0)
         torch.testing.assert_close(scores[Axis.INTERMEDIATE][2], added)
-        weight = layer.self_attn.o_proj.weight  # 3 groups of 2 heads of 4 entries
+        weight = layer.self_attn.o_proj.weight  # 4 groups of 2 heads of 4 entries
         outputs = [
             seen["heads"][..., 4 * head : 4 * head + 4] @ weight[:, 4 * head : 4 * head + 4].T
-            for head in range(6)
+            for head in range(8)
         ]
-        heads = torch.stack([out.square().sum(-1).mean() for out in outputs]).reshape(3, 2)
+        heads = torch.stack([out.square().sum(-1).mean() for out in outputs]).reshape(4, 2)
     torch.testing.assert_close(scores[Axis.KV_GROUP][2], heads.sum(1))
     torch.testing.assert_close(scores[Axis.HEAD][2], heads.sum(0))
 
