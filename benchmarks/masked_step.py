@@ -3,6 +3,7 @@
 Both run the same batch in one process, in turn, on the same threads; the ratio is what counts.
 
     python benchmarks/masked_step.py [--rows 16] [--length 256] [--pairs 15]
+        [--family llama]
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ SHAPE = {
     "intermediate_size": 688,
     "num_hidden_layers": 8,
     "num_attention_heads": 8,
+    "num_key_value_heads": 8,
 }
 
 
-def build(masked: bool) -> tuple[ShearingModel, torch.optim.Optimizer]:
+def build(family: str, masked: bool) -> tuple[ShearingModel, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **SHAPE, attn_implementation="sdpa")
+    config = AutoConfig.for_model(family, **SHAPE, attn_implementation="sdpa")
     decoder = AutoModelForCausalLM.from_config(config)
     masks = None
     if masked:
@@ -73,10 +75,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--family", default="llama", help="model_type, multi-head attention")
     options = parser.parse_args()
     tokens = torch.randint(0, SHAPE["vocab_size"], (options.rows, options.length))
     batch = {"input_ids": tokens, "labels": tokens, "domain": torch.arange(options.rows) % 7}
-    plain, masked = build(masked=False), build(masked=True)
+    plain, masked = (build(options.family, masked) for masked in (False, True))
     for pair in (plain, masked):
         step(*pair, batch)
     times = [(step(*plain, batch), step(*masked, batch)) for _ in range(options.pairs)]
