@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.budget import sized
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
@@ -104,15 +104,7 @@ def target_shape(table: CouplingTable, axes: Sequence[Axis]) -> Shape:
     hidden = heads * table.source.head_dim if table.implied_head_size else 14
     small = {**SMALL, Axis.HEAD: heads, Axis.HIDDEN: hidden}
     sizes |= {axis: small[axis] for axis in axes}
-    groups = sizes.get(Axis.KV_GROUP)
-    return replace(
-        table.source,
-        hidden=sizes[Axis.HIDDEN],
-        layers=sizes[Axis.LAYER],
-        heads=sizes[Axis.HEAD] * (groups or 1),
-        kv_groups=groups or sizes[Axis.HEAD],
-        intermediate=sizes[Axis.INTERMEDIATE],
-    )
+    return sized(table.source, sizes, grouped=table.grouped)
 
 
 def subsets(table: CouplingTable) -> Iterator[Axes]:

@@ -170,7 +170,7 @@ def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
     """Every weight of the model is stored in its size, and nothing else is.
 
     Raises:
-        UserError: otherwise, by name.
+        UserError: otherwise, by name; a weight is quantised.
     """
     expected = {tuple(names): p for p, names in parameter_aliases(model).items()}
     expected |= {(name,): buffer for name, buffer in _stored_buffers(model).items()}
@@ -186,6 +186,8 @@ def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
             if name in weights.stored and weights.stored[name].shape != tuple(tensor.shape)
         ],
     }
+    for name in sorted(known & weights.stored.keys()):
+        weights.check_floating(name)
     found = "; ".join(f"{kind}: {_few(names)}" for kind, names in wrong.items() if names)
     if found:
         raise UserError(

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from llmshearing.errors import UserError
 
-# Weights in anything else are quantised, and mean nothing without their scales.
-FLOATING = {"F64", "F32", "F16", "BF16"}
+# Weights in anything else are quantised, and mean nothing without their scales. Files may hold more
+# than weights, such as the attention masks in Pythia's.
+FLOATING = {"F64", "F32", "F16", "BF16"} | {
+    str(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class StoredTensor:
     Attributes:
         file: the weight file.
         shape: its size.
+        dtype: the name of its type in that file.
     """
 
     file: Path
     shape: tuple[int, ...]
+    dtype: str
 
 
 class WeightFiles:
@@ -41,8 +46,8 @@ class WeightFiles:
         path: a Hugging Face directory, weights in one file or in shards with an index.
 
     Raises:
-        UserError: there are no weights, a file that the index names is missing, a file is cut
-            short, or the weights are quantised.
+        UserError: there are no weights, a file that the index names is missing, or a file is cut
+            short.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,16 +56,21 @@ class WeightFiles:
         self._pickled: dict[Path, dict[str, Tensor]] = {}
         for file in _weight_files(self.path):
             try:
-                shapes = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
+                found = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
             except (SafetensorError, OSError, RuntimeError, EOFError) as error:
                 raise UserError(
                     f"found {file}, which is cut short or no weight file ({error}); "
                     "copy or download it again"
                 ) from error
-            self.stored |= {name: StoredTensor(file, shape) for name, shape in shapes.items()}
+            self.stored |= found
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor in the dtype of its file, or some of its rows, fit to be copied and let go."""
+        """A tensor in the dtype of its file, or some of its rows, fit to be copied and let go.
+
+        Raises:
+            UserError: it is quantised.
+        """
+        self.check_floating(name)
         file = self.stored[name].file
         if file in self._pickled:
             return self._pickled[file][name][rows]
@@ -69,24 +79,34 @@ class WeightFiles:
                 return opened.get_tensor(name)
             return opened.get_slice(name)[rows]
 
-    def _unpickle(self, file: Path) -> dict[str, tuple[int, ...]]:
+    def check_floating(self, name: str) -> None:
+        """Refuse a weight that is quantised.
+
+        Raises:
+            UserError: names it.
+        """
+        found = self.stored[name]
+        if found.dtype not in FLOATING:
+            raise UserError(
+                f"found {name} as {found.dtype} in {found.file}, expected floating-point "
+                "weights; take the model that is not quantised"
+            )
+
+    def _unpickle(self, file: Path) -> dict[str, StoredTensor]:
         tensors: dict[str, Tensor] = torch.load(
             file, map_location="cpu", weights_only=True, mmap=True
         )
         self._pickled[file] = tensors
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return {n: StoredTensor(file, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()}
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def _header(file: Path) -> dict[str, StoredTensor]:
     with safe_open(file, framework="pt") as opened:
         slices: dict[str, Any] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        for name, part in slices.items():
-            if part.get_dtype() not in FLOATING:
-                raise UserError(
-                    f"found {name} as {part.get_dtype()} in {file}, expected floating-point "
-                    "weights; take the model that is not quantised"
-                )
-        return {name: tuple(part.get_shape()) for name, part in slices.items()}
+        return {
+            name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
+            for name, part in slices.items()
+        }
 
 
 def _weight_files(path: Path) -> list[Path]:

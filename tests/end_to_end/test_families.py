@@ -10,7 +10,9 @@ from runs import run_here, series
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmshearing.checkpoints.export import export
+from llmshearing.architecture.target import TargetSettings
+from llmshearing.checkpoints.export import Options, export
+from llmshearing.checkpoints.oneshot import prune_oneshot, scorer
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
@@ -49,10 +51,17 @@ def test_prune_and_export(family, recipe_file, tiny_model, tmp_path):
     recipe_file.write_text(json.dumps(recipe))
     lines = run_here(recipe_file, "run.duration=4ba")
     assert set(series(lines, "metrics/prose/loss")) == {4}
-    pruned = export(tmp_path / "run", tmp_path / "pruned")
+    pruned = export(tmp_path / "run", tmp_path / "pruned", Options(allow_undecided=True))
     assert (pruned.shape.hidden, pruned.shape.layers, pruned.shape.heads) == (16, 2, 2)
     assert (pruned.shape.head_dim, pruned.shape.intermediate) == (8, 24)
     assert pruned.difference < 1e-5
     model, report = AutoModelForCausalLM.from_pretrained(pruned.directory, output_loading_info=True)
     assert not any(report.values())
     assert sum(p.numel() for p in model.parameters()) == pruned.parameters
+
+    target = TargetSettings(**recipe["target"])
+    cut = prune_oneshot(
+        tmp_path / "source", tmp_path / "cut", target, scorer("magnitude"), method="magnitude"
+    )
+    assert cut.shape == pruned.shape
+    assert cut.difference < 1e-5
