@@ -79,7 +79,19 @@ def resolve_budget(
         return table.source, [
             f"target.axes: unknown {', '.join(unknown)}, expected some of {names}"
         ]
+    if table.grouped and settings.multiple_of.get("heads", 1) > 1:
+        return table.source, [
+            "target.multiple_of.heads: with a budget the masks choose KV groups and the heads within "
+            "them apart; give target.multiple_of.kv_groups instead"
+        ]
     budget = Budget(parameters, tuple(known), _steps(settings.multiple_of))
+    if out_of_reach := [
+        f"target.multiple_of: found {budget.step(axis)} for {axis.value}, but the source has only "
+        f"{table.sizes(table.source)[axis]}; give a smaller divisor"
+        for axis in known
+        if budget.step(axis) > table.sizes(table.source)[axis]
+    ]:
+        return table.source, out_of_reach
     source, least = table.parameter_count(table.source), smallest(table, budget)
     if parameters >= source:
         return budget, [

@@ -76,8 +76,17 @@ def test_only_the_named_axes_shrink():
         ({"parameters": "4M", "hidden": 128}, "found sizes beside it"),
         ({"parameters": "4M", "axes": ["width"]}, "unknown width"),
         ({"hidden": 128, "axes": ["hidden"]}, "goes with target.parameters only"),
+        ({"parameters": "4M", "multiple_of": {"heads": 4}}, "give target.multiple_of.kv_groups"),
+        ({"parameters": "4M", "multiple_of": {"hidden": 512}}, "found 512 for hidden, but the"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(settings, message):
     _, errors = resolve_target(TABLE, TargetSettings(**settings))
     assert message in errors[0]
+
+
+def test_a_budget_for_a_family_that_ties_hidden_to_heads_is_refused():
+    config = {**CONFIG, "model_type": "gpt_neox"}
+    table = family_of(config).table(config)
+    _, (error,) = resolve_target(table, TargetSettings(parameters="2M"))
+    assert "give target.hidden and target.heads instead" in error
