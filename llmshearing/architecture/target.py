@@ -81,8 +81,8 @@ def resolve_budget(
         ]
     if table.grouped and settings.multiple_of.get("heads", 1) > 1:
         return table.source, [
-            "target.multiple_of.heads: with a budget the masks choose KV groups and the heads within "
-            "them apart; give target.multiple_of.kv_groups instead"
+            "target.multiple_of.heads: with a budget the masks choose KV groups and the heads "
+            "within them apart; give target.multiple_of.kv_groups instead"
         ]
     budget = Budget(parameters, tuple(known), _steps(settings.multiple_of))
     if out_of_reach := [
