@@ -24,8 +24,11 @@ REQUIRED = [
     "pyarrow>=15",
 ]
 TEST = ["pytest>=8,<10", "hypothesis>=6.100"]
+EVAL = ["lm-eval[hf]>=0.4.13,<0.5"]
+INTEROP = [*EVAL, "trl>=1.13,<2", "llama-cpp-python>=0.3.36,<0.4"]  # the last one is compiled
 DEV = [
     *TEST,
+    *EVAL,
     "ruff==0.17.6",
     "pyright==1.1.414",
     "pre-commit>=3.6",
@@ -43,7 +46,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
+    package_data={"llmshearing.evaluation": ["suites/*.yaml"]},
     install_requires=REQUIRED,
-    extras_require={"test": TEST, "dev": DEV, "eval": ["lm-eval>=0.4.4"]},
+    extras_require={"test": TEST, "dev": DEV, "eval": EVAL, "interop": INTEROP},
     entry_points={"console_scripts": ["llmshearing=llmshearing.cli:main"]},
 )

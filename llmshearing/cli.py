@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmshearing.errors import exits_on_user_error
 
@@ -60,12 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-verify", action="store_true", help="do not load it and compare its logits"
     )
 
-    verb = _verb(verbs, "evaluate", evaluate, "loss per domain", "out/half --data data/sample/eval")
-    verb.add_argument("model", type=Path, metavar="HF_DIR")
-    verb.add_argument("--data", type=Path, required=True, metavar="ROOT/eval")
-    verb.add_argument("--batch-size", type=int, default=16)
-    verb.add_argument("--json", type=Path, help="also write the result here")
-
+    _evaluate_verb(verbs)
     _reference_loss_verbs(verbs)
     verb = _verb(
         verbs,
@@ -99,6 +95,32 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     verb.add_argument("--out", type=Path, help="page or folder; default RUN_DIR/report.html")
     return parser
+
+
+def _evaluate_verb(verbs) -> None:
+    verb = _verb(
+        verbs,
+        "evaluate",
+        evaluate,
+        "loss per domain, benchmark scores, or speed",
+        "out/half --data data/sample/eval",
+    )
+    verb.add_argument("model", type=Path, metavar="HF_DIR")
+    kind = verb.add_mutually_exclusive_group()
+    kind.add_argument("--data", type=Path, metavar="ROOT/eval", help="loss per domain of a split")
+    kind.add_argument("--suite", help="benchmarks: sheared-llama, or the path of a YAML file")
+    kind.add_argument("--throughput", action="store_true", help="latency and tokens a second")
+    verb.add_argument("--tasks", nargs="+", default=[], help="some of the suite's; else lm-eval's")
+    verb.add_argument("--dry-run", action="store_true", help="print what the benchmarks would be")
+    verb.add_argument("--include-path", type=Path, metavar="DIR", help="lm-eval task files")
+    verb.add_argument("--limit", type=int, help="documents of each task, for a quick look")
+    verb.add_argument("--against", type=Path, metavar="HF_DIR", help="a model to time beside it")
+    verb.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="to time")
+    verb.add_argument("--prompt", type=int, default=128, help="tokens of a prompt to time")
+    verb.add_argument("--new-tokens", type=int, default=64, help="tokens to generate and time")
+    verb.add_argument("--dtype", default="float32", help="of the weights to time")
+    verb.add_argument("--batch-size", type=int, default=16)
+    verb.add_argument("--json", type=Path, help="also write the result here")
 
 
 def _reference_loss_verbs(verbs) -> None:
@@ -209,18 +231,60 @@ def export(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Loss and perplexity per domain."""
+    """Loss per domain, benchmark scores, or speed."""
     from composer.utils import dist
 
-    from llmshearing.evaluation.domain_loss import evaluate as evaluate_domains
     from llmshearing.files import write_json
 
-    result = evaluate_domains(options.model, options.data, batch_size=options.batch_size)
-    if dist.get_global_rank() != 0:
+    if options.data is not None:
+        result = _domain_losses(options)
+    elif options.throughput:
+        result = _speed(options)
+    else:
+        result = _benchmarks(options)
+    if result is None or dist.get_global_rank() != 0:
         return
     print(result.as_table())
     if options.json is not None:
         write_json(options.json, result.as_dict())
+
+
+def _domain_losses(options: argparse.Namespace) -> Any:
+    from llmshearing.evaluation.domain_loss import evaluate as evaluate_domains
+
+    return evaluate_domains(options.model, options.data, batch_size=options.batch_size)
+
+
+def _speed(options: argparse.Namespace) -> Any:
+    from llmshearing.evaluation.throughput import measure as time_generation
+
+    return time_generation(
+        options.model,
+        options.against,
+        batch_sizes=options.batch_sizes,
+        prompt=options.prompt,
+        new_tokens=options.new_tokens,
+        dtype=options.dtype,
+    )
+
+
+def _benchmarks(options: argparse.Namespace) -> Any:
+    from llmshearing.evaluation import benchmarks
+
+    if options.suite is None:
+        suite = benchmarks.suite_of_tasks(options.tasks)
+    else:
+        suite = benchmarks.suite_of(options.suite).only(options.tasks)
+    if options.dry_run:
+        print(benchmarks.describe(suite, options.include_path))
+        return None
+    return benchmarks.run_suite(
+        options.model,
+        suite,
+        batch_size=options.batch_size,
+        include=options.include_path,
+        limit=options.limit,
+    )
 
 
 def measure_reference(options: argparse.Namespace) -> None:

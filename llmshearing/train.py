@@ -152,6 +152,7 @@ def build_trainer(
         ],
         run_name=directory.name,
         device_train_microbatch_size=recipe.data.microbatch,
+        accumulate_train_batch_on_tokens=has_chat(recipe, inputs),
         precision=recipe.model.precision,
         parallelism_config=sharding(recipe) if sharded else None,
         load_path=checkpoint,
@@ -184,6 +185,11 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
             inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed, inputs.scores
         )
     return ShearingModel(decoder, masks, domains=len(inputs.tree.split(recipe.data.split)))
+
+
+def has_chat(recipe: Recipe, inputs: Inputs) -> bool:
+    """Whether rows differ in their number of targets, so that a batch's mean has to count them."""
+    return any(info.chat for info in inputs.tree.split(recipe.data.split).values())
 
 
 def is_sharded(recipe: Recipe) -> bool:

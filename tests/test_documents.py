@@ -57,6 +57,8 @@ def test_command_is_one_that_exists(words):
         assert callable(options.function)
     elif program == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "composer" and "llmshearing.cli" in words:
+        assert build_parser().parse_args(words[words.index("llmshearing.cli") + 1 :])
     elif program == "composer" and "-m" in words:
         at = words.index("-m")
         if words[at + 2] != "RECIPE.yaml":

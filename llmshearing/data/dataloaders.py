@@ -15,7 +15,7 @@ from composer.core import DataSpec
 from composer.core.data_spec import default_split_batch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from llmshearing.data.dataset import ERROR, Batch, HeldOutRows, TrainRows
+from llmshearing.data.dataset import ERROR, IGNORED, Batch, HeldOutRows, TrainRows
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -121,7 +121,7 @@ def build_train_loader(
         batch_transforms=_refuse_damaged,
         split_batch=_split,
         get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
-        get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
+        get_num_tokens_in_batch=_num_tokens,
     )
 
 
@@ -205,6 +205,12 @@ def _leave_with_the_trainer(trainer: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
+
+
+def _num_tokens(batch: Batch) -> dict[str, int]:
+    """All tokens, and the targets, by which microbatches and ranks weigh where rows differ."""
+    targets = int((batch["labels"][:, 1:] != IGNORED).sum())
+    return {"total": batch["input_ids"].numel(), "loss_generating": max(targets, 1)}
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,0 +1,177 @@
+"""How fast a model answers, beside another one: the prompt's latency and tokens a second after it.
+
+The two models take turns, so that what else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from llmshearing.checkpoints.source import load_model, read_source
+from llmshearing.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One model at one batch size; medians over the repeats.
+
+    Attributes:
+        batch_size: sequences at a time.
+        prefill_ms: from the prompt to the first token.
+        token_ms: from each further token to the next.
+        tokens_per_second: further tokens of all sequences.
+    """
+
+    batch_size: int
+    prefill_ms: float
+    token_ms: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Models with their speeds, at the same batch sizes.
+
+    Attributes:
+        speeds: by Hugging Face directory.
+        parameters: by Hugging Face directory.
+        settings: how it was measured.
+    """
+
+    speeds: dict[Path, list[Speed]]
+    parameters: dict[Path, int]
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "settings": self.settings,
+            "models": {
+                str(model): {
+                    "parameters": self.parameters[model],
+                    "speeds": [asdict(speed) for speed in speeds],
+                }
+                for model, speeds in self.speeds.items()
+            },
+        }
+
+    def as_table(self) -> str:
+        """Lines for a terminal: a block a batch size; ratios are over the last model's."""
+        width = max(len(str(model)) for model in ("model", *self.speeds))
+        lines = [f"{'batch':>5}  {'model':<{width}}  prefill ms  ms/token   tokens/s   ratio"]
+        *_, against = self.speeds
+        for i, reference in enumerate(self.speeds[against]):
+            for model, speeds in self.speeds.items():
+                speed = speeds[i]
+                ratio = speed.tokens_per_second / reference.tokens_per_second
+                lines.append(
+                    f"{speed.batch_size:>5}  {model!s:<{width}}  {speed.prefill_ms:10.2f}"
+                    f"  {speed.token_ms:8.2f}  {speed.tokens_per_second:9,.1f}  {ratio:6.2f}"
+                )
+        sizes = ", ".join(f"{model}: {count:,}" for model, count in self.parameters.items())
+        how = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return "\n".join([*lines, f"parameters: {sizes}", how])
+
+
+def measure(
+    model: str | Path,
+    against: str | Path | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    prompt: int = 128,
+    new_tokens: int = 64,
+    repeats: int = 5,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> Throughput:
+    """Time greedy generation from random prompts.
+
+    Args:
+        model: a Hugging Face directory.
+        against: another one, usually the source model.
+        batch_sizes: sequences at a time.
+        prompt: tokens of a prompt.
+        new_tokens: tokens generated after it, the first included.
+        repeats: rounds, after one that warms up.
+        dtype: of the weights.
+        device: where to compute; an accelerator where there is one.
+
+    Raises:
+        UserError: no such model, or numbers that make no sense.
+    """
+    if min(*batch_sizes, prompt, repeats) < 1 or new_tokens < 2 or dtype not in DTYPES:
+        raise UserError(
+            f"found batch sizes {list(batch_sizes)}, prompt {prompt}, new tokens {new_tokens}, "
+            f"repeats {repeats}, dtype {dtype}; expected positive numbers, at least 2 new tokens "
+            f"and one of {', '.join(DTYPES)}"
+        )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    paths = [Path(path) for path in (model, against) if path is not None]
+    models = {path: _loaded(path, prompt + new_tokens, dtype, place) for path in paths}
+    speeds: dict[Path, list[Speed]] = {path: [] for path in models}
+    for batch_size in batch_sizes:
+        rounds: dict[Path, list[tuple[float, float]]] = {path: [] for path in models}
+        for repeat in range(repeats + 1):
+            for path, loaded in models.items():
+                times = _generate(loaded, batch_size, prompt, new_tokens)
+                if repeat > 0:
+                    rounds[path].append(times)
+        for path, found in rounds.items():
+            first, rest = (statistics.median(part) for part in zip(*found, strict=True))
+            token = rest / (new_tokens - 1)
+            speeds[path].append(Speed(batch_size, 1e3 * first, 1e3 * token, batch_size / token))
+    settings = {
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "dtype": dtype,
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    return Throughput(speeds, {p: m.num_parameters() for p, m in models.items()}, settings)
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel, batch_size: int, prompt: int, new_tokens: int
+) -> tuple[float, float]:
+    """Seconds to the first token, and from there to the last."""
+    generator = torch.Generator().manual_seed(batch_size)
+    tokens = torch.randint(model.config.vocab_size, (batch_size, prompt), generator=generator)
+    tokens = tokens.to(model.device)
+    begin = _now(model)
+    output = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
+    token = output.logits[:, -1:].argmax(-1)
+    first = _now(model)
+    for _ in range(new_tokens - 1):
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1:].argmax(-1)
+    return first - begin, _now(model) - first
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _loaded(path: Path, length: int, dtype: str, device: torch.device) -> PreTrainedModel:
+    source = read_source(path)
+    longest = source.config.get("max_position_embeddings")
+    if longest is not None and length > longest:
+        raise UserError(
+            f"found prompts and answers of {length} tokens, but {path} takes {longest}: give less "
+            "with --prompt and --new-tokens"
+        )
+    model = load_model(source).to(getattr(torch, dtype))
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,63 @@
+"""The speed table: what is measured, and that it is measured on what a model really generates."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmshearing.cli import main
+from llmshearing.errors import UserError
+from llmshearing.evaluation import throughput
+
+
+def test_table_and_json_of_two_models(tiny_model, model_directory, tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    arguments = ["evaluate", str(model_directory), "--throughput", "--against", str(tiny_model)]
+    arguments += ["--batch-sizes", "1", "3", "--prompt", "8", "--new-tokens", "4"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[1:5]] == ["1", "1", "3", "3"]
+    assert table[2].split()[-1] == table[4].split()[-1] == "1.00"
+    found = json.loads(out.read_text())
+    assert list(found["models"]) == [str(model_directory), str(tiny_model)]
+    for path, model in found["models"].items():
+        expected = AutoModelForCausalLM.from_pretrained(path).num_parameters()
+        assert model["parameters"] == expected
+        for speed in model["speeds"]:
+            rate = speed["batch_size"] / speed["token_ms"] * 1e3
+            assert speed["tokens_per_second"] == pytest.approx(rate)
+            assert speed["prefill_ms"] > 0
+    assert found["settings"]["prompt"] == 8
+
+
+def test_what_is_timed_is_greedy_generation(model_directory, monkeypatch):
+    """The loop feeds the tokens that `generate` gives, for as many steps."""
+    model = AutoModelForCausalLM.from_pretrained(model_directory).eval()
+    fed = []
+    real = model.forward
+
+    def spy(*args, **kwargs):
+        fed.append(kwargs["input_ids"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    throughput._generate(model, 2, 6, 5)
+    monkeypatch.undo()
+    assert [ids.shape[1] for ids in fed] == [6, 1, 1, 1, 1]
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    expected = model.generate(fed[0], attention_mask=torch.ones_like(fed[0]), **settings)
+    assert torch.equal(torch.cat(fed, 1), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_sizes": [0]}, "expected positive numbers"),
+        ({"dtype": "int8"}, "expected positive numbers"),
+        ({"prompt": 100}, "takes 32"),
+    ],
+)
+def test_what_cannot_be_timed_says_so(model_directory, settings, message):
+    with pytest.raises(UserError, match=message):
+        throughput.measure(model_directory, **settings)

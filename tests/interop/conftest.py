@@ -1,0 +1,121 @@
+"""Small models, pruned by real runs and exported, each of another kind."""
+
+import json
+import logging
+
+import pytest
+import torch
+from runs import run_here
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizerFast
+
+from llmshearing.checkpoints.export import export
+
+PROMPT = "stone3 river1 def2"
+STEPS = 64
+TINY = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# kind: config of the source, target
+KINDS = {
+    "llama": ({"model_type": "llama"}, {"hidden": 32, "layers": 2, "heads": 4, "intermediate": 48}),
+    "qwen2-tied": (
+        {
+            "model_type": "qwen2",
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "initializer_range": 0.4,
+        },
+        # llama.cpp's Qwen2 takes no other width than heads x head_dim
+        {"hidden": 32, "layers": 2, "heads": 4, "kv_groups": 2, "intermediate": 64},
+    ),
+    "gqa": (
+        {"model_type": "llama", "num_key_value_heads": 4},
+        {"hidden": 32, "layers": 2, "heads": 4, "kv_groups": 2, "intermediate": 64},
+    ),
+    "head-only": ({"model_type": "llama"}, {"heads": 4}),
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    yield
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def exported(request, tmp_path_factory, tiny_model, tiny_tree):
+    """An exported directory with its tokenizer, as `llmshearing export` leaves it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    changes, target = KINDS[request.param]
+    make_source(folder / "source", tiny_model, changes)
+    recipe = folder / "recipe.yaml"
+    run = {"directory": str(folder / "run"), "duration": "4ba", "eval_interval": "4ba"}
+    data = {"root": str(tiny_tree), "split": "prune", "global_batch": 8, "microbatch": 8}
+    sections = {
+        "run": run,
+        "model": {"path": str(folder / "source")},
+        "target": target,
+        "data": data | {"workers": 0},
+        "optimizer": {"learning_rate": 0.001},
+        "parallelism": "ddp",
+    }
+    recipe.write_text(json.dumps(sections))
+    run_here(recipe)
+    result = export(folder / "run", folder / "exported")
+    config = json.loads((folder / "exported" / "config.json").read_text())
+    if request.param == "head-only":
+        assert config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]
+    assert result.shape.heads == target["heads"]
+    return folder / "exported"
+
+
+def make_source(folder, tiny_model, changes):
+    """Random weights whose logits lie far apart, and never ask for the end of the text."""
+    config = AutoConfig.for_model(**{**TINY, **changes})
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+        if not config.tie_word_embeddings:  # a loud tied embedding would only repeat itself
+            model.get_input_embeddings().weight.mul_(4)
+        model.get_output_embeddings().weight[config.eos_token_id] = 0
+    model.save_pretrained(folder)
+    tokenizer = LlamaTokenizerFast(vocab_file=str(tiny_model / "tokenizer.model"))
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def greedy(exported):
+    """The prompt's ids and the next tokens by plain Transformers, well apart from the seconds."""
+    model, report = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert not any(report.values()), report
+    tokenizer = LlamaTokenizerFast.from_pretrained(exported)
+    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
+    found = model.eval().generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=STEPS,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    tokens = found.sequences[0, prompt.shape[1] :].tolist()
+    assert len(tokens) == STEPS
+    assert len(set(tokens)) > 2, "a model that repeats itself shows little"
+    best = torch.cat(found.logits).topk(2).values
+    assert (best[:, 0] - best[:, 1]).min() > 1e-3, "rounding could decide"
+    return prompt[0].tolist(), tokens
