@@ -32,6 +32,7 @@ class RunSettings:
         duration: length in optimizer steps, e.g. `3200ba`.
         eval_interval: steps between evaluations of the held-out sets, e.g. `50ba`.
         log_interval: steps between lines on the console.
+        checkpoint: `full` writes one file from the first rank, `sharded` a file per rank.
         checkpoint_interval: steps between checkpoints.
         keep_checkpoints: checkpoints kept; -1 keeps all.
         autoresume: go on from the run directory's latest checkpoint when there is one.
@@ -42,6 +43,7 @@ class RunSettings:
     duration: str = MISSING
     eval_interval: str = "50ba"
     log_interval: str = "10ba"
+    checkpoint: str = "full"
     checkpoint_interval: str = "100ba"
     keep_checkpoints: int = 2
     autoresume: bool = True
@@ -134,6 +136,7 @@ class Recipe:
 
 
 CHOICES = {
+    "run.checkpoint": ("full", "sharded"),
     "model.initialize": ("pretrained", "random"),
     "model.precision": ("fp32", "amp_bf16"),
     "pruning.noise": ("shared", "per_rank"),
@@ -249,6 +252,11 @@ def own_errors(recipe: Recipe) -> list[str]:
         value = OmegaConf.select(config, key)
         if value <= 0:
             errors.append(f"{key}: found {value}, expected more than 0")
+    if recipe.run.keep_checkpoints < 1 and recipe.run.keep_checkpoints != -1:
+        errors.append(
+            f"run.keep_checkpoints: found {recipe.run.keep_checkpoints}, expected 1 or more, or -1 "
+            "to keep all"
+        )
     errors += _time_errors(recipe)
     if recipe.pruning.sharpness < 1:
         errors.append(

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import composer.utils.checkpoint as composer_checkpoint
 import torch
 import torch.distributed as dist
 from composer.distributed import prepare_distributed
@@ -19,23 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from llmshearing.checkpoints.trainer_state import load_trainer_state
-
 log = logging.getLogger(__name__)
-
-
-def load_checkpoints_without_pickles() -> None:
-    """Make Composer read checkpoints as tensors and plain Python only.
-
-    Composer's `_torch_load_with_validation` unpickles anything, so a checkpoint from elsewhere
-    could run code.
-    """
-    composer_checkpoint._torch_load_with_validation = _load_weights_only
-
-
-def _load_weights_only(checkpoint_filepath: str | Path, map_location: str) -> dict[str, Any]:
-    path = composer_checkpoint._ensure_valid_checkpoint(checkpoint_filepath)
-    return load_trainer_state(path, map_location)
 
 
 def keep_float32(module: nn.Module) -> None:

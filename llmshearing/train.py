@@ -20,13 +20,13 @@ if __name__ == "__main__":
 
 import torch
 from composer import Trainer
-from composer.callbacks import CheckpointSaver
 from composer.core import Evaluator
 from composer.loggers import TensorboardLogger
 from composer.utils import dist, get_device, reproducibility
 from composer.utils.parallelism import FSDP2Config
 
 from llmshearing import optimization, preflight, substrate
+from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.gradients import GradientClipping
 from llmshearing.callbacks.loaded_loss import LoadedLoss
@@ -36,9 +36,11 @@ from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.progress import Progress
 from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.verdict import VerdictWriter
+from llmshearing.checkpoints.fitting import check_fits
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.source import empty_model, fill, load_model
 from llmshearing.checkpoints.weight_files import WeightFiles
+from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error
 from llmshearing.files import write_text
@@ -72,11 +74,14 @@ def train(recipe: Recipe, inputs: Inputs) -> int:
             "this machine shows none, so give model.precision=fp32"
         )
     directory = Path(recipe.run.directory)
+    check_writable(directory)
     set_up_log(directory)
     if dist.get_global_rank() == 0:
         write_text(directory / "config.yaml", to_yaml(recipe))
         log.info("recipe\n%s", to_yaml(recipe))
     checkpoint = resume_path(recipe)
+    if checkpoint is not None:
+        check_fits(Path(checkpoint), facts(recipe, inputs))
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
@@ -97,7 +102,6 @@ def build_trainer(
 ) -> Trainer:
     """The Composer trainer of a checked recipe, at its start or at a checkpoint."""
     stop = stop or StopSignal()
-    substrate.load_checkpoints_without_pickles()
     reproducibility.seed_all(recipe.run.seed)
     directory = Path(recipe.run.directory)
     model = build_model(recipe, inputs)
@@ -116,6 +120,8 @@ def build_trainer(
         stream = dist.get_global_rank() if recipe.pruning.noise == "per_rank" else 0
         algorithms.append(MaskClock(model.masks, optimization.mask_schedule(recipe), stream))
     interval = steps(recipe.run.log_interval)
+    metrics = MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch)
+    manifest = ManifestWriter(directory, facts(recipe, inputs), loading.mixture)
     trainer = Trainer(
         model=model,
         train_dataloader=loading.train_loader,
@@ -133,21 +139,21 @@ def build_trainer(
             stop,
             loading,
             Progress(interval, tokens_per_batch, total, dist.get_world_size()),
-            CheckpointSaver(
-                folder=str(directory / "checkpoints"),
-                filename="ba{batch}.pt",
-                remote_file_name=None,
-                latest_filename=None,
-                save_interval=stop.or_every(recipe.run.checkpoint_interval),
-                overwrite=True,
-                num_checkpoints_to_keep=recipe.run.keep_checkpoints,
+            Checkpointing(
+                directory,
+                due=stop.or_every(recipe.run.checkpoint_interval),
+                kind=recipe.run.checkpoint,
+                keep=recipe.run.keep_checkpoints,
+                manifest=manifest.manifest,
+                before=metrics.flush,
+                resume=checkpoint,
             ),
-            ManifestWriter(directory, facts(recipe, inputs), loading.mixture),
+            manifest,
             VerdictWriter(directory),
             *loaded_loss(recipe, inputs),
         ],
         loggers=[
-            MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch),
+            metrics,
             TensorboardLogger(log_dir=str(directory / "tensorboard")),
         ],
         run_name=directory.name,
@@ -155,7 +161,6 @@ def build_trainer(
         accumulate_train_batch_on_tokens=has_chat(recipe, inputs),
         precision=recipe.model.precision,
         parallelism_config=sharding(recipe) if sharded else None,
-        load_path=checkpoint,
         progress_bar=False,
         log_to_console=False,
         seed=recipe.run.seed,
@@ -198,18 +203,21 @@ def is_sharded(recipe: Recipe) -> bool:
 
 
 def sharding(recipe: Recipe) -> dict[str, Any]:
-    """Composer's parallelism section for FSDP2, with checkpoints as one file."""
+    """Composer's parallelism section for FSDP2."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-        fsdp = FSDP2Config(
-            activation_checkpointing=recipe.model.activation_checkpointing, state_dict_type="full"
-        )
+        fsdp = FSDP2Config(activation_checkpointing=recipe.model.activation_checkpointing)
     return {"fsdp": fsdp}
 
 
 def resume_path(recipe: Recipe) -> str | None:
     """The checkpoint to go on from, the same on every rank."""
-    found = latest_checkpoint(recipe.run.directory) if recipe.run.autoresume else None
+    found = latest_checkpoint(recipe.run.directory)
+    if found is not None and not recipe.run.autoresume:
+        raise UserError(
+            f"run.directory: {found.parent} holds {found.name}, but run.autoresume=false starts "
+            "anew; give a new directory, or leave autoresume on to go on from there"
+        )
     shared = [str(found) if found else None]
     dist.broadcast_object_list(shared, src=0)
     if shared[0] is not None:

@@ -1,6 +1,6 @@
-"""The real trainer with a witness: which samples every rank saw at every step.
+"""The real trainer with a witness: what every rank saw at every step, and the losses.
 
-composer -n 2 tests/recording.py RECIPE.yaml key=value     # writes RUN/seen-RANK.jsonl
+composer -n 2 tests/recording.py RECIPE.yaml key=value     # writes RUN/seen-RANK.jsonl, losses-RANK
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from llmshearing.train import build_trainer, resume_path, set_up_log
 
 
 class Witness(Callback):
-    """Writes step, sample numbers, domains and a sum of the token ids of each batch."""
+    """Writes step, sample numbers, domains and a sum of the token ids of each batch; its losses."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, directory: Path) -> None:
+        rank = dist.get_global_rank()
+        self.seen = directory / f"seen-{rank}.jsonl"
+        self.losses = directory / f"losses-{rank}.jsonl"
 
     def batch_start(self, state: State, logger: Logger) -> None:
         batch = state.batch
@@ -36,8 +38,16 @@ class Witness(Callback):
             "domains": batch["domain"].tolist(),
             "tokens": [int(row) for row in batch["input_ids"].sum(1)],
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.seen, line)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        losses = {name: float(loss) for name, loss in state.total_loss_dict.items()}
+        append(self.losses, {"step": state.timestamp.batch.value - 1, "losses": losses})
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def run_recorded(recipe: Recipe, inputs: Inputs) -> None:
@@ -45,8 +55,7 @@ def run_recorded(recipe: Recipe, inputs: Inputs) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     set_up_log(directory)
     trainer = build_trainer(recipe, inputs, resume_path(recipe))
-    path = directory / f"seen-{dist.get_global_rank()}.jsonl"
-    trainer.state.callbacks.append(Witness(path))
+    trainer.state.callbacks.append(Witness(directory))
     trainer.fit()
     trainer.close()
 
@@ -70,6 +79,15 @@ def seen(directory: Path) -> dict[int, list[list[int]]]:
         for row in rows:
             assert steps.setdefault(step, {}).setdefault(row[0], row) == row
     return {step: [list(rows[n]) for n in sorted(rows)] for step, rows in steps.items()}
+
+
+def losses(directory: Path) -> dict[int, dict[str, float]]:
+    """The losses of each step on rank 0; steps that were repeated must have had the same."""
+    found: dict[int, dict[str, float]] = {}
+    for text in (directory / "losses-0.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        assert found.setdefault(line["step"], line["losses"]) == line["losses"], line["step"]
+    return found
 
 
 @exits_on_user_error

@@ -26,6 +26,8 @@ CASES = {
     "no model": (["model.path=nowhere"], "found no config.json in nowhere"),
     "microbatch": (["data.microbatch=16"], "expected at most data.global_batch = 8"),
     "parallelism": (["parallelism=fsdp3"], "parallelism: found 'fsdp3', expected one of fsdp2"),
+    "checkpoint": (["run.checkpoint=split"], "run.checkpoint: found 'split', expected one of full"),
+    "none kept": (["run.keep_checkpoints=0"], "run.keep_checkpoints: found 0, expected 1 or more"),
     "not an assignment": (["data.workers"], "data.workers: expected key=value"),
 }  # fmt: skip
 

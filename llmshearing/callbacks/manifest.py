@@ -1,4 +1,4 @@
-"""What a run knows about itself, as JSON beside every checkpoint."""
+"""What a run knows about itself, as JSON, and the masks' scores over time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ PACKAGES = ("llmshearing", "torch", "transformers", "mosaicml", "mosaicml-stream
 
 
 class ManifestWriter(Callback):
-    """Writes `manifest.json` of the run, one beside each checkpoint, and the masks' scores.
-
-    A checkpoint counts only once its manifest is there, so one cut short is never taken for whole.
+    """Writes `manifest.json` of the run and the masks' scores.
 
     Args:
         directory: the run directory.
@@ -39,15 +37,18 @@ class ManifestWriter(Callback):
     ) -> None:
         self.directory, self.facts, self.mixture = directory, facts, mixture
         self.losses_at: dict[str, Any] = {}
+        self.losses: dict[str, float] = {}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Keep the masks' scores of every evaluation, for heat maps over time."""
         del logger
+        self.losses = held_out_losses(state)
         model = unwrapped(state.model)
         # Whether the losses are those of the model that export would write at this batch.
         masks = model.masks
         exact = masks is None or masks.sizes_now() == {a: masks.target_sizes[a] for a in masks.axes}
         self.losses_at = {"batch": state.timestamp.batch.value, "exact": exact}
+        self._write(state)
         if model.masks is not None:
             scores = {a.value: p for a, p in model.masks.keep_probabilities().items()}
             if dist.get_global_rank() == 0:
@@ -57,42 +58,39 @@ class ManifestWriter(Callback):
                 save_file(scores, temporary)
                 temporary.replace(path)
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """After Composer's saver, which runs before (see `train.py`)."""
-        del logger
-        self._write(state)
-
     def fit_end(self, state: State, logger: Logger) -> None:
-        """The run's last word."""
+        """Say the last word."""
         del logger
         self._write(state)
 
-    def _write(self, state: State) -> None:
-        losses = held_out_losses(state)  # gathers over ranks, so before only one goes on
-        if dist.get_global_rank() != 0:
-            return
-        batch = state.timestamp.batch.value
+    def manifest(self, state: State) -> dict[str, Any]:
+        """What there is to say now."""
         masks = unwrapped(state.model).masks
-        manifest = {
+        return {
             **self.facts,
-            "batch": batch,
-            "losses": losses,
+            "batch": state.timestamp.batch.value,
+            "losses": self.losses,
             "losses_at": self.losses_at,
             "mixture": self.mixture(),
             **({} if masks is None else mask_facts(masks)),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        checkpoint = self.directory / "checkpoints" / f"ba{batch}.pt"
-        if checkpoint.exists():
-            write_json(checkpoint.with_suffix(".json"), manifest)
-            for stale in checkpoint.parent.glob("ba*.json"):
-                if not stale.with_suffix(".pt").exists():
-                    stale.unlink()
-        write_json(self.directory / "manifest.json", manifest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses of the last evaluation, which a checkpoint between two repeats."""
+        return {"losses": self.losses, "losses_at": self.losses_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.losses, self.losses_at = state["losses"], state["losses_at"]
+
+    def _write(self, state: State) -> None:
+        if dist.get_global_rank() == 0:
+            write_json(self.directory / "manifest.json", self.manifest(state))
 
 
 def held_out_losses(state: State) -> dict[str, float]:
-    """The last held-out loss per domain, in nats per token."""
+    """The last held-out loss per domain, in nats per token; gathered over ranks."""
     losses = {}
     for domain, metrics in state.eval_metrics.items():
         metric = metrics["loss"]

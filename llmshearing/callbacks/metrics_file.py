@@ -61,14 +61,15 @@ class MetricsFile(LoggerDestination):
     def batch_start(self, state: State, logger: Logger) -> None:
         """Write the last step, of which nothing more can come."""
         del logger
-        self._flush(state)
+        self.flush(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last step."""
         del logger
         self._write(state)
 
-    def _flush(self, state: State) -> None:
+    def flush(self, state: State) -> None:
+        """Write the step; also before its checkpoint, after which it is not repeated."""
         if state.timestamp.batch.value % self.interval == 0 or self.evaluated:
             self._write(state)
         self.pending.clear()

@@ -1,0 +1,70 @@
+"""Whether a checkpoint can go on under a recipe: same stage, model, target, tokenizer and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmshearing.checkpoints.layout import read_manifest
+from llmshearing.errors import UserError
+
+STAGES = {True: "pruning", False: "continued pre-training"}
+
+
+def check_fits(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's manifest with what the run about itself says.
+
+    Args:
+        checkpoint: to go on from.
+        facts: of the run, in the manifest's own form.
+
+    Raises:
+        UserError: the checkpoint is not whole, or of another run.
+    """
+    found = read_manifest(checkpoint)
+    misfit = _misfit(found, facts)
+    if misfit:
+        raise UserError(
+            f"{checkpoint} {misfit}. Give another run.directory, or the recipe that wrote this one"
+        )
+
+
+def _misfit(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What does not fit, the first of what there is."""
+    target, own_target = found["recipe"]["target"], facts["recipe"]["target"]
+    was, now = target is not None, own_target is not None
+    if was != now:
+        return f"is of {STAGES[was]}, but this recipe says {STAGES[now]}"
+    model, own = found["source"], facts["source"]
+    kind, own_kind = model["config"].get("model_type"), own["config"].get("model_type")
+    if kind != own_kind:
+        return f"is of another model: found {kind}, expected {own_kind} as model.path has it"
+    for what, left, right in (
+        ("of another model", model["shape"], own["shape"]),
+        ("of another target", target or {}, own_target or {}),
+    ):
+        if left != right:
+            return f"is {what}: {_differences(left, right)}"
+    data, own_data = found["data"], facts["data"]
+    if data["tokenizer"]["fingerprint"] != own_data["tokenizer"]["fingerprint"]:
+        return (
+            "is of another tokenizer than the one that data.root was prepared with: found "
+            f"{data['tokenizer']['fingerprint'][:12]}, expected "
+            f"{own_data['tokenizer']['fingerprint'][:12]}"
+        )
+    length, own_length = data["sequence_length"], own_data["sequence_length"]
+    if length != own_length:
+        return f"was trained on rows of {length} tokens, but data.root has rows of {own_length}"
+    if data["fingerprints"] != own_data["fingerprints"]:
+        names = data["fingerprints"].keys() | own_data["fingerprints"].keys()
+        other = sorted(
+            n for n in names if data["fingerprints"].get(n) != own_data["fingerprints"].get(n)
+        )
+        return f"was trained on other data: data.root differs in {', '.join(other)}"
+    return ""
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    names = [n for n in {**found, **expected} if found.get(n) != expected.get(n)]
+    return ", ".join(f"{n} found {found.get(n)}, expected {expected.get(n)}" for n in names)

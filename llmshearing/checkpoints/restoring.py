@@ -1,0 +1,137 @@
+"""Everything that a run must remember, out of the trainer and back into it.
+
+The weights and the optimizer's moments are tensors by name, whole (`full`) or each rank's part
+(`sharded`). The rest is plain: the clock, schedules, callbacks, the data position, generators. Any
+checkpoint goes into any run, whatever the kind, the parallelism and the number of ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist, reproducibility
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from llmshearing.checkpoints.layout import kind_of
+from llmshearing.checkpoints.tensors import SafeReader, not_whole
+from llmshearing.checkpoints.trainer_state import load_trainer_state
+from llmshearing.checkpoints.writing import TRAINER_FILE, without_remarks, write_full, write_sharded
+from llmshearing.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TENSORS = ("model", "optimizers")
+OWN = ("run_name",)  # of the run that goes on, not of the checkpoint
+
+
+def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
+    """Write a checkpoint of the kind that the path names. All ranks call it.
+
+    Raises:
+        UserError: on every rank, where it cannot be written.
+    """
+    generators = reproducibility.get_rng_state()
+    rest = _without_tensors(state)
+    optimizer = state.optimizers[0]
+    if kind_of(path) == "full":
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        rest["model"] = get_model_state_dict(state.model, options=options)
+        moments = get_optimizer_state_dict(state.model, optimizer, options=options)
+        rest["optimizers"] = {type(optimizer).__qualname__: moments}
+        write_full(path, {"state": rest, "rng": generators}, manifest)
+        return
+    # The model first: after an evaluation FSDP2 still holds its root's parameters whole, and only
+    # asking for them makes them the ones that the optimizer knows.
+    model = get_model_state_dict(state.model)
+    moments = get_optimizer_state_dict(state.model, optimizer)
+    write_sharded(
+        path,
+        {"model": model, "optimizer": moments["state"]},
+        {"state": rest, "rng": generators, "param_groups": moments["param_groups"]},
+        manifest,
+    )
+
+
+def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
+    """Put a checkpoint into a trainer's state. All ranks call it.
+
+    Returns:
+        The generators' states by rank, to be set before the next batch.
+
+    Raises:
+        UserError: it is not whole, or not of this model.
+    """
+    try:
+        if kind_of(path) == "full":
+            saved = load_trainer_state(path)
+            model = saved["state"].pop("model")
+            moments = next(iter(saved["state"].pop("optimizers").values()))
+            options = StateDictOptions(full_state_dict=True, strict=True)
+            set_model_state_dict(state.model, model, options=options)
+            set_optimizer_state_dict(state.model, state.optimizers[0], moments, options=options)
+        else:
+            saved = load_trainer_state(path / TRAINER_FILE)
+            _load_sharded(path, state, saved["param_groups"])
+    except CheckpointException as error:
+        raise _not_this_model(path, next(iter(error.failures.values()))[0]) from error
+    except (EOFError, OSError, UnpicklingError) as error:
+        raise not_whole(path, error) from error
+    except (RuntimeError, KeyError) as error:
+        raise _not_this_model(path, error) from error
+    state.load_state_dict(saved["state"], logger)
+    return saved["rng"]
+
+
+def _without_tensors(state: State) -> dict[str, Any]:
+    """What Composer's state says apart from weights and moments, which may be sharded."""
+    attributes = state.serialized_attributes
+    state.serialized_attributes = [a for a in attributes if a not in (*TENSORS, *OWN)]
+    try:
+        return state.state_dict()
+    finally:
+        state.serialized_attributes = attributes
+
+
+def _load_sharded(path: Path, state: State, param_groups: list[dict[str, Any]]) -> None:
+    """Each rank reads the pieces of its own part, whoever wrote them."""
+    optimizer = state.optimizers[0]
+    model = get_model_state_dict(state.model)
+    moments = get_optimizer_state_dict(state.model, optimizer)["state"]
+    with without_remarks():
+        dcp.load({"model": model, "optimizer": moments}, storage_reader=SafeReader(path))
+    options = StateDictOptions(strict=True)
+    set_model_state_dict(state.model, model, options=options)
+    moments = {"state": moments, "param_groups": param_groups}
+    set_optimizer_state_dict(state.model, optimizer, moments, options=options)
+
+
+def restore_generators(states: list[dict[str, Any]]) -> None:
+    """Set this rank's generators; on another number of ranks they begin anew from the seed."""
+    if len(states) == dist.get_world_size():
+        reproducibility.load_rng_state(states)
+    else:
+        log.info(
+            "the checkpoint was written by %d ranks, this run has %d: generators begin anew",
+            len(states),
+            dist.get_world_size(),
+        )
+
+
+def _not_this_model(path: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"{path} does not fit the model of this recipe ({str(error).splitlines()[0]}); give the "
+        "recipe that wrote it, or another run.directory"
+    )

@@ -1,0 +1,179 @@
+"""What goes wrong with checkpoints: one message, exit status 2, the last good one intact."""
+
+import json
+import resource
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from runs import launch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llmshearing.checkpoints.layout import FOLDER, whole_checkpoints
+from llmshearing.checkpoints.tensors import open_checkpoint
+from llmshearing.data.schema import tokenizer_fingerprint
+from llmshearing.train import main
+
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+KINDS = pytest.mark.parametrize("kind", ["full", "sharded"])
+SHORT = ("run.duration=2ba", "run.checkpoint_interval=2ba", "run.eval_interval=2ba")
+LONGER = ("run.duration=4ba", *SHORT[1:])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def refused(recipe_file, tmp_path, capfd):
+    """A run ends with status 2 and one message, and leaves the checkpoints as they were."""
+
+    def run(*overrides):
+        folder = tmp_path / "run" / FOLDER
+        before = content(folder)
+        capfd.readouterr()
+        assert main([str(recipe_file), *overrides]) == 2
+        told = capfd.readouterr().err
+        assert told.count("error: ") == 1
+        assert "Traceback" not in told
+        assert content(folder) == before
+        return told
+
+    return run
+
+
+@pytest.fixture
+def trained(recipe_file):
+    """A run of two steps, whose checkpoint the tests hand to another recipe."""
+
+    def run(*overrides):
+        assert main([str(recipe_file), *SHORT, *overrides]) == 0
+
+    return run
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses to let a file grow further, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@KINDS
+def test_a_full_disk(trained, refused, recipe_file, tmp_path, kind):
+    trained(f"run.checkpoint={kind}")
+    with files_of_at_most(200_000):
+        told = refused(*LONGER, f"run.checkpoint={kind}")
+    name = "ba4.pt" if kind == "full" else "ba4"
+    assert f"cannot write the checkpoint {tmp_path / 'run' / FOLDER / name}" in told
+    assert "File too large" in told
+    assert "MiB are free" in told
+    assert f"it goes on from ba2{'.pt' * (kind == 'full')}" in told
+    open_checkpoint(tmp_path / "run")
+    assert main([str(recipe_file), *LONGER, f"run.checkpoint={kind}"]) == 0  # there is room again
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(2)
+@KINDS
+def test_a_full_disk_ends_all_ranks(trained, recipe_file, tmp_path, kind):
+    trained(f"run.checkpoint={kind}")
+    before = content(tmp_path / "run" / FOLDER)
+    overrides = (*LONGER, f"run.checkpoint={kind}", "parallelism=fsdp2")
+    with files_of_at_most(100_000):
+        done = launch(2, recipe_file, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write the checkpoint" in done.stdout + done.stderr
+    assert content(tmp_path / "run" / FOLDER) == before
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder of the system"])
+def test_a_folder_that_cannot_be_written(recipe_file, tmp_path, capfd, what):
+    folder = tmp_path / "run" / FOLDER
+    folder.parent.mkdir()
+    if what == "a file":
+        folder.write_text("")
+    else:
+        folder.symlink_to("/proc/sys")  # where root cannot create files either
+    assert main([str(recipe_file)]) == 2
+    told = capfd.readouterr().err
+    assert f"run.directory: cannot write checkpoints into {folder}" in told
+    assert "Traceback" not in told
+
+
+def test_of_another_stage(trained, refused, recipe_file):
+    given = json.loads(recipe_file.read_text())
+    trained()
+    recipe_file.write_text(json.dumps({k: v for k, v in given.items() if k != "target"}))
+    assert "ba2.pt is of pruning, but this recipe says continued pre-training" in refused(*LONGER)
+    directory = f"{given['run']['directory']}-2"
+    assert main([str(recipe_file), *SHORT, f"run.directory={directory}"]) == 0
+    recipe_file.write_text(json.dumps(given))
+    told = refused(*LONGER, f"run.directory={directory}")
+    assert "ba2.pt is of continued pre-training, but this recipe says pruning" in told
+
+
+def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tree, tmp_path):
+    trained()
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    config = AutoConfig.from_pretrained(other)
+    config.intermediate_size = 40
+    AutoModelForCausalLM.from_config(config).save_pretrained(other)
+    told = refused(*LONGER, f"model.path={other}")
+    assert "is of another model: intermediate found 48, expected 40" in told
+    told = refused(*LONGER, "target.heads=3")
+    assert "is of another target shape: heads found 2, expected 3" in told
+    tree = shutil.copytree(tiny_tree, tmp_path / "tree")
+    manifest = json.loads((tree / "manifest.json").read_text())
+    manifest["splits"]["prune"]["code"]["fingerprint"] = "0" * 64
+    (tree / "manifest.json").write_text(json.dumps(manifest))
+    told = refused(*LONGER, f"data.root={tree}")
+    assert "was trained on other data: data.root differs in code" in told
+
+
+def test_of_another_tokenizer(trained, refused, tiny_model, tiny_tree, tmp_path):
+    trained()
+    model = shutil.copytree(tiny_model, tmp_path / "other")
+    with (model / "tokenizer.model").open("ab") as file:
+        file.write(b"\0")
+    tree = shutil.copytree(tiny_tree, tmp_path / "tree")
+    manifest = json.loads((tree / "manifest.json").read_text())
+    manifest["tokenizer"]["fingerprint"] = tokenizer_fingerprint(model)
+    (tree / "manifest.json").write_text(json.dumps(manifest))
+    told = refused(*LONGER, f"model.path={model}", f"data.root={tree}")
+    assert "is of another tokenizer than the one that data.root was prepared with" in told
+
+
+def test_a_missing_shard_and_a_cut_file(trained, refused, recipe_file, tmp_path):
+    trained("run.checkpoint=sharded")
+    shard = tmp_path / "run" / FOLDER / "ba2/__0_0.distcp"
+    size = shard.stat().st_size
+    shard.rename(tmp_path / "aside")
+    assert f"{shard} is missing; expected {size} bytes" in refused(*LONGER)
+    shutil.rmtree(tmp_path / "run")
+    trained()
+    file = tmp_path / "run" / FOLDER / "ba2.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+    told = refused(*LONGER)
+    assert f"{file} has {file.stat().st_size} bytes; expected" in told
+    assert "not a whole checkpoint" in told
+
+
+@KINDS
+def test_a_checkpoint_cut_short_is_never_loaded(recipe_file, tmp_path, kind):
+    overrides = (f"run.checkpoint={kind}", "run.checkpoint_interval=1ba", "run.eval_interval=4ba")
+    assert main([str(recipe_file), "run.duration=2ba", *overrides]) == 0
+    run = tmp_path / "run"
+    newest = whole_checkpoints(run)[-1]
+    newest.with_suffix(".json").unlink()
+    half = newest if kind == "full" else newest / "__0_0.distcp"
+    half.write_bytes(half.read_bytes()[:1000])
+    assert main([str(recipe_file), "run.duration=4ba", *overrides]) == 0
+    assert "resuming from" in (run / "log.txt").read_text()
+    assert f"{FOLDER}/ba1" in (run / "log.txt").read_text()
+    assert [path.stem for path in whole_checkpoints(run)] == ["ba3", "ba4"]

@@ -1,0 +1,117 @@
+"""Ranks of a run as processes forked from the test's, which saves the imports; killing them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import recording
+import torch
+
+DEADLINE_SECONDS = 600  # a machine may be busy
+
+
+class Ranks:
+    """The processes of one run.
+
+    Args:
+        count: how many.
+        directory: of the run; what the processes print goes beside it.
+        recipe: the file.
+        overrides: `key=value` with dotted keys.
+    """
+
+    def __init__(self, count: int, directory: Path, recipe: Path, *overrides: str) -> None:
+        self.directory, self.log = directory, Path(f"{directory}.log")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = [str(recipe), f"run.directory={directory}", *overrides]
+        context = multiprocessing.get_context("fork")
+        self.processes = [
+            context.Process(
+                target=recording.run_rank, args=(rank, count, port, str(self.log), arguments)
+            )
+            for rank in range(count)
+        ]
+        for process in self.processes:
+            process.start()
+        self.begun = time.monotonic()
+
+    def finish(self, status: int = 0) -> None:
+        """Wait for the end of all."""
+        for process in self.processes:
+            process.join(timeout=DEADLINE_SECONDS)
+        assert [p.exitcode for p in self.processes] == [status] * len(self.processes), self.tail()
+
+    def wait_for(self, condition: Callable[[], bool], pause: float = 0.005) -> None:
+        """Look until it is so; all ranks must live meanwhile."""
+        while not condition():
+            assert all(process.is_alive() for process in self.processes), self.tail()
+            assert time.monotonic() - self.begun < DEADLINE_SECONDS, self.tail()
+            time.sleep(pause)
+
+    def step(self) -> int:
+        """The last step that rank 0 began."""
+        path = self.directory / "seen-0.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else -1
+
+    @contextmanager
+    def stopped(self) -> Iterator[list[psutil.Process]]:
+        """All ranks and their workers, none of which moves; those not killed go on afterwards."""
+        family = [psutil.Process(process.pid) for process in self.processes]
+        family += [child for member in family for child in member.children(recursive=True)]
+        for member in family:
+            member.suspend()
+        yield family
+        for member in family:
+            if member.is_running():
+                member.resume()
+
+    def kill(self) -> None:
+        """SIGKILL for ranks and their workers, at once: none can react to another's end."""
+        with self.stopped() as family:
+            for member in family:
+                member.kill()
+        self.join()
+        psutil.wait_procs(family, timeout=10)
+
+    def kill_one(self, rank: int) -> None:
+        """SIGKILL for one rank; the others must end by themselves, as there is no launcher here."""
+        self.processes[rank].kill()
+        self.join()
+        others = [p.exitcode for n, p in enumerate(self.processes) if n != rank]
+        assert all(others), f"a rank ended well without its partner: {self.tail()}"
+
+    def join(self) -> None:
+        """Wait until they are gone."""
+        for process in self.processes:
+            process.join(timeout=DEADLINE_SECONDS)
+            assert not process.is_alive(), self.tail()
+
+    def tail(self) -> str:
+        """The end of what they printed."""
+        return self.log.read_text()[-3000:] if self.log.exists() else "nothing printed"
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Forked ranks share two cores."""
+    threads, given = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("OMP_NUM_THREADS")
+        if given is not None:
+            os.environ["OMP_NUM_THREADS"] = given
