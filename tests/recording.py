@@ -5,12 +5,16 @@ composer -n 2 tests/recording.py RECIPE.yaml key=value     # writes RUN/seen-RAN
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, get_device
@@ -42,7 +46,14 @@ class Witness(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         losses = {name: float(loss) for name, loss in state.total_loss_dict.items()}
-        append(self.losses, {"step": state.timestamp.batch.value - 1, "losses": losses})
+        line = {"step": state.timestamp.batch.value - 1, "losses": losses, "generators": digest()}
+        append(self.losses, line)
+
+
+def digest() -> str:
+    """Of the states of all generators of the process, which the next draw shows."""
+    states = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
@@ -81,13 +92,18 @@ def seen(directory: Path) -> dict[int, list[list[int]]]:
     return {step: [list(rows[n]) for n in sorted(rows)] for step, rows in steps.items()}
 
 
-def losses(directory: Path) -> dict[int, dict[str, float]]:
-    """The losses of each step on rank 0; steps that were repeated must have had the same."""
-    found: dict[int, dict[str, float]] = {}
-    for text in (directory / "losses-0.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        assert found.setdefault(line["step"], line["losses"]) == line["losses"], line["step"]
-    return found
+def losses(directory: Path) -> dict[int, list[dict[str, Any]]]:
+    """The losses of each step by rank, and what the generators were after it.
+
+    Steps that were repeated after an interruption must have had the same.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for path in sorted(directory.glob("losses-*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            ranks = found.setdefault(line.pop("step"), {})
+            assert ranks.setdefault(path.name, line) == line, f"{path.name} was not repeated alike"
+    return {step: list(ranks.values()) for step, ranks in found.items()}
 
 
 @exits_on_user_error

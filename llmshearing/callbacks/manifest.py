@@ -11,7 +11,7 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from llmshearing.files import write_json
 from llmshearing.models.shearing import unwrapped
@@ -55,7 +55,7 @@ class ManifestWriter(Callback):
                 path = self.directory / "masks" / f"ba{state.timestamp.batch.value}.safetensors"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".partial")
-                save_file(scores, temporary)
+                temporary.write_bytes(save(scores))
                 temporary.replace(path)
 
     def fit_end(self, state: State, logger: Logger) -> None:

@@ -78,6 +78,14 @@ def test_a_full_disk(trained, refused, recipe_file, tmp_path, kind):
     assert main([str(recipe_file), *LONGER, f"run.checkpoint={kind}"]) == 0  # there is room again
 
 
+def test_a_full_disk_at_another_file(recipe_file, capfd):
+    with files_of_at_most(100):
+        assert main([str(recipe_file)]) == 2
+    told = capfd.readouterr().err
+    assert "error: cannot write: File too large. Make room" in told
+    assert "Traceback" not in told
+
+
 @pytest.mark.slow
 @pytest.mark.world_size(2)
 @KINDS

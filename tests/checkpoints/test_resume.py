@@ -34,31 +34,19 @@ def equal_tensors(left, right):
     return all(torch.equal(left.read(name), right.read(name)) for name in left.names())
 
 
-@pytest.fixture
-def recipe(recipe_file, tiny_model, tmp_path):
-    """A model with dropout, so that the generators decide the losses too."""
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.2}))
-    given = json.loads(recipe_file.read_text())
-    given["model"]["path"] = str(model)
-    given["loading"] = {"policy": "constant", "update_interval": "2ba"}
-    recipe_file.write_text(json.dumps(given))
-    return recipe_file
-
-
 @pytest.mark.parametrize("kind", ["full", "sharded"])
 @pytest.mark.parametrize("stage", ["prune", "continue"])
-def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe, tmp_path, stage, kind):
-    given = json.loads(recipe.read_text())
+def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe_file, tmp_path, stage, kind):
+    given = json.loads(recipe_file.read_text())
     given["run"]["checkpoint"] = kind
+    given["loading"] = {"policy": "constant", "update_interval": "2ba"}
     if stage == "continue":
         del given["target"]
-    recipe.write_text(json.dumps(given))
-    whole = run_here(recipe, "run.keep_checkpoints=-1")
+    recipe_file.write_text(json.dumps(given))
+    whole = run_here(recipe_file, "run.keep_checkpoints=-1")
     resumed = tmp_path / "resumed"
     take_over(tmp_path / "run", resumed, 4, kind)
-    run_here(recipe, f"run.directory={resumed}")
+    run_here(recipe_file, f"run.directory={resumed}")
     again = metrics(resumed)
     assert [line["batch"] for line in again] == [5, 6, 7, 8]
     for name in whole[-1]["metrics"]:
