@@ -126,8 +126,8 @@ def same(whole, killed):
 
 
 def test_killed_twice(start, recipe):
-    draw = random.Random(5)
-    survive(start, recipe("prune"), draw, 10, 2, "run.checkpoint=sharded", "parallelism=fsdp2")
+    overrides = ("run.checkpoint=sharded", "parallelism=fsdp2", "data.workers=0")
+    survive(start, recipe("prune"), random.Random(5), 8, 2, *overrides)
 
 
 @pytest.mark.slow
