@@ -135,7 +135,7 @@ def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tre
     told = refused(*LONGER, f"model.path={other}")
     assert "is of another model: intermediate found 48, expected 40" in told
     told = refused(*LONGER, "target.heads=3")
-    assert "is of another target shape: heads found 2, expected 3" in told
+    assert "is of another target: heads found 2, expected 3" in told
     tree = shutil.copytree(tiny_tree, tmp_path / "tree")
     manifest = json.loads((tree / "manifest.json").read_text())
     manifest["splits"]["prune"]["code"]["fingerprint"] = "0" * 64
