@@ -51,6 +51,7 @@ def write_full(path: Path, state: Mapping[str, Any], manifest: Mapping[str, Any]
     """
 
     def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         forget(path)
         temporary = partial(path)
         with temporary.open("wb") as file:
