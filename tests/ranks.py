@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import recording
 import torch
+import torch.distributed as dist
 
 DEADLINE_SECONDS = 600  # a machine may be busy
 
@@ -30,6 +31,8 @@ class Ranks:
 
     def __init__(self, count: int, directory: Path, recipe: Path, *overrides: str) -> None:
         self.directory, self.log = directory, Path(f"{directory}.log")
+        if dist.is_initialized():
+            dist.destroy_process_group()  # of an earlier run in this process, or all inherit it
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
