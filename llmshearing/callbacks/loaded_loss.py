@@ -112,7 +112,7 @@ def stored_losses(directory: Path, data: Mapping[str, Any]) -> dict[str, float]:
         return {}
     manifest = json.loads(path.read_text(encoding="utf-8"))
     measured = manifest.get("losses_at") or {}
-    if measured.get("batch") != manifest["batch"] or not measured.get("exact"):
+    if not measured.get("exact") or measured["batch"] != manifest["batch"]:
         log.info("%s has no held-out loss of its own weights to compare with", directory)
         return {}
     if HeldOutRows.of(manifest["data"]) != HeldOutRows.of(data):

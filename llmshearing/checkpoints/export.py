@@ -24,7 +24,7 @@ from llmshearing.checkpoints.model_card import model_card
 from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files, write_model
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
 from llmshearing.checkpoints.verification import verify
-from llmshearing.checkpoints.weight_writer import parse_size
+from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.errors import UserError
 from llmshearing.files import new_directory, write_json, write_text
 from llmshearing.pruning.distributions import distribution_of
@@ -119,7 +119,7 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
     known = checkpoint.manifest["data"]["tokenizer"]["fingerprint"]
     tokenizer_files.check(tokenizer, table.source.vocabulary, known)
     try:
-        with new_directory(out) as directory:
+        with new_directory(out) as directory, Flusher() as flusher:
             shape = write_model(
                 directory,
                 checkpoint.config,
@@ -128,6 +128,7 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
                 cut_tensors(checkpoint, table, decision),
                 dtype=options.dtype,
                 max_shard_size=options.max_shard_size,
+                flusher=flusher,
             )
             copy_files(directory, tokenizer)
             difference = None

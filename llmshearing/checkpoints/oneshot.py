@@ -18,7 +18,7 @@ from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files
 from llmshearing.checkpoints.source import Source, read_source
 from llmshearing.checkpoints.verification import verify
 from llmshearing.checkpoints.weight_files import WeightFiles
-from llmshearing.checkpoints.weight_writer import parse_size
+from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.config import error_list
 from llmshearing.errors import UserError
 from llmshearing.files import new_directory, write_json
@@ -92,10 +92,10 @@ def prune_oneshot(
         return cut_model(table, kept, {}, original.tensors.read)
 
     try:
-        with new_directory(out) as directory:
+        with new_directory(out) as directory, Flusher() as flusher:
             written = write_model(
                 directory, source.config, table, shape, tensors(),
-                dtype=dtype, max_shard_size=max_shard_size,
+                dtype=dtype, max_shard_size=max_shard_size, flusher=flusher,
             )  # fmt: skip
             copy_files(directory, source.path)
             difference = verify(directory, original, gates, tensors())

@@ -23,6 +23,8 @@ from llmshearing.errors import UserError
 
 # From a parameter: the tensor with the values that this process holds, and which rows they are.
 Part = Callable[[Tensor], tuple[Tensor, slice]]
+# A tensor is read in pieces, so that a large one is never in memory twice.
+PIECE_BYTES = 32 << 20
 # Rotary embeddings were stored by old versions of Transformers and are computed since.
 INVERSE_FREQUENCIES = r"rotary_emb\.inv_freq$"
 
@@ -72,7 +74,7 @@ def read_source(path: str | Path) -> Source:
 def load_model(source: Source, *, attention: str = "sdpa", random: bool = False) -> PreTrainedModel:
     """The stock model in float32, every weight found and none left over.
 
-    Weights are read one at a time, so that host memory holds the model once and one tensor more.
+    Weights are read piece by piece, so that host memory holds the model once.
 
     Args:
         source: the directory.
@@ -146,7 +148,11 @@ def _read_parameter(
     )
     here, rows = part(filled)
     stored = next(name for name in names if name in weights.stored)
-    here.copy_(weights.read(stored, rows))
+    first = rows.indices(empty.shape[0])[0]
+    step = max(1, PIECE_BYTES // max(1, here[:1].numel() * here.element_size()))
+    for begin in range(0, here.shape[0], step):
+        piece = here[begin : begin + step]
+        piece.copy_(weights.read(stored, slice(first + begin, first + begin + len(piece))))
     return filled
 
 

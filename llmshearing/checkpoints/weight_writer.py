@@ -12,8 +12,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -29,14 +30,49 @@ FLUSH_BYTES = 256 << 20
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
+class Flusher:
+    """Brings files to the disk beside other work; leaving it waits until all are there.
+
+    Raises:
+        OSError: at the end, of the first file that could not be written.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._files: list[BinaryIO] = []
+        self._flushes: list[Future[None]] = []
+
+    def __enter__(self) -> Flusher:
+        return self
+
+    def open(self, path: Path) -> BinaryIO:
+        """A new file, closed at the end."""
+        file = path.open("wb", buffering=0)
+        self._files.append(file)
+        return file
+
+    def flush(self, file: BinaryIO) -> None:
+        """Begin to flush what has been written so far."""
+        self._flushes.append(self._thread.submit(os.fsync, file.fileno()))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=error is not None)
+        for file in self._files:
+            file.close()
+        if error is None:
+            for flush in self._flushes:
+                flush.result()
+
+
 def write_weights(
     directory: Path,
     sizes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
     max_shard_size: int | str,
+    flusher: Flusher,
 ) -> None:
-    """Write `model.safetensors`, or shards with their index, flushed to the disk.
+    """Write `model.safetensors`, or shards with their index.
 
     Args:
         directory: where.
@@ -44,6 +80,7 @@ def write_weights(
         tensors: name and value, in any order, each of them once.
         dtype: of what is written.
         max_shard_size: bytes of a file, or a text such as `5GB`; a larger tensor has its own file.
+        flusher: brings the files to the disk.
 
     Raises:
         UserError: the size of a file is none.
@@ -51,21 +88,16 @@ def write_weights(
     """
     empty = {n: torch.empty(size, dtype=dtype, device="meta") for n, size in sizes.items()}
     split = split_torch_state_dict_into_shards(empty, max_shard_size=parse_size(max_shard_size))
-    with ThreadPoolExecutor(1) as flusher:
-        shards = {
-            file: _Shard(directory / file, {name: empty[name] for name in names}, flusher)
-            for file, names in split.filename_to_tensors.items()
-        }
-        try:
-            for name, tensor in tensors:
-                if name not in split.tensor_to_filename:
-                    raise ValueError(f"found tensor {name}, which was not announced")
-                shards[split.tensor_to_filename[name]].write(name, tensor)
-            for shard in shards.values():
-                shard.finish()
-        finally:
-            for shard in shards.values():
-                shard.close()
+    shards = {
+        file: _Shard(directory / file, {name: empty[name] for name in names}, flusher)
+        for file, names in split.filename_to_tensors.items()
+    }
+    for name, tensor in tensors:
+        if name not in split.tensor_to_filename:
+            raise ValueError(f"found tensor {name}, which was not announced")
+        shards[split.tensor_to_filename[name]].write(name, tensor)
+    for shard in shards.values():
+        shard.finish()
     if split.is_sharded:
         metadata = {"total_size": split.metadata["total_size"]}
         write_json(
@@ -89,11 +121,9 @@ def parse_size(text: int | str) -> int:
 class _Shard:
     """One file: its header is written at once, its tensors as they come."""
 
-    def __init__(
-        self, path: Path, tensors: Mapping[str, Tensor], flusher: ThreadPoolExecutor
-    ) -> None:
-        self._file = path.open("wb", buffering=0)
-        self._flusher, self._flushes, self._unflushed = flusher, [], 0
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], flusher: Flusher) -> None:
+        self._file = flusher.open(path)
+        self._flusher, self._unflushed = flusher, 0
         self._tensors = dict(tensors)
         self._offsets: dict[str, int] = {}
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -126,23 +156,15 @@ class _Shard:
             self._flush()
 
     def finish(self) -> None:
-        """Wait until the file is on the disk.
+        """See that nothing is missing.
 
         Raises:
-            ValueError: a tensor is missing.
+            ValueError: a tensor is.
         """
         if self._tensors:
             raise ValueError(f"found no tensor {', '.join(self._tensors)}, which was announced")
         self._flush()
-        for flush in self._flushes:
-            flush.result()
-
-    def close(self) -> None:
-        for flush in self._flushes:
-            if not flush.cancel():
-                flush.exception()
-        self._file.close()
 
     def _flush(self) -> None:
-        self._flushes.append(self._flusher.submit(os.fsync, self._file.fileno()))
+        self._flusher.flush(self._file)
         self._unflushed = 0

@@ -49,17 +49,17 @@ def cut(
         whichever is higher, in the tensor's dtype.
     """
     result = tensor
-    if row.absorbs:
-        scale = layer_gate(row, gates, layer)
-        # A scalar tensor would not raise the result to its own precision; one with dimensions does.
-        result = result if scale is None else result * scale.reshape([1] * tensor.ndim)
     for number, dim in enumerate(row.dims):
-        gate = dim_gate(dim, sizes, gates, layer) if row.absorbs else None
-        if gate is not None:
-            result = result * gate.reshape([-1] + [1] * (tensor.ndim - number - 1))
         indices = dim_indices(dim, sizes, kept, layer)
         if indices is not None:
             result = result.index_select(number, indices)
+        gate = dim_gate(dim, sizes, gates, layer) if row.absorbs else None
+        if gate is not None:
+            here = gate if indices is None else gate[indices]
+            result = result * here.reshape([-1] + [1] * (tensor.ndim - number - 1))
+    scale = layer_gate(row, gates, layer) if row.absorbs else None
+    # A scalar tensor would not raise the result to its own precision; one with dimensions does.
+    result = result if scale is None else result * scale.reshape([1] * tensor.ndim)
     return result.to(tensor.dtype).contiguous()
 
 

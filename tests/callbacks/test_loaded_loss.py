@@ -69,5 +69,10 @@ def test_only_a_loss_of_the_same_weights_and_rows_counts(tmp_path, change):
     assert stored_losses(tmp_path, DATA) == ({} if change else {"prose": 2.5})
 
 
+def test_a_directory_without_losses_has_none(tmp_path):
+    (tmp_path / MANIFEST).write_text(json.dumps({"method": "magnitude"}))  # as prune-oneshot writes
+    assert stored_losses(tmp_path, DATA) == {}
+
+
 def test_a_directory_from_elsewhere_has_none(tmp_path):
     assert stored_losses(tmp_path, DATA) == {}
