@@ -158,9 +158,15 @@ def _read_parameter(
 
 def _stock_model(source: Source, attention: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source.path)
-    model = AutoModelForCausalLM.from_config(
-        config, attn_implementation=attention, dtype=torch.float32
-    )
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, dtype=torch.float32
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"model.attention: found {attention!r}, which Transformers does not run here "
+            f"({str(error).splitlines()[0]}); give sdpa or eager, or install what it asks for"
+        ) from None
     if (source.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.path)
     return model

@@ -58,7 +58,7 @@ class ActivationImportance:
                 scores[Axis.HIDDEN] += squares / squares.mean().clamp(min=1e-30)
         for row, layer, name, module in self._writers:
             dim = row.dims[1]
-            weight = module.weight.detach().double()
+            weight = module.get_parameter("weight").detach().double()
             weight = weight.reshape(weight.shape[0], -1, dim.multiple)  # [d, u, m]
             gram = torch.einsum("dum,dun->umn", weight, weight)
             added = (gram * self._squares[name].to(gram)).sum((-1, -2)).cpu()

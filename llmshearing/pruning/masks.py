@@ -83,6 +83,8 @@ class Masks(nn.Module):
     The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
     """
 
+    chosen: Tensor  # with a budget, the sizes it has come to; zeros until then
+
     def __init__(
         self,
         table: CouplingTable,
@@ -242,11 +244,10 @@ class Masks(nn.Module):
     def _choose_shape(self) -> None:
         """Fix the shape that the budget has come to, or take the one of a resumed run."""
         assert self.budget is not None
-        chosen: Tensor = self.chosen
-        if not chosen.any():
+        if not self.chosen.any():
             sizes = self.table.sizes(self._shape_within(self.budget.parameters))
-            chosen.copy_(torch.tensor([sizes[axis] for axis in self.axes]))
-        sizes = self.sizes | dict(zip(self.axes, chosen.tolist(), strict=True))
+            self.chosen.copy_(torch.tensor([sizes[axis] for axis in self.axes]))
+        sizes = self.sizes | dict(zip(self.axes, self.chosen.tolist(), strict=True))
         self.target = sized(self.table.source, sizes, grouped=self.table.grouped)
         log.info("the budget's shape: %s", self.target)
 

@@ -99,3 +99,15 @@ def test_files_that_are_not_whole(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"found no model-00001-of-00002.safetensors in"):
         WeightFiles(folder)
+
+
+def test_another_attention_gives_the_same_logits_and_an_unknown_one_is_refused(tiny_model):
+    source = read_source(tiny_model)
+    tokens = torch.randint(0, 128, (2, 16), generator=torch.Generator().manual_seed(0))
+    sdpa, eager = (load_model(source, attention=name).eval() for name in ("sdpa", "eager"))
+    assert eager.config._attn_implementation == "eager"
+    with torch.no_grad():
+        torch.testing.assert_close(eager(tokens).logits, sdpa(tokens).logits)
+    for name in ("nonsense", "flash_attention_2"):
+        with pytest.raises(UserError, match=f"model.attention: found '{name}'"):
+            load_model(source, attention=name)
