@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.shape import Shape
 from llmshearing.config import Recipe, steps
 from llmshearing.data.schema import token_dtype
-from llmshearing.planning.state import StateBytes, mask_shapes
+from llmshearing.planning.state import StateBytes, Target, exported_parameters, mask_shapes
 
 ROW_OVERHEAD = 4  # an MDS shard's offset of each row
 
@@ -22,7 +21,7 @@ def row_bytes(sequence_length: int, vocabulary: int) -> int:
 def disk_bytes(
     recipe: Recipe,
     table: CouplingTable,
-    target: Shape | None,
+    target: Target,
     state: StateBytes,
     data: int,
 ) -> dict[str, int]:
@@ -31,7 +30,7 @@ def disk_bytes(
     Args:
         recipe: the run.
         table: of the model that is trained.
-        target: the shape to prune to, or None.
+        target: what to prune to, or None.
         state: of one rank that holds everything.
         data: bytes of the rows.
     """
@@ -43,7 +42,7 @@ def disk_bytes(
     one = state.parameters + state.masks + state.optimizer
     masks = 4 * sum(math.prod(shape) for shape in mask_shapes(table, target, "released"))
     scores = masks * -(-total // steps(recipe.run.eval_interval))
-    exported = 4 * table.parameter_count(target or table.source)
+    exported = 4 * exported_parameters(table, target)
     return {
         "data": data,
         f"checkpoints ({kept} of {one / 1e9:,.1f} GB)": kept * one,

@@ -10,12 +10,12 @@ from typing import Any
 
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
-from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.config import Recipe, error_list, parse_recipe
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.loading.settings import problems, starting_weights
+from llmshearing.planning.state import Target
 
 # Keys that a run needs and a plan can do without.
 NOT_NEEDED = ("run.directory", "data.root", "loading.references", "loading.mixture")
@@ -48,16 +48,16 @@ class PlanInputs:
     Attributes:
         recipe: checked.
         table: of the model that is trained.
-        target: the shape to prune to, or None.
+        target: what to prune to, or None.
         sequence_length: tokens in a row.
         domains: of the data; empty where neither data nor weights tell them.
-        data_bytes: of the tree's training and held-out rows; None where there is no tree.
+        tree: the data; None where there is none yet.
         notes: what was assumed, one sentence each.
     """
 
     recipe: Recipe
     table: CouplingTable
-    target: Shape | None
+    target: Target
     sequence_length: int
     domains: list[DomainData]
     tree: DataTree | None

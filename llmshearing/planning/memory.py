@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.shape import Shape
 from llmshearing.planning.activations import (
     Batch,
     Numbers,
@@ -21,7 +20,7 @@ from llmshearing.planning.activations import (
     numbers_of,
     outer_elements,
 )
-from llmshearing.planning.state import StateBytes, pruned_axes, state_bytes
+from llmshearing.planning.state import StateBytes, Target, pruned_axes, state_bytes
 
 # Tokens whose logits exist at the same time, as in `models/shearing.py`; a test compares the two.
 LOSS_CHUNK = 1024
@@ -38,7 +37,7 @@ class Job:
 
     Attributes:
         table: of the model that is trained.
-        target: the shape to prune to, or None.
+        target: what to prune to, or None.
         constraint: form of the pruning constraint.
         microbatch: rows per forward pass of a rank.
         rank_batch: rows per step of a rank.
@@ -55,7 +54,7 @@ class Job:
     """
 
     table: CouplingTable
-    target: Shape | None
+    target: Target
     constraint: str
     microbatch: int
     rank_batch: int

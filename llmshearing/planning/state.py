@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 
 FLOAT32 = 4  # master weights, masks, gradients and both moments, whatever the precision
 STEP_COUNTER = 4  # AdamW keeps a float32 scalar beside each tensor
+
+Target = Shape | Budget | None  # what a run prunes to, or nothing
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,24 @@ class StateBytes:
         return self.parameters + self.masks + self.gradients + self.optimizer
 
 
-def pruned_axes(table: CouplingTable, target: Shape | None) -> tuple[Axis, ...]:
+def pruned_axes(table: CouplingTable, target: Target) -> tuple[Axis, ...]:
     """The axes that shrink, each with a mask."""
     if target is None:
         return ()
+    if isinstance(target, Budget):
+        return target.axes
     source, wanted = table.sizes(table.source), table.sizes(target)
     return tuple(axis for axis in source if wanted[axis] < source[axis])
 
 
-def mask_shapes(
-    table: CouplingTable, target: Shape | None, constraint: str
-) -> list[tuple[int, ...]]:
+def exported_parameters(table: CouplingTable, target: Target) -> int:
+    """Parameters of what a run exports; of a budget all of it."""
+    if isinstance(target, Budget):
+        return target.parameters
+    return table.parameter_count(target or table.source)
+
+
+def mask_shapes(table: CouplingTable, target: Target, constraint: str) -> list[tuple[int, ...]]:
     """Shapes of the mask logits, the linear and the quadratic multipliers.
 
     Args:
@@ -61,6 +71,8 @@ def mask_shapes(
         logits.append((layers, sizes[axis]) if axis.per_layer else (sizes[axis],))
         pairs = layers if axis.per_layer and constraint == "published" else 1
         multipliers += [(pairs,), (pairs,)]
+    if isinstance(target, Budget):
+        multipliers += [(1,), (1,)]
     return logits + multipliers
 
 
@@ -77,7 +89,7 @@ def local_elements(shape: tuple[int, ...], shards: int, rank: int = 0) -> int:
 
 def state_bytes(
     table: CouplingTable,
-    target: Shape | None,
+    target: Target,
     constraint: str,
     shards: int = 1,
     rank: int = 0,
@@ -86,7 +98,7 @@ def state_bytes(
 
     Args:
         table: of the model that is trained.
-        target: the shape to prune to, or None.
+        target: what to prune to, or None.
         constraint: form of the constraint, which decides how many multipliers there are.
         shards: ranks that share each tensor; 1 without sharding.
         rank: which of them. The first holds the most.

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.flops import FORMULA
 from llmshearing.architecture.shape import Shape
 from llmshearing.loading.usage import table as use_table
 from llmshearing.planning.inputs import DomainData
 from llmshearing.planning.memory import GPU_FRAGMENTATION, gib
 from llmshearing.planning.plan import Plan
+from llmshearing.planning.state import exported_parameters
 
 WIDTH = 80
 
@@ -33,9 +35,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "shape": asdict(shape),
             "parameters": inputs.table.parameter_count(shape),
             "target": None if inputs.target is None else asdict(inputs.target),
-            "target_parameters": (
-                None if inputs.target is None else inputs.table.parameter_count(inputs.target)
-            ),
+            "exported_parameters": exported_parameters(inputs.table, inputs.target),
         },
         "machine": asdict(plan.machine),
         "parallelism": plan.job.parallelism,
@@ -75,7 +75,10 @@ def _what(plan: Plan) -> str:
     inputs, job, device = plan.inputs, plan.job, plan.machine.device
     table = inputs.table
     lines = [f"model    {_shape(table.source, table.parameter_count(table.source))}"]
-    if inputs.target is not None:
+    if isinstance(inputs.target, Budget):
+        axes = ", ".join(axis.value for axis in inputs.target.axes)
+        lines.append(f"target   {inputs.target.parameters:,} parameters at most, along {axes}")
+    elif inputs.target is not None:
         lines.append(f"target   {_shape(inputs.target, table.parameter_count(inputs.target))}")
     memory = "" if device.memory is None else f" of {gib(device.memory):.1f} GiB"
     many = "processes on" if not device.is_gpu else "x"

@@ -109,6 +109,13 @@ def test_nothing_fits_into_nothing():
     assert tried[-1].changes[0] == "--gpus 32"  # a row for each
 
 
+def test_a_budget_is_planned(capsys):
+    recipe = ROOT / "yamls/prune/tiny-llama-to-half.yaml"
+    sizes = [f"target.{name}=null" for name in ("hidden", "layers", "heads", "intermediate")]
+    assert main(["plan", str(recipe), SEVEN, *sizes, "target.parameters=1.3B", "--gpus", "8"]) == 0
+    assert "1,300,000,000 parameters at most, along hidden, layer" in capsys.readouterr().out
+
+
 def test_hybrid_shards_over_a_node():
     plan = make_plan(PRUNE, [SEVEN], Machine(A100, 16))
     recipe = replace(plan.inputs.recipe, parallelism="hybrid")

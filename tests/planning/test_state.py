@@ -18,14 +18,16 @@ SCRIPT = Path(__file__).parents[1] / "state_bytes_of_runs.py"
 STEPS = ["run.duration=2ba", "run.eval_interval=2ba", "run.checkpoint_interval=9ba"]
 
 
-@pytest.mark.parametrize("prunes", [True, False], ids=["masked", "plain"])
-def test_state_of_one_process_is_exact(prunes, recipe_file, tmp_path):
-    if not prunes:
-        recipe = json.loads(recipe_file.read_text())
+@pytest.mark.parametrize("target", ["shape", "budget", "none"])
+def test_state_of_one_process_is_exact(target, recipe_file, tmp_path):
+    recipe = json.loads(recipe_file.read_text())
+    if target == "budget":
+        recipe["target"] = {"parameters": "15K"}
+    elif target == "none":
         del recipe["target"]
-        recipe_file.write_text(json.dumps(recipe))
+    recipe_file.write_text(json.dumps(recipe))
     measure(tmp_path / "found", recipe_file, STEPS)
-    compare(tmp_path / "found", recipe_file, [], ranks=1, prunes=prunes)
+    compare(tmp_path / "found", recipe_file, [], ranks=1, prunes=target != "none")
 
 
 @pytest.mark.slow

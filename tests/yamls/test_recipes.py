@@ -205,7 +205,8 @@ def test_two_steps_of_the_recipe_on_a_shrunk_model(stage, tokenizer, references,
     given += [f"run.directory={tmp_path / 'run'}"]
     if stage.prunes:
         given += ["target.hidden=32", "target.layers=3", "target.intermediate=64"]
-        given += [f"target.heads={groups}", f"target.kv_groups={groups}", "target.multiple_of={}"]
+        given += [f"target.heads={groups}", f"target.kv_groups={groups}"]
+        given += ["target.multiple_of={hidden: 32, intermediate: 32}"]
     lines = run_here(stage.path, *given)
     losses = series(lines, "loss/train/ce")
     assert sorted(losses) == [1, 2]
