@@ -14,6 +14,8 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 
+from llmshearing.errors import UserError
+
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -54,9 +56,11 @@ class StopSignal(Callback):
         trace: TracebackType | None,
     ) -> None:
         # A stopped run ends here: a signal repeated while Python shuts down must not change its
-        # exit status.
+        # exit status. Nor must the launcher's, which comes as soon as the first of several ranks
+        # has ended with the user's message.
+        told = kind is not None and issubclass(kind, UserError) and dist.get_world_size() > 1
         for number, handler in self.before.items():
-            signal.signal(number, signal.SIG_IGN if self.agreed else handler)
+            signal.signal(number, signal.SIG_IGN if self.agreed or told else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame  # no logging here: the signal may have come in the middle of it
