@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.flops import FORMULA, peak_flops, training_flops_per_token
+from llmshearing.config import ModelSettings
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import Moment
@@ -91,7 +92,7 @@ def build(shape: str, kind: str, options: argparse.Namespace) -> tuple[torch.nn.
             intermediate=source.intermediate // 2,
         )
         masks = Masks(table, target, PruningSettings(), seed=0)
-    model = ShearingModel(decoder, masks, domains=7).to(options.device).train()
+    model = ShearingModel(decoder, masks, 7, ModelSettings.loss_chunk).to(options.device).train()
     return model, lambda batch: model.loss(model(batch), batch)["total"]
 
 

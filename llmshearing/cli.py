@@ -148,7 +148,6 @@ def _plan_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--gpus", type=int, default=8, metavar="N", help="of the run; default 8")
     verb.add_argument("--gpu", metavar="NAME", help="default A100-80GB; cpu plans for processes")
     verb.add_argument("--gpu-memory", type=float, metavar="GB", help="GiB of each, for any GPU")
-    verb.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     verb.add_argument("--mfu", type=float, metavar="X", help="model FLOPs utilisation, e.g. 0.3")
     verb.add_argument("--run", type=Path, metavar="RUN_DIR", help="take the speed of this run")
     verb.add_argument("--sequence-length", type=int, metavar="T", help="where no data tells it")
@@ -197,7 +196,7 @@ def plan(options: argparse.Namespace) -> None:
     planned = make_plan(
         options.recipe,
         options.overrides,
-        Machine(device, options.gpus, options.gpus_per_node),
+        Machine(device, options.gpus),
         mfu=options.mfu,
         run=options.run,
         sequence_length=options.sequence_length,

@@ -36,6 +36,11 @@ class RunSettings:
         checkpoint_interval: steps between checkpoints.
         keep_checkpoints: checkpoints kept; -1 keeps all.
         autoresume: go on from the run directory's latest checkpoint when there is one.
+        start_timeout: time, e.g. `30m`, that each part of the start may take, from the meeting of
+            the ranks to the end of the first step; then stacks are shown and the run ends.
+        step_timeout: the same for each later step, evaluation batch and checkpoint.
+        peak_flops: operations per second of one device, for the utilisation; not needed for the
+            GPUs in `architecture/flops.py`.
     """
 
     directory: str = MISSING
@@ -47,6 +52,9 @@ class RunSettings:
     checkpoint_interval: str = "100ba"
     keep_checkpoints: int = 2
     autoresume: bool = True
+    start_timeout: str = "30m"
+    step_timeout: str = "15m"
+    peak_flops: float | None = None
 
 
 @dataclass
@@ -59,6 +67,8 @@ class ModelSettings:
         attention: Transformers' `attn_implementation`.
         precision: `fp32` or `amp_bf16`; masks are float32 in either.
         activation_checkpointing: recompute blocks in the backward pass.
+        compile: compile each block with torch.compile, as one graph.
+        loss_chunk: tokens whose logits exist at the same time; 0 for those of a whole microbatch.
     """
 
     path: str = MISSING
@@ -66,6 +76,8 @@ class ModelSettings:
     attention: str = "sdpa"
     precision: str = "fp32"
     activation_checkpointing: bool = False
+    compile: bool = False
+    loss_chunk: int = 1024
 
 
 @dataclass
@@ -118,7 +130,13 @@ class OptimizerSettings:
 
 @dataclass
 class Recipe:
-    """Everything that decides a run. `target` present means pruning, absent training as it is."""
+    """Everything that decides a run. `target` present means pruning, absent training as it is.
+
+    Attributes:
+        parallelism: `fsdp2`, `fsdp1` (GPUs only) or `ddp`; one process needs none.
+        shard_ranks: ranks among which one copy of the model is sharded, e.g. the GPUs of a node;
+            the copies are replicas of each other. All ranks where not given.
+    """
 
     run: RunSettings = field(default_factory=RunSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -128,6 +146,7 @@ class Recipe:
     loading: LoadingSettings = field(default_factory=LoadingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     parallelism: str = "fsdp2"
+    shard_ranks: int | None = None
 
     @property
     def prunes(self) -> bool:
@@ -140,7 +159,7 @@ CHOICES = {
     "model.initialize": ("pretrained", "random"),
     "model.precision": ("fp32", "amp_bf16"),
     "pruning.noise": ("shared", "per_rank"),
-    "parallelism": ("fsdp2", "ddp"),
+    "parallelism": ("fsdp2", "fsdp1", "ddp"),
 }
 POSITIVE = ("data.global_batch", "data.microbatch", "data.eval_batch", "optimizer.learning_rate")
 PHASES = ("warmup", "choose", "sharpen_until", "settle")  # of a pruning run
@@ -240,6 +259,18 @@ def steps(text: str, total: int | None = None) -> int:
     raise ValueError(text)
 
 
+def seconds(text: str) -> float:
+    """Seconds of a time such as `90s`, `30m` or `2h`.
+
+    Raises:
+        ValueError: no such time.
+    """
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    if unit is None or not text[:-1].isdigit() or int(text[:-1]) == 0:
+        raise ValueError(text)
+    return float(int(text[:-1]) * unit)
+
+
 def own_errors(recipe: Recipe) -> list[str]:
     """Errors that the recipe alone shows."""
     config = OmegaConf.structured(recipe)
@@ -263,6 +294,20 @@ def own_errors(recipe: Recipe) -> list[str]:
             f"pruning.sharpness: found {recipe.pruning.sharpness}, expected at least 1 (1 leaves "
             "the masks as the paper has them)"
         )
+    if recipe.model.loss_chunk < 0:
+        errors.append(
+            f"model.loss_chunk: found {recipe.model.loss_chunk}, expected tokens, or 0 for all"
+        )
+    if recipe.shard_ranks is not None:
+        if recipe.shard_ranks < 1:
+            errors.append(f"shard_ranks: found {recipe.shard_ranks}, expected at least 1")
+        if recipe.parallelism == "ddp":
+            errors.append(
+                "shard_ranks: found with parallelism ddp, which shards nothing; leave it out or "
+                "give parallelism=fsdp2"
+            )
+    if recipe.run.peak_flops is not None and recipe.run.peak_flops <= 0:
+        errors.append(f"run.peak_flops: found {recipe.run.peak_flops}, expected more than 0")
     if recipe.data.microbatch > recipe.data.global_batch > 0:
         errors.append(
             f"data.microbatch: found {recipe.data.microbatch}, expected at most "
@@ -273,6 +318,12 @@ def own_errors(recipe: Recipe) -> list[str]:
 
 def _time_errors(recipe: Recipe) -> list[str]:
     errors = []
+    for name in ("start_timeout", "step_timeout"):
+        value = getattr(recipe.run, name)
+        try:
+            seconds(value)
+        except ValueError:
+            errors.append(f"run.{name}: found {value!r}, expected a time with a unit, e.g. 30m")
     for name in STEP_TIMES:
         value = getattr(recipe.run, name)
         try:

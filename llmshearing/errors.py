@@ -1,4 +1,4 @@
-"""The one way in which a user's mistake is told: a message and exit status 2, never a traceback."""
+"""How a run or a command ends that cannot go on: one message and an exit status, no traceback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 EXIT_STATUS = 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FAILURE_STATUS = 3
 
 P = ParamSpec("P")
 
@@ -21,10 +22,17 @@ class UserError(Exception):
     """
 
 
-def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Wrap a command's `main` so that a `UserError` becomes one message and exit status 2.
+class RunError(Exception):
+    """Something failed that the input is not to blame for: a lost rank, a killed process.
 
-    So does a disk that takes no more.
+    Starting again goes on from the last checkpoint.
+    """
+
+
+def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
+    """Wrap a command's `main` so that a known end becomes one message and an exit status.
+
+    2 for a `UserError` and for a disk that takes no more, 3 for a `RunError`.
     """
 
     @functools.wraps(main)
@@ -42,5 +50,8 @@ def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
                 f"error: cannot write{where}: {error.strerror}. Make room, then start again\n"
             )
             return EXIT_STATUS
+        except RunError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return FAILURE_STATUS
 
     return wrapped

@@ -96,6 +96,11 @@ def _read_scores(recipe: Recipe, source: Source) -> Scores | None:
 
 def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
     errors: list[str] = []
+    if recipe.shard_ranks and ranks > 1 and ranks % recipe.shard_ranks:
+        errors.append(
+            f"shard_ranks: found {recipe.shard_ranks} for {ranks} ranks; expected a divisor of the "
+            "ranks, so that every copy of the model has as many"
+        )
     train = _try(errors, lambda: tree.split(recipe.data.split), "data.split")
     held_out = _try(errors, lambda: tree.split(recipe.data.eval_split), "data.eval_split")
     if recipe.data.global_batch % ranks:

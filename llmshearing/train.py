@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import warnings
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,19 @@ import torch
 from composer import Trainer
 from composer.core import Evaluator
 from composer.loggers import TensorboardLogger
-from composer.utils import dist, get_device, reproducibility
-from composer.utils.parallelism import FSDP2Config
+from composer.utils import dist, reproducibility
 
-from llmshearing import optimization, preflight, substrate
+from llmshearing import optimization, parallelism, preflight, substrate
+from llmshearing.architecture.flops import peak_flops, training_flops_per_token
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.gradients import GradientClipping
+from llmshearing.callbacks.heartbeat import Heartbeat
 from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
-from llmshearing.callbacks.progress import Progress
+from llmshearing.callbacks.progress import Arithmetic, Progress
 from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.fitting import check_fits
@@ -41,12 +43,14 @@ from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.source import empty_model, fill, load_model
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.checkpoints.writing import check_writable
-from llmshearing.config import Recipe, steps, to_yaml
+from llmshearing.config import Recipe, seconds, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error
 from llmshearing.files import write_text
+from llmshearing.models.compiled import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
 from llmshearing.pruning.masks import Masks
+from llmshearing.watchdog import Watchdog, log_phase
 
 log = logging.getLogger(__name__)
 
@@ -57,28 +61,35 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         raise UserError(f"expected RECIPE.yaml and key=value overrides\n{__doc__}")
+    begun = time.monotonic()
     recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
-    dist.initialize_dist(get_device())
-    return train(recipe, inputs)
+    checked = time.monotonic()
+    parallelism.meet(recipe)
+    times = {"config": checked - begun, "ranks": time.monotonic() - checked}
+    with parallelism.failures_explained():
+        return train(recipe, inputs, times)
 
 
-def train(recipe: Recipe, inputs: Inputs) -> int:
+def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = None) -> int:
     """Run a checked recipe to its end, from its latest checkpoint where there is one.
+
+    Args:
+        recipe: what to do.
+        inputs: what the recipe names.
+        times: seconds that each part of the start has taken so far, for the log.
 
     Returns:
         The exit status: 0 at the end of the run, 85 where a signal stopped it before.
     """
-    if recipe.model.precision != "fp32" and not torch.cuda.is_available():
-        raise UserError(
-            f"model.precision: found {recipe.model.precision}, which needs a GPU; "
-            "this machine shows none, so give model.precision=fp32"
-        )
+    parallelism.check_device(recipe)
     directory = Path(recipe.run.directory)
     check_writable(directory)
     set_up_log(directory)
     if dist.get_global_rank() == 0:
         write_text(directory / "config.yaml", to_yaml(recipe))
         log.info("recipe\n%s", to_yaml(recipe))
+    for what, took in (times or {}).items():
+        log_phase(what, took)
     checkpoint = resume_path(recipe)
     if checkpoint is not None:
         check_fits(Path(checkpoint), facts(recipe, inputs))
@@ -86,8 +97,9 @@ def train(recipe: Recipe, inputs: Inputs) -> int:
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
     status = 0
-    with StopSignal() as stop:
-        trainer = build_trainer(recipe, inputs, checkpoint, stop)
+    watchdog = Watchdog(directory, dist.get_global_rank(), dist.get_world_size())
+    with StopSignal() as stop, watchdog:
+        trainer = build_trainer(recipe, inputs, checkpoint, stop, watchdog)
         try:
             trainer.fit()
         except Stopped:
@@ -98,22 +110,33 @@ def train(recipe: Recipe, inputs: Inputs) -> int:
 
 
 def build_trainer(
-    recipe: Recipe, inputs: Inputs, checkpoint: str | None = None, stop: StopSignal | None = None
+    recipe: Recipe,
+    inputs: Inputs,
+    checkpoint: str | None = None,
+    stop: StopSignal | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Trainer:
     """The Composer trainer of a checked recipe, at its start or at a checkpoint."""
     stop = stop or StopSignal()
+    watchdog = watchdog or Watchdog(Path(recipe.run.directory))
+    start = seconds(recipe.run.start_timeout)
     reproducibility.seed_all(recipe.run.seed)
     directory = Path(recipe.run.directory)
-    model = build_model(recipe, inputs)
-    loading = DynamicLoading.from_recipe(recipe, inputs.tree)
+    with watchdog.phase("weights", start):
+        model = build_model(recipe, inputs)
+    with watchdog.phase("data index", start):
+        loading = DynamicLoading.from_recipe(recipe, inputs.tree)
+    if recipe.model.compile:
+        compile_blocks(model)
+    parallelism.before_sharding(model, recipe)
     optimizer = optimization.build_optimizer(model, recipe)
     total = steps(recipe.run.duration)
     tokens_per_batch = recipe.data.global_batch * inputs.tree.sequence_length
-    sharded = is_sharded(recipe)
     clipping = GradientClipping(
         optimization.clip_bounds(recipe),
         optimization.GROUP_NAMES[: len(optimizer.param_groups)],
-        sharded=sharded,
+        loading.domains,
+        fsdp1_shards=parallelism.fsdp1_shards(recipe),
     )
     algorithms: list[Any] = [clipping]
     if model.masks is not None:
@@ -122,6 +145,8 @@ def build_trainer(
     interval = steps(recipe.run.log_interval)
     metrics = MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch)
     manifest = ManifestWriter(directory, facts(recipe, inputs), loading.mixture)
+    watchdog.enter("the sharding", start)
+    begun = time.monotonic()
     trainer = Trainer(
         model=model,
         train_dataloader=loading.train_loader,
@@ -138,7 +163,10 @@ def build_trainer(
         callbacks=[
             stop,
             loading,
-            Progress(interval, tokens_per_batch, total, dist.get_world_size()),
+            Heartbeat(watchdog, start, seconds(recipe.run.step_timeout)),
+            Progress(
+                interval, tokens_per_batch, total, dist.get_world_size(), arithmetic(recipe, inputs)
+            ),
             Checkpointing(
                 directory,
                 due=stop.or_every(recipe.run.checkpoint_interval),
@@ -160,54 +188,51 @@ def build_trainer(
         device_train_microbatch_size=recipe.data.microbatch,
         accumulate_train_batch_on_tokens=has_chat(recipe, inputs),
         precision=recipe.model.precision,
-        parallelism_config=sharding(recipe) if sharded else None,
+        parallelism_config=parallelism.trainer_section(recipe),
         progress_bar=False,
         log_to_console=False,
         seed=recipe.run.seed,
-        dist_timeout=1800,
     )
-    if model.masks is not None:
-        substrate.keep_float32(model.masks)
+    parallelism.after_sharding(model)
+    log_phase("sharding", time.monotonic() - begun)
     return trainer
+
+
+def arithmetic(recipe: Recipe, inputs: Inputs) -> Arithmetic:
+    """What the run computes per token, and on what. Masked, the source is computed in full."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this processor"
+    return Arithmetic(
+        training_flops_per_token(inputs.source.table, inputs.tree.sequence_length),
+        recipe.run.peak_flops or peak_flops(device),
+        device,
+    )
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     """The stock decoder of the recipe's directory, with masks where it prunes."""
     settings = recipe.model
     random = settings.initialize == "random"
-    if is_sharded(recipe) and not random:
+    if recipe.parallelism == "fsdp2" and parallelism.is_sharded(recipe) and not random:
         # No rank ever holds the whole model: each reads the rows that it keeps.
         weights = WeightFiles(inputs.source.path)
         decoder = empty_model(inputs.source, weights, attention=settings.attention)
         substrate.fill_when_sharded(decoder, lambda: fill(decoder, weights, substrate.local_rows))
     else:
         decoder = load_model(inputs.source, attention=settings.attention, random=random)
-    if settings.activation_checkpointing and not is_sharded(recipe):
+    if settings.activation_checkpointing and not parallelism.is_sharded(recipe):
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     masks = None
     if inputs.target is not None:
         masks = Masks(
             inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed, inputs.scores
         )
-    return ShearingModel(decoder, masks, domains=len(inputs.tree.split(recipe.data.split)))
+    domains = len(inputs.tree.split(recipe.data.split))
+    return ShearingModel(decoder, masks, domains, settings.loss_chunk)
 
 
 def has_chat(recipe: Recipe, inputs: Inputs) -> bool:
     """Whether rows differ in their number of targets, so that a batch's mean has to count them."""
     return any(info.chat for info in inputs.tree.split(recipe.data.split).values())
-
-
-def is_sharded(recipe: Recipe) -> bool:
-    """Whether FSDP2 shards the model; one process has nothing to shard."""
-    return recipe.parallelism == "fsdp2" and dist.get_world_size() > 1
-
-
-def sharding(recipe: Recipe) -> dict[str, Any]:
-    """Composer's parallelism section for FSDP2."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-        fsdp = FSDP2Config(activation_checkpointing=recipe.model.activation_checkpointing)
-    return {"fsdp": fsdp}
 
 
 def resume_path(recipe: Recipe) -> str | None:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,19 @@ def main(arguments: list[str]) -> None:
     run_recorded(recipe, inputs)
 
 
-def run_rank(rank: int, ranks: int, port: int, log: str, arguments: list[str]) -> None:
+def run_rank(
+    rank: int,
+    ranks: int,
+    port: int,
+    log: str,
+    arguments: list[str],
+    run: Callable[[list[str]], int] = main,
+) -> None:
     """One rank as the launcher would start it, in a process of its own."""
     with Path(log).open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -127,7 +136,7 @@ def run_rank(rank: int, ranks: int, port: int, log: str, arguments: list[str]) -
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    sys.exit(main(arguments))
+    sys.exit(run(arguments))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import recording
+import torch
+import torch.distributed as dist
+
 from llmshearing import preflight
+from llmshearing import train as train_module
 from llmshearing.train import train
 
 
@@ -26,6 +35,50 @@ def launch(ranks: int, recipe: Path, *overrides: str) -> subprocess.CompletedPro
     command = [str(composer), "-n", str(ranks), "-m", "llmshearing.train", str(recipe), *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def start_ranks(
+    ranks: int,
+    directory: Path,
+    arguments: list[str],
+    *,
+    run: Callable[[list[str]], int] | None = None,
+    only: set[int] | None = None,
+) -> list[ForkProcess]:
+    """Start ranks that are forked from this process, which saves the imports.
+
+    Args:
+        ranks: of the run.
+        directory: each rank's output goes to `log-RANK.txt` in it.
+        arguments: of `llmshearing.train`.
+        run: what each rank does; training where not given.
+        only: the ranks that arrive; all where not given.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    directory.mkdir(parents=True, exist_ok=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()  # of an earlier run in this process, or all inherit it
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(
+            target=recording.run_rank,
+            args=(rank, ranks, port, str(log_file(directory, rank)), arguments),
+            kwargs={"run": run or train_module.main},
+        )
+        for rank in sorted(only or range(ranks))
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def log_file(directory: Path, rank: int) -> Path:
+    """What a rank wrote to its standard output and error."""
+    return directory / f"log-{rank}.txt"
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from llmshearing.callbacks.finite import not_finite
 from llmshearing.data.dataloaders import (
     build_eval_loaders,
     build_train_loader,
@@ -170,7 +171,14 @@ class DynamicLoading(Callback):
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Collect the training losses; stop at one that is not finite."""
+        """Collect the training losses; stop at one that is not finite.
+
+        The trainer has the loss on the host already, so that looking at it costs nothing. A loss
+        that is not finite has such a gradient as well, which the clipping refuses first.
+        """
+        losses = getattr(state, "total_loss_dict", None) or {}
+        if not all(math.isfinite(float(loss)) for loss in losses.values()):
+            raise not_finite(state, "loss", self.domains)
         self.trained = state.timestamp.sample.value
         model = state.model.module if hasattr(state.model, "module") else state.model
         metric = getattr(model, "domain_loss", None)
@@ -181,7 +189,6 @@ class DynamicLoading(Callback):
             metric.reset()
             self.since_update = self.since_update.to(sums.device) + sums
             self.since_log = self.since_log.to(sums.device) + sums
-        self._refuse_not_finite(state, sums)
         if state.timestamp.batch.value % self.course.log_interval == 0:
             logger.log_metrics(self._running_metrics())
             self.since_log = torch.zeros_like(self.since_log)
@@ -316,22 +323,6 @@ class DynamicLoading(Callback):
             if counts[i]:
                 measured[f"loading/train_loss/{name}"] = float(totals[i] / counts[i])
         return measured
-
-    def _refuse_not_finite(self, state: State, sums: torch.Tensor | None) -> None:
-        """The trainer has the loss on the host already, so that looking at it costs nothing."""
-        losses = getattr(state, "total_loss_dict", None) or {}
-        if all(math.isfinite(float(loss)) for loss in losses.values()):
-            return
-        where = "of no domain's own"
-        if sums is not None:
-            odd = (~sums[0].isfinite()).tolist()
-            names = [name for name, bad in zip(self.domains, odd, strict=True) if bad]
-            where = f"in {', '.join(names)}" if names else "outside the cross entropy"
-        raise UserError(
-            f"found a loss that is not finite at step {state.timestamp.batch.value - 1}, {where} "
-            f"(samples {self.trained - self.course.global_batch} to {self.trained - 1}): lower the "
-            "learning rate, or look at these samples"
-        )
 
     def _log(self, logger: Logger, before: np.ndarray, references: np.ndarray) -> None:
         assert self.losses is not None

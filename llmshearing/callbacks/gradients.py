@@ -2,54 +2,98 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from llmshearing.substrate import gradient_overcount
+from llmshearing.callbacks.finite import RowGradients, not_finite
+from llmshearing.models.shearing import unwrapped
 
 
 class GradientClipping(Algorithm):
-    """Clips each optimizer group's gradient norm and logs it.
+    """Clips each optimizer group's gradient norm and logs it; refuses one that is not finite.
 
-    Weights are clipped by themselves, so that the masks' penalty cannot shrink their step.
+    Weights are clipped by themselves, so that the masks' penalty cannot shrink their step. All
+    norms are read in one go, and a refusal comes before the optimizer has used the gradient.
 
     Args:
         bounds: per optimizer group the largest norm; 0 means none.
         names: what each group's norm is logged as.
-        sharded: whether FSDP2 reduces the gradients.
+        domains: names of the data's domains.
+        fsdp1_shards: under FSDP1, whose gradients are plain tensors, the ranks among which the
+            first group (the weights) is sharded; the others are whole on every rank, and their
+            gradients are averaged here. 0 where torch knows by itself.
     """
 
-    def __init__(self, bounds: Sequence[float], names: Sequence[str], *, sharded: bool) -> None:
-        self.bounds, self.names = tuple(bounds), tuple(names)
-        self.overcount = gradient_overcount() if sharded else 1.0
+    def __init__(
+        self,
+        bounds: Sequence[float],
+        names: Sequence[str],
+        domains: Sequence[str],
+        *,
+        fsdp1_shards: int = 0,
+    ) -> None:
+        self.bounds, self.names, self.domains = tuple(bounds), tuple(names), tuple(domains)
+        self.fsdp1_shards = fsdp1_shards
+        self.rows = RowGradients()
 
     def match(self, event: Event, state: State) -> bool:
-        """When all microbatches' gradients are there."""
+        """At the start, and when all microbatches' gradients are there."""
         del state
-        return event == Event.AFTER_TRAIN_BATCH
+        return event in (Event.FIT_START, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Clip."""
-        del event
-        groups = state.optimizers[0].param_groups
-        norms = {}
-        for group, bound, name in zip(groups, self.bounds, self.names, strict=True):
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if self.overcount != 1.0:
-                torch._foreach_div_([p.grad for p in parameters], self.overcount)
-            norm = total_norm(p.grad for p in parameters)
+        """Clip, log and look."""
+        if event == Event.FIT_START:
+            self.rows.attach(unwrapped(state.model))
+            return
+        gradients = [
+            [p.grad for p in group["params"] if p.grad is not None]
+            for group in state.optimizers[0].param_groups
+        ]
+        if self.fsdp1_shards:
+            for group in gradients[1:]:
+                average(group)
+        norms = [total_norm(group) for group in gradients]
+        if self.fsdp1_shards:
+            norms[0] = across_shards(norms[0], self.fsdp1_shards)
+        values = torch.stack([norm.float().to(norms[0].device) for norm in norms]).tolist()
+        logger.log_metrics(
+            {
+                f"optimizer/gradient_norm{name}": value
+                for name, value in zip(self.names, values, strict=True)
+            }
+        )
+        if not all(map(math.isfinite, values)):
+            raise not_finite(state, "gradient", self.domains, self.rows.odd_rows())
+        self.rows.clear()
+        groups = zip(state.optimizers[0].param_groups, norms, self.bounds, strict=True)
+        for group, norm, bound in groups:
             if bound > 0:
-                torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
-            norms[f"optimizer/gradient_norm{name}"] = norm.item()
-        logger.log_metrics(norms)
+                torch.nn.utils.clip_grads_with_norm_(group["params"], bound, norm)
 
 
-def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     """The norm of all gradients together, the same on every rank."""
-    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+    norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def across_shards(norm: Tensor, shards: int) -> Tensor:
+    """The norm of the whole, from that of each rank's shard; replicas count once."""
+    squares = norm.square()
+    dist.all_reduce(squares, reduce_operation="SUM")
+    return (squares * shards / dist.get_world_size()).sqrt()
+
+
+def average(gradients: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over the ranks."""
+    for gradient in gradients:
+        dist.all_reduce(gradient, reduce_operation="SUM")
+        gradient.div_(dist.get_world_size())

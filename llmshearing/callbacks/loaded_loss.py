@@ -22,7 +22,7 @@ from composer.loggers import Logger
 from llmshearing.checkpoints.model_directory import MANIFEST
 from llmshearing.errors import UserError
 from llmshearing.models.gated import set_gates
-from llmshearing.models.metrics import HeldOutLoss, token_losses
+from llmshearing.models.metrics import HeldOutLoss
 from llmshearing.models.shearing import unwrapped
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _held_out_loss(state: State, domain: str) -> float:
     with torch.no_grad(), get_precision_context(state.precision):
         for batch in loader.dataloader:
             here = state.device.batch_to_device(batch)
-            logits = model.model(input_ids=here["input_ids"], use_cache=False).logits
-            metric.update(*token_losses(logits, here["labels"]))
+            losses, counted = model.decoder_losses(here)
+            metric.update(losses.each, counted)
     model.train(training)
     return float(metric.compute())

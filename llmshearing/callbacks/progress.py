@@ -4,31 +4,78 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 
 import torch
 from composer.core import Callback, State, TimeUnit
 from composer.loggers import Logger
 
+from llmshearing.architecture.flops import FORMULA
 from llmshearing.models.shearing import ShearingModel, unwrapped
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a run computes, and on what.
+
+    Attributes:
+        flops_per_token: of the forward and backward pass.
+        peak: operations per second of one device; None where it is unknown.
+        device: its name.
+    """
+
+    flops_per_token: int
+    peak: float | None
+    device: str
+
+    def utilisation(self, tokens_per_second: float) -> float | None:
+        """The part of one device's peak that its tokens per second are worth."""
+        return tokens_per_second * self.flops_per_token / self.peak if self.peak else None
+
+    def told(self) -> str:
+        """Formula and peak, for the log."""
+        operations = f"{self.flops_per_token:.4g} operations per token ({FORMULA})"
+        if self.peak is None:
+            return (
+                f"{operations}; no utilisation, since the peak of {self.device} is not known: "
+                "run.peak_flops gives it"
+            )
+        return (
+            f"model FLOPs utilisation (MFU) is tokens per second and device x {operations} / "
+            f"{self.peak:.4g} operations per second, the peak of {self.device}"
+        )
+
+
 class Progress(Callback):
-    """Logs loss, throughput, time left, and while pruning the expected sizes.
+    """Logs loss, throughput, utilisation, time left, and while pruning the expected sizes.
 
     Args:
         interval: steps between lines.
         tokens_per_batch: tokens of one optimizer step over all ranks.
         total: steps of the run.
         world_size: ranks.
+        arithmetic: of the run.
     """
 
-    def __init__(self, interval: int, tokens_per_batch: int, total: int, world_size: int) -> None:
+    def __init__(
+        self,
+        interval: int,
+        tokens_per_batch: int,
+        total: int,
+        world_size: int,
+        arithmetic: Arithmetic,
+    ) -> None:
         self.interval, self.tokens_per_batch = interval, tokens_per_batch
-        self.total, self.world_size = total, world_size
+        self.total, self.world_size, self.arithmetic = total, world_size, arithmetic
         self.clock: tuple[float, int] | None = None
         self.evaluating = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Say how utilisation is counted."""
+        del state, logger
+        log.info("%s", self.arithmetic.told())
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Start the clock at the first step, so that start-up does not count."""
@@ -58,19 +105,23 @@ class Progress(Callback):
         tokens = rate * self.tokens_per_batch
         self.clock = (time.monotonic(), step)
         model = unwrapped(state.model)
+        own = tokens / self.world_size
         measured = {"throughput/tokens_per_second": tokens}
-        measured["throughput/tokens_per_second_per_device"] = tokens / self.world_size
+        measured["throughput/tokens_per_second_per_device"] = own
+        utilisation = self.arithmetic.utilisation(own)
+        if utilisation is not None:
+            measured["throughput/model_flops_utilisation"] = utilisation
         measured |= pruning_metrics(model)
         logger.log_metrics(measured)
         loss = state.loss["ce"] if isinstance(state.loss, dict) else state.loss
         assert isinstance(loss, torch.Tensor)
         log.info(
-            "step %d/%d  ce %.4f  %s%s tokens/s  %s left",
+            "step %d/%d  ce %.4f  %s%s  %s left",
             step,
             self.total,
             loss.item(),
             _sizes(model),
-            f"{tokens:,.0f}",
+            _speed(tokens, self.world_size, utilisation),
             duration((self.total - step) / rate),
         )
 
@@ -96,6 +147,14 @@ def duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def _speed(tokens: float, ranks: int, utilisation: float | None) -> str:
+    """Tokens per second of all ranks, and what a reader compares runs of several by."""
+    parts = [f"{tokens / ranks:,.0f} each"] if ranks > 1 else []
+    if utilisation is not None:
+        parts.append(f"{utilisation:.1%} MFU")
+    return f"{tokens:,.0f} tokens/s" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _sizes(model: ShearingModel) -> str:

@@ -27,6 +27,7 @@ Part = Callable[[Tensor], tuple[Tensor, slice]]
 PIECE_BYTES = 32 << 20
 # Rotary embeddings were stored by old versions of Transformers and are computed since.
 INVERSE_FREQUENCIES = r"rotary_emb\.inv_freq$"
+CHECKPOINTED = "_checkpoint_wrapped_module."  # torch's mark on a block that is recomputed
 
 
 def whole(parameter: Tensor) -> tuple[Tensor, slice]:
@@ -134,7 +135,7 @@ def parameter_aliases(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     """Every parameter with all its names; a tied one has several."""
     aliases: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(parameter, []).append(name)
+        aliases.setdefault(parameter, []).append(name.replace(CHECKPOINTED, ""))
     return aliases
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +37,19 @@ class GatedLinear(nn.Linear):
     in_gate: Tensor | None = None
     out_gate: Tensor | None = None
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
-        """[..., in] to [..., out]."""
+    def gated_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, multiplied by the gates; their own types are kept."""
         weight, bias = self.weight, self.bias
         if self.in_gate is not None:
             weight = weight * self.in_gate
         if self.out_gate is not None:
             weight = weight * self.out_gate[:, None]
             bias = None if bias is None else (bias * self.out_gate).to(self.bias.dtype)
-        return F.linear(input, weight.to(self.weight.dtype), bias)
+        return weight.to(self.weight.dtype), bias
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
+        """[..., in] to [..., out]."""
+        return F.linear(input, *self.gated_parameters())
 
 
 class GatedRMSNorm(nn.Module):
@@ -111,11 +116,15 @@ def _gated_embedding(stock: nn.Module) -> nn.Module:
     return gated
 
 
-def _gated_linear(stock: nn.Module) -> nn.Module:
-    assert isinstance(stock, nn.Linear)
-    gated = GatedLinear(1, 1, bias=stock.bias is not None, device="meta")
+L = TypeVar("L", bound=GatedLinear)
+
+
+def as_gated_linear(stock: nn.Linear, kind: type[L]) -> L:
+    """A gated projection with the parameters and the mode of a stock one."""
+    gated = kind(1, 1, bias=stock.bias is not None, device="meta")
     gated.in_features, gated.out_features = stock.in_features, stock.out_features
     gated.weight, gated.bias = stock.weight, stock.bias
+    gated.train(stock.training)
     return gated
 
 
@@ -124,6 +133,11 @@ def _gated_layer_norm(stock: nn.Module) -> nn.Module:
     gated = GatedLayerNorm(list(stock.normalized_shape), eps=stock.eps, device="meta")
     gated.weight, gated.bias = stock.weight, stock.bias
     return gated
+
+
+def _gated_linear(stock: nn.Module) -> nn.Module:
+    assert isinstance(stock, nn.Linear)
+    return stock if isinstance(stock, GatedLinear) else as_gated_linear(stock, GatedLinear)
 
 
 def _gated_rms_norm(stock: nn.Module) -> nn.Module:

@@ -15,23 +15,6 @@ def shifted(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy of every target token.
-
-    Args:
-        logits: [B, T, V].
-        labels: [B, T]; the model's input, -100 where a token does not count as a target.
-
-    Returns:
-        Losses in nats [B, T], 0 where there is no target, and the targets' mask [B, T].
-    """
-    targets = shifted(labels)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=IGNORED
-    )
-    return losses.view_as(targets), targets != IGNORED
-
-
 class HeldOutLoss(Metric):
     """Mean loss per target token, exact for any cut into batches and ranks."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from composer.models import ComposerModel
@@ -12,14 +12,35 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from llmshearing.models.gated import GateSite, insert_gates, set_gates
-from llmshearing.models.metrics import DomainLoss, HeldOutLoss, token_losses
+from llmshearing.models.head import TokenLosses, insert_loss_head
+from llmshearing.models.metrics import IGNORED, DomainLoss, HeldOutLoss, shifted
 from llmshearing.pruning.masks import MaskOutput, Masks
 
 Batch = Mapping[str, Tensor]
 
 
+class Outputs(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        losses: of the batch's targets.
+        counted: where there is a target [B, T].
+        drawn: the masks' draw; None without masks.
+    """
+
+    losses: TokenLosses
+    counted: Tensor
+    drawn: MaskOutput | None
+
+
 class ShearingModel(ComposerModel):
     """A causal decoder whose loss is cross entropy, plus the Lagrangian while pruning.
+
+    Args:
+        model: the stock Transformers model.
+        masks: the learned masks, or None in continued pre-training.
+        domains: of the data.
+        loss_chunk: tokens whose logits exist at the same time; 0 for all.
 
     Attributes:
         model: the stock Transformers model; gated modules share its parameters and keys.
@@ -28,10 +49,17 @@ class ShearingModel(ComposerModel):
         last_draw: the masks' last draw without its graph, for logging.
     """
 
-    def __init__(self, model: PreTrainedModel, masks: Masks | None, domains: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        masks: Masks | None,
+        domains: int,
+        loss_chunk: int = 0,
+    ) -> None:
         super().__init__()
         self.model = model
         self.masks = masks
+        insert_loss_head(model, loss_chunk)
         self.sites: list[GateSite] = insert_gates(model, masks.table) if masks is not None else []
         self.domain_loss = DomainLoss(domains)
         self.held_out = HeldOutLoss()
@@ -42,26 +70,37 @@ class ShearingModel(ComposerModel):
         hooks.fsdp_wrap_fn = lambda module: type(module) in decoder_layers
         hooks.activation_checkpointing_fn = lambda module: type(module) in decoder_layers
 
-    def forward(self, batch: Batch) -> tuple[Tensor, MaskOutput | None]:
-        """Draw the gates once, outside the blocks, and run the stock model.
+    def blocks(self) -> nn.ModuleList:
+        """The decoder's blocks."""
+        return _decoder_layers(self.model)
 
-        Returns:
-            Logits [B, T, V] and the draw.
-        """
+    def forward(self, batch: Batch) -> Outputs:
+        """Draw the gates once, outside the blocks, and run the stock model."""
         drawn = None
         if self.masks is not None:
             with torch.autocast(device_type=batch["input_ids"].device.type, enabled=False):
                 drawn = self.masks()
             set_gates(self.sites, self.masks.table, drawn.gates)
             self.last_draw = drawn.detached()
-        return self.model(input_ids=batch["input_ids"], use_cache=False).logits, drawn
+        return Outputs(*self.decoder_losses(batch), drawn)
 
-    def loss(self, outputs: tuple[Tensor, MaskOutput | None], batch: Batch) -> dict[str, Tensor]:
+    def decoder_losses(self, batch: Batch) -> tuple[TokenLosses, Tensor]:
+        """The decoder's losses with the gates that it has, and where there is a target [B, T]."""
+        head: Any = self.model.get_output_embeddings()
+        head.targets = targets = shifted(batch["labels"])
+        try:
+            losses = self.model(input_ids=batch["input_ids"], use_cache=False).logits
+        finally:
+            head.targets = None
+        return losses, targets != IGNORED
+
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Mean cross entropy over the microbatch's targets, and the penalty: {ce, ..., total}."""
-        logits, drawn = outputs
-        losses, counted = token_losses(logits, batch["labels"])
-        self.domain_loss.update(losses, counted, batch["domain"])
-        cross_entropy = losses.sum() / counted.sum().clamp(min=1)
+        losses, counted, drawn = outputs
+        if self.domain_loss.device != counted.device:  # FSDP moves parameters only
+            self.domain_loss.to(counted.device)
+        self.domain_loss.update(losses.each, counted, batch["domain"])
+        cross_entropy = losses.total / counted.sum().clamp(min=1)
         if drawn is None:
             return {"ce": cross_entropy, "total": cross_entropy.clone()}
         return {
@@ -70,7 +109,7 @@ class ShearingModel(ComposerModel):
             "total": cross_entropy + drawn.penalty,
         }
 
-    def eval_forward(self, batch: Batch, outputs: Any = None) -> tuple[Tensor, MaskOutput | None]:
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> Outputs:
         """The deterministic model, cut to the current size."""
         return outputs if outputs is not None else self.forward(batch)
 
@@ -78,11 +117,10 @@ class ShearingModel(ComposerModel):
         """`loss`, reported once per evaluator, which is to say per domain."""
         return {} if is_train else {"loss": self.held_out}
 
-    def update_metric(
-        self, batch: Batch, outputs: tuple[Tensor, MaskOutput | None], metric: Metric
-    ) -> None:
+    def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
         """Add a batch to the held-out loss."""
-        metric.update(*token_losses(outputs[0], batch["labels"]))
+        del batch
+        metric.update(outputs.losses.each, outputs.counted)
 
 
 def unwrapped(model: nn.Module) -> ShearingModel:

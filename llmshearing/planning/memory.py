@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.config import ModelSettings
 from llmshearing.planning.activations import (
     Batch,
     Numbers,
@@ -22,8 +23,6 @@ from llmshearing.planning.activations import (
 )
 from llmshearing.planning.state import StateBytes, Target, pruned_axes, state_bytes
 
-# Tokens whose logits exist at the same time, as in `models/shearing.py`; a test compares the two.
-LOSS_CHUNK = 1024
 GIB = 2**30
 # Of a GPU beyond tensors: context and libraries, and what the allocator cannot use of the rest.
 # Stated allowances, not measurements.
@@ -45,7 +44,7 @@ class Job:
         sequence_length: tokens in a row.
         precision: `fp32` or `amp_bf16`.
         checkpointing: whether blocks are recomputed in the backward pass.
-        parallelism: `ddp`, `fsdp1`, `fsdp2` or `hybrid`.
+        parallelism: `ddp`, `fsdp1` or `fsdp2`.
         ranks: of the run.
         shards: ranks that share each tensor; 1 where nothing is sharded.
         gpu: whether the device is one.
@@ -66,7 +65,7 @@ class Job:
     ranks: int = 1
     shards: int = 1
     gpu: bool = True
-    loss_chunk: int = LOSS_CHUNK
+    loss_chunk: int = ModelSettings.loss_chunk
     attention_mask: bool = True
 
     @property

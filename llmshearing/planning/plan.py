@@ -19,8 +19,6 @@ from llmshearing.planning.memory import Job, MemoryPlan, plan_memory
 from llmshearing.planning.state import StateBytes, state_bytes
 from llmshearing.planning.time import Schedule, Speed, hours, measured_speed, schedule, stated_speed
 
-GPUS_PER_NODE = 8
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -29,12 +27,10 @@ class Machine:
     Attributes:
         device: each of them.
         count: devices, one rank each.
-        per_node: of them on a node, which is the group that hybrid sharding shards over.
     """
 
     device: Device
     count: int = 8
-    per_node: int = GPUS_PER_NODE
 
 
 @dataclass(frozen=True)
@@ -170,17 +166,16 @@ def job_of(inputs: PlanInputs, machine: Machine) -> Job:
         parallelism=recipe.parallelism,
         ranks=ranks,
         shards=_shards(recipe, machine),
+        loss_chunk=recipe.model.loss_chunk,
         gpu=machine.device.is_gpu,
     )
 
 
 def _shards(recipe: Recipe, machine: Machine) -> int:
-    """Ranks that share each tensor: all, those of a node under hybrid sharding, or none."""
+    """Ranks that share each tensor: all, those of `shard_ranks`, or none."""
     if recipe.parallelism == "ddp":
         return 1
-    if recipe.parallelism == "hybrid":
-        return min(machine.per_node, machine.count)
-    return machine.count
+    return min(recipe.shard_ranks or machine.count, machine.count)
 
 
 def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:

@@ -217,7 +217,7 @@ def test_a_domain_that_comes_no_nearer_is_named(recipe, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(recipe):
-    with pytest.raises(UserError, match=r"not finite at step \d+, in .*\(samples \d+ to \d+\)"):
+    with pytest.raises(UserError, match=r"not finite at step \d+, on rank 0 in .*\(samples \d+"):
         run(
             recipe, "optimizer.learning_rate=1e30", "optimizer.clip_norm=0", "run.eval_interval=8ba"
         )

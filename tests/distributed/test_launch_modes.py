@@ -1,7 +1,7 @@
 """One process, two with DDP and two with FSDP2 are the same run (gloo, float32, clipping on)."""
 
 import pytest
-from runs import launch, metrics, series
+from runs import launch, log_file, metrics, series, start_ranks
 
 NAMES = (
     "loss/train/ce",
@@ -14,30 +14,77 @@ NAMES = (
     "pruning/expected/hidden",
     "metrics/prose/loss",
 )
+SETTINGS = (
+    "run.duration=5ba",
+    "run.eval_interval=5ba",
+    # A bound that binds: an error in the gradients' scale would change every step.
+    "optimizer.clip_norm=0.1",
+    "pruning.clip_norm=0.01",
+)
+
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
 
-@pytest.mark.world_size(2)
-def test_losses_and_gradient_norms_agree(recipe_file, tmp_path):
-    found = {}
-    for ranks, mode in ((1, "ddp"), (2, "ddp"), (2, "fsdp2")):
-        run = tmp_path / f"{mode}{ranks}"
-        done = launch(
-            ranks,
-            recipe_file,
-            f"parallelism={mode}",
-            f"run.directory={run}",
-            "run.duration=5ba",
-            "run.eval_interval=5ba",
-            # A bound that binds: an error in the gradients' scale would change every step.
-            "optimizer.clip_norm=0.1",
-            "pruning.clip_norm=0.01",
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[mode, ranks] = metrics(run)
-    alone = found["ddp", 1]
+@pytest.fixture
+def alone(recipe_file, tmp_path):
+    """The metrics of one process, started as a user starts it."""
+    run = tmp_path / "alone"
+    done = launch(1, recipe_file, f"run.directory={run}", *SETTINGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = metrics(run)
+    assert all(norm > 0.1 for norm in series(found, "optimizer/gradient_norm").values())
+    return found
+
+
+@pytest.fixture
+def spread(recipe_file, tmp_path):
+    """Run with several ranks; the metrics."""
+
+    def go(ranks, *overrides):
+        run, logs = tmp_path / "-".join(overrides), tmp_path / "logs"
+        arguments = [str(recipe_file), f"run.directory={run}", *SETTINGS, *overrides]
+        processes = start_ranks(ranks, logs, arguments)
+        for process in processes:
+            process.join(timeout=300)
+        statuses = [process.exitcode for process in processes]
+        assert statuses == [0] * ranks, log_file(logs, 0).read_text()[-3000:]
+        return metrics(run)
+
+    return go
+
+
+def assert_same(found, alone):
     for name in NAMES:
         expected = series(alone, name)
         assert expected, name
-        for lines in found.values():
-            assert series(lines, name) == pytest.approx(expected, abs=1e-5, rel=1e-5), name
-    assert all(norm > 0.1 for norm in series(alone, "optimizer/gradient_norm").values())
+        assert series(found, name) == pytest.approx(expected, abs=1e-5, rel=1e-5), name
+
+
+@pytest.mark.world_size(2)
+def test_two_ranks_are_one_process(alone, spread):
+    assert_same(spread(2, "parallelism=ddp"), alone)
+    assert_same(spread(2, "parallelism=fsdp2"), alone)
+    replicas = ("parallelism=fsdp2", "shard_ranks=1", "model.activation_checkpointing=true")
+    assert_same(spread(2, *replicas), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(4)
+def test_two_replicas_of_two_shards_are_one_process(alone, spread):
+    assert_same(spread(4, "parallelism=fsdp2", "shard_ranks=2", "data.microbatch=1"), alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("overrides", [(), ("shard_ranks=1",)], ids=["sharded", "replicated"])
+def test_fsdp1_is_one_process(alone, spread, overrides):
+    assert_same(spread(2, "parallelism=fsdp1", *overrides), alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("mode", ["fsdp2", "fsdp1", "ddp"])
+def test_bfloat16_goes_down(spread, mode):
+    found = spread(2, f"parallelism={mode}", "model.precision=amp_bf16")
+    losses = series(found, "loss/train/ce")
+    assert losses[5] < losses[1]

@@ -116,11 +116,11 @@ def test_a_budget_is_planned(capsys):
     assert "1,300,000,000 parameters at most, along hidden, layer" in capsys.readouterr().out
 
 
-def test_hybrid_shards_over_a_node():
+def test_hybrid_shards_over_a_part_of_the_ranks():
     plan = make_plan(PRUNE, [SEVEN], Machine(A100, 16))
-    recipe = replace(plan.inputs.recipe, parallelism="hybrid")
-    job = job_of(replace(plan.inputs, recipe=recipe), Machine(A100, 16, per_node=8))
-    assert job.shards == 8
+    assert job_of(plan.inputs, Machine(A100, 16)).shards == 16
+    recipe = replace(plan.inputs.recipe, shard_ranks=8)
+    assert job_of(replace(plan.inputs, recipe=recipe), Machine(A100, 16)).shards == 8
 
 
 def test_data_that_is_there_is_counted(recipe_file, tiny_tree):

@@ -1,0 +1,149 @@
+"""How a run is spread over ranks: one process, DDP, FSDP2, FSDP1, each shard group replicated."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed
+from composer.utils import dist, get_device
+from composer.utils.parallelism import FSDP2Config, FSDPConfig
+
+from llmshearing import substrate
+from llmshearing.config import Recipe, seconds
+from llmshearing.errors import RunError, UserError
+from llmshearing.models.shearing import ShearingModel
+
+
+def check_device(recipe: Recipe) -> None:
+    """Refuse what this machine's devices cannot do.
+
+    Raises:
+        UserError: a GPU is needed and there is none.
+    """
+    if torch.cuda.is_available():
+        return
+    if recipe.model.precision != "fp32":
+        raise UserError(
+            f"model.precision: found {recipe.model.precision}, which needs a GPU; "
+            "this machine shows none, so give model.precision=fp32"
+        )
+    if recipe.parallelism == "fsdp1":
+        raise UserError(
+            "parallelism: found fsdp1, which needs GPUs; this machine shows none, so give "
+            "parallelism=fsdp2, which shards on CPUs too"
+        )
+
+
+def meet(recipe: Recipe) -> None:
+    """Wait for all ranks of the run.
+
+    Raises:
+        RunError: they did not come in time.
+    """
+    start, step = seconds(recipe.run.start_timeout), seconds(recipe.run.step_timeout)
+    try:
+        dist.initialize_dist(get_device(), timeout=start)
+    except (torch.distributed.DistError, RuntimeError) as error:
+        raise RunError(
+            f"rank {dist.get_global_rank()} waited {start:g} s (run.start_timeout) for the "
+            f"{dist.get_world_size()} ranks of the run, and not all came: {_first_line(error)}. "
+            "Look at the logs of the others and at MASTER_ADDR and MASTER_PORT, or raise "
+            "run.start_timeout if they need longer"
+        ) from error
+    # The watchdog has to come first: it shows the stacks.
+    substrate.limit_collectives(2 * max(start, step) + 60)
+
+
+def is_sharded(recipe: Recipe) -> bool:
+    """Whether the model is sharded; one process has nothing to shard."""
+    return recipe.parallelism != "ddp" and dist.get_world_size() > 1
+
+
+def shard_ranks(recipe: Recipe) -> int:
+    """Ranks among which one copy of the model is sharded."""
+    return recipe.shard_ranks or dist.get_world_size()
+
+
+def fsdp1_shards(recipe: Recipe) -> int:
+    """Under FSDP1 the ranks among which the weights are sharded, else 0."""
+    return shard_ranks(recipe) if is_sharded(recipe) and recipe.parallelism == "fsdp1" else 0
+
+
+def trainer_section(recipe: Recipe) -> dict[str, Any] | None:
+    """Composer's parallelism section; None for one process and for DDP."""
+    if not is_sharded(recipe):
+        return None
+    shards = shard_ranks(recipe)
+    replicas = dist.get_world_size() // shards
+    common: dict[str, Any] = {
+        "activation_checkpointing": recipe.model.activation_checkpointing,
+    }
+    if recipe.parallelism == "fsdp1":
+        return {"fsdp": _fsdp1(shards, replicas, common)}
+    substrate.average_gradients_on_gloo()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+        if replicas > 1:
+            substrate.record_events_on_cpus()
+            return {"fsdp": substrate.HybridFSDP2Config(replicas, shards, **common)}
+        return {"fsdp": FSDP2Config(**common)}
+
+
+def _fsdp1(shards: int, replicas: int, common: dict[str, Any]) -> FSDPConfig:
+    if replicas > 1:
+        common = common | {
+            "sharding_strategy": "HYBRID_SHARD",
+            "data_parallel_shard_degree": shards,
+            "data_parallel_replicate_degree": replicas,
+        }
+    return FSDPConfig(activation_checkpointing_reentrant=False, **common)
+
+
+def before_sharding(model: ShearingModel, recipe: Recipe) -> None:
+    """FSDP1 casts and flattens all it wraps, so the masks stay outside, whole on every rank.
+
+    Their gradients are then averaged where they are clipped.
+    """
+    if fsdp1_shards(recipe) and model.masks is not None:
+        unwrapped: Any = model.masks.to(torch.cuda.current_device())
+        unwrapped._fsdp_wrap = False
+
+
+def after_sharding(model: ShearingModel) -> None:
+    """Keep the masks in float32 under FSDP2, whatever the weights are computed in."""
+    if model.masks is not None:
+        substrate.keep_float32(model.masks)
+
+
+@contextlib.contextmanager
+def failures_explained() -> Iterator[None]:
+    """Tell what befell a rank from outside, in place of a traceback through the libraries.
+
+    Raises:
+        RunError: another rank was lost, or a loader's process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        rank, text = dist.get_global_rank(), str(error)
+        if "DataLoader worker" in text and ("killed" in text or "exited" in text):
+            raise RunError(
+                f"rank {rank} lost a process of its loader: {_first_line(error)}. Something ended "
+                "it, most often for want of memory: lower data.workers, or give more memory. "
+                "Starting again goes on from the last checkpoint"
+            ) from error
+        if "gloo" in text or isinstance(error, torch.distributed.DistBackendError):
+            raise RunError(
+                f"rank {rank} lost the other ranks ({_first_line(error)}): one of them has "
+                "ended, and its own message says why. Starting again goes on from the last "
+                "checkpoint"
+            ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")

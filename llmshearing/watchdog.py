@@ -1,0 +1,145 @@
+"""No silent hang: what each rank is busy with, for how long it may be, and its stacks if longer.
+
+A rank that is stuck stops all others in their next collective, so that every rank exceeds its limit
+at about the same time. Each writes the stacks of its threads to its standard error and to
+`RUN/stacks/rank<N>.txt`, waits a moment for the others, and ends with `FAILURE_STATUS`. A rank that
+sees another's stacks appear writes its own at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from llmshearing.errors import FAILURE_STATUS
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0  # how often a watchdog looks
+GRACE_SECONDS = 10.0  # how long it waits for the other ranks' stacks
+STANDARD_ERROR = 2
+
+
+class Watchdog:
+    """Watches one rank from a thread of its own; before and after `with` it only keeps the times.
+
+    A thread of Python cannot run while another holds the interpreter in native code, so that
+    faulthandler's, which needs no interpreter, stands behind it with a little more patience.
+
+    Args:
+        directory: the run's.
+        rank: of this process.
+        ranks: of the run.
+    """
+
+    def __init__(self, directory: Path, rank: int = 0, ranks: int = 1) -> None:
+        self.stacks, self.rank, self.ranks = directory / "stacks", rank, ranks
+        self.busy_with, self.since, self.limit = "start", time.monotonic(), float("inf")
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._old: dict[str, int] = {}
+
+    def __enter__(self) -> Watchdog:
+        """Begin to watch."""
+        self._old = self._found()  # of an earlier run in this directory
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Watch no more."""
+        assert self._thread is not None
+        self._stop.set()
+        faulthandler.cancel_dump_traceback_later()
+        self._thread.join()
+        self._thread = None
+
+    def enter(self, what: str, limit: float) -> None:
+        """Say what this rank is busy with from now on.
+
+        Args:
+            what: as it stands in the message, e.g. `step 17`.
+            limit: seconds that it may take.
+        """
+        self.busy_with, self.since, self.limit = what, time.monotonic(), limit
+        if self._thread is not None:
+            patience = limit + POLL_SECONDS + 2 * GRACE_SECONDS
+            faulthandler.dump_traceback_later(patience, exit=True, file=STANDARD_ERROR)
+
+    @contextlib.contextmanager
+    def phase(self, what: str, limit: float) -> Iterator[None]:
+        """One part of the start, whose time is logged."""
+        self.enter(what, limit)
+        begun = time.monotonic()
+        yield
+        log_phase(what, time.monotonic() - begun)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            elapsed = time.monotonic() - self.since
+            if elapsed > self.limit:
+                self._end(f"is in {self.busy_with} for {elapsed:.0f} s, limit {self.limit:g} s")
+            others = self._others()
+            if others:
+                self._end(f"is in {self.busy_with} for {elapsed:.0f} s; {_named(others)} hangs")
+
+    def _end(self, why: str) -> None:
+        """Write the stacks, wait for the other ranks', and end the process."""
+        text = (
+            f"rank {self.rank} of {self.ranks} (process {os.getpid()} on {socket.gethostname()}) "
+            f"{why}; its stacks at {datetime.now():%Y-%m-%d %H:%M:%S}:"
+        )
+        os.write(STANDARD_ERROR, f"{text}\n".encode())
+        faulthandler.dump_traceback(STANDARD_ERROR, all_threads=True)
+        with contextlib.suppress(OSError):  # a full disk must not keep the run alive
+            self.stacks.mkdir(parents=True, exist_ok=True)
+            with (self.stacks / f"rank{self.rank}.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        given_up = time.monotonic() + GRACE_SECONDS
+        while len(self._others()) < self.ranks - 1 and time.monotonic() < given_up:
+            time.sleep(0.1)
+        missing = sorted(set(range(self.ranks)) - set(self._others()) - {self.rank})
+        text = f"rank {self.rank} ends the run; the stacks of every rank are in {self.stacks}"
+        if missing:
+            text += (
+                f", but for {_named(missing)}: stopped, dead, or on a machine that does not share "
+                "this folder"
+            )
+        os.write(STANDARD_ERROR, f"{text}\n".encode())
+        os._exit(FAILURE_STATUS)
+
+    def _others(self) -> list[int]:
+        """The other ranks whose stacks have been written since the start."""
+        ranks = [
+            int(name.removeprefix("rank").removesuffix(".txt"))
+            for name, written in self._found().items()
+            if written != self._old.get(name)
+        ]
+        return sorted(rank for rank in ranks if rank != self.rank)
+
+    def _found(self) -> dict[str, int]:
+        """When each rank's stacks were last written."""
+        found = {}
+        for path in self.stacks.glob("rank*.txt"):
+            with contextlib.suppress(OSError):
+                found[path.name] = path.stat().st_mtime_ns
+        return found
+
+
+def log_phase(what: str, seconds: float) -> None:
+    """Say how long a part of the start took."""
+    log.info("start: %s took %.1f s", what, seconds)
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
