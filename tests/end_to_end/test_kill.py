@@ -126,7 +126,9 @@ def same(whole, killed):
 
 
 def test_killed_twice(start, recipe):
+    # evaluating before each checkpoint, for starting its loaders draws from the generators
     overrides = ("run.checkpoint=sharded", "parallelism=fsdp2", "data.workers=0")
+    overrides += ("run.eval_interval=2ba",)
     survive(start, recipe("prune"), random.Random(5), 8, 2, *overrides)
 
 
