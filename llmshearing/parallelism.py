@@ -39,11 +39,13 @@ def check_device(recipe: Recipe) -> None:
 
 
 def meet(recipe: Recipe) -> None:
-    """Wait for all ranks of the run.
+    """Wait for all ranks of the run, where there are several.
 
     Raises:
         RunError: they did not come in time.
     """
+    if dist.get_world_size() == 1:
+        return  # without a group nothing has to be closed, and no thread waits
     start, step = seconds(recipe.run.start_timeout), seconds(recipe.run.step_timeout)
     try:
         dist.initialize_dist(get_device(), timeout=start)

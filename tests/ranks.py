@@ -1,9 +1,8 @@
-"""Ranks of a run as processes forked from the test's, which saves the imports; killing them."""
+"""Ranks of a run as processes that need no imports of their own; killing them."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 import psutil
 import recording
 import torch
-import torch.distributed as dist
 
 DEADLINE_SECONDS = 600  # a machine may be busy
 
@@ -31,13 +29,11 @@ class Ranks:
 
     def __init__(self, count: int, directory: Path, recipe: Path, *overrides: str) -> None:
         self.directory, self.log = directory, Path(f"{directory}.log")
-        if dist.is_initialized():
-            dist.destroy_process_group()  # of an earlier run in this process, or all inherit it
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         arguments = [str(recipe), f"run.directory={directory}", *overrides]
-        context = multiprocessing.get_context("fork")
+        context = recording.rank_context()
         self.processes = [
             context.Process(
                 target=recording.run_rank, args=(rank, count, port, str(self.log), arguments)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,17 @@ def main(arguments: list[str]) -> None:
     run_recorded(recipe, inputs)
 
 
+def rank_context() -> ForkServerContext:
+    """Processes forked from one that has done the imports and nothing else.
+
+    Forked from the test's own process, they would inherit its OpenMP threads as dead ones, and wait
+    for them.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["composer", "llmshearing.train", "recording"])
+    return context
+
+
 def run_rank(
     rank: int,
     ranks: int,
@@ -136,6 +149,7 @@ def run_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    torch.set_num_threads(1)  # the ranks share two cores
     sys.exit(run(arguments))
 
 

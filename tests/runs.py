@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any
 
 import recording
 import torch
-import torch.distributed as dist
 
 from llmshearing import preflight
 from llmshearing import train as train_module
@@ -45,7 +43,7 @@ def start_ranks(
     run: Callable[[list[str]], int] | None = None,
     only: set[int] | None = None,
 ) -> list[ForkProcess]:
-    """Start ranks that are forked from this process, which saves the imports.
+    """Start ranks that are forked from a process with the imports done, which saves them.
 
     Args:
         ranks: of the run.
@@ -57,12 +55,10 @@ def start_ranks(
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     directory.mkdir(parents=True, exist_ok=True)
-    if dist.is_initialized():
-        dist.destroy_process_group()  # of an earlier run in this process, or all inherit it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    context = recording.rank_context()
     processes = [
         context.Process(
             target=recording.run_rank,

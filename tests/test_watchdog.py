@@ -12,7 +12,11 @@ import pytest
 from llmshearing import watchdog
 from llmshearing.errors import FAILURE_STATUS
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+# Ranks that hang, die and are waited for.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
+    pytest.mark.slow,
+]
 
 
 def stuck_in_here(seconds):

@@ -21,6 +21,7 @@ STEPS = 40
 DEADLINE_SECONDS = 120
 
 pytestmark = [
+    pytest.mark.slow,  # ranks forked from the test itself; safe only in a run of few tests
     pytest.mark.world_size(2),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]

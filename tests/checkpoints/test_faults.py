@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from runs import launch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,14 +23,6 @@ LONGER = ("run.duration=4ba", *SHORT[1:])
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(autouse=True)
-def no_group_left():
-    """The command opens a process group; ranks that other tests fork must not inherit it."""
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import EXIT_STATUS, FAILURE_STATUS, UserError, exits_on_user_error
 
 pytestmark = [
+    pytest.mark.slow,  # ranks that hang, die and are waited for
     pytest.mark.world_size(2),
     pytest.mark.filterwarnings("default"),  # Composer's own warnings are not ours
 ]
