@@ -387,7 +387,8 @@ def _assign(config: DictConfig, key: str, value: Any) -> list[str]:
         schema = _field_type(schema, name)
         section = ".".join(names[: depth + 1])
         if dataclasses.is_dataclass(schema):
-            if OmegaConf.select(config, section) is None and value is not None:
+            inside = depth < len(names) - 1
+            if OmegaConf.select(config, section) is None and (inside or value is not None):
                 OmegaConf.update(config, section, OmegaConf.structured(schema))
             if depth == len(names) - 1:
                 return (
