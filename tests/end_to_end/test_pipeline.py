@@ -15,7 +15,7 @@ def test_the_whole_method_in_one_command(shared, tmp_path):
     short += " data.microbatch=2"
     environment = os.environ | {
         # The last step is too late to settle, and undecided masks are not exported.
-        "PRUNE_ARGS": f"{short} pruning.settle=0.5dur",
+        "PRUNE_ARGS": f"{short} pruning.warmup=1ba pruning.settle=0.5dur",
         "CONTINUE_ARGS": short,
         "BIN": str(Path(sys.executable).parent),
         "OMP_NUM_THREADS": "1",
