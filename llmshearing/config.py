@@ -1,21 +1,18 @@
-"""The recipe: its schema, its strict loading, and the checks that need no other file.
+"""The recipe: its schema and the checks that need no other file.
 
 A recipe is YAML plus `key=value` overrides. Every error is found before any is reported.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
 
+from llmshearing import strict
 from llmshearing.architecture.target import TargetSettings
 from llmshearing.errors import UserError
 from llmshearing.loading.settings import LoadingSettings
@@ -154,18 +151,6 @@ class Recipe:
         return self.target is not None
 
 
-CHOICES = {
-    "run.checkpoint": ("full", "sharded"),
-    "model.initialize": ("pretrained", "random"),
-    "model.precision": ("fp32", "amp_bf16"),
-    "pruning.noise": ("shared", "per_rank"),
-    "parallelism": ("fsdp2", "fsdp1", "ddp"),
-}
-POSITIVE = ("data.global_batch", "data.microbatch", "data.eval_batch", "optimizer.learning_rate")
-PHASES = ("warmup", "choose", "sharpen_until", "settle")  # of a pruning run
-STEP_TIMES = ("duration", "eval_interval", "log_interval", "checkpoint_interval")
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -190,17 +175,9 @@ def parse_recipe(
     Returns:
         The recipe without the keys that are wrong (None where a value is missing), and its errors.
     """
-    errors: list[str] = []
-    given = _read_yaml(Path(path))
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals:
-            errors.append(f"{override}: expected key=value")
-            continue
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist([override]))
+    given, errors = strict.read(Path(path), overrides)
     config = OmegaConf.structured(Recipe)
-    for key, value in _leaves(OmegaConf.to_container(given, resolve=True), Recipe):
-        errors += _assign(config, key, value)
+    errors += strict.fill(config, given, Recipe)
     missing = sorted(OmegaConf.missing_keys(config))
     errors += [f"{key}: not given; expected a value" for key in missing]
     if missing:
@@ -216,15 +193,12 @@ def parse_target(sizes: Sequence[str]) -> TargetSettings:
     Raises:
         UserError: lists every unknown size and wrong value.
     """
-    config = OmegaConf.structured(Recipe)
-    errors: list[str] = []
-    for override in sizes:
-        key, equals, value = override.partition("=")
-        given = OmegaConf.from_dotlist([f"value={value}"])["value"] if equals else None
-        errors += _assign(config, f"target.{key}", given) if equals else [f"{key}: expected SIZE=N"]
+    config = OmegaConf.structured(TargetSettings)
+    given, errors = strict.parse(sizes)
+    errors += strict.fill(config, given, TargetSettings, "target")
     if errors:
         raise UserError(error_list("--target", errors))
-    target = OmegaConf.to_object(config.target)
+    target = OmegaConf.to_object(config)
     assert isinstance(target, TargetSettings)
     return target
 
@@ -271,140 +245,77 @@ def seconds(text: str) -> float:
     return float(int(text[:-1]) * unit)
 
 
+Rule = tuple[Callable[[Any], bool], str]  # of one value: what must hold, and its words
+
+
+def _one_of(*choices: str) -> Rule:
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
+def _readable(read: Callable[[str], float], words: str) -> Rule:
+    """A time that `read` takes and that is more than nothing."""
+
+    def holds(text: str) -> bool:
+        try:
+            return read(text) > 0
+        except ValueError:
+            return False
+
+    return holds, words
+
+
+POSITIVE: Rule = (lambda number: number > 0, "more than 0")
+INTERVAL = _readable(steps, "steps with a unit, e.g. 300ba")
+MOMENT = _readable(lambda text: steps(text, 1) + 1, "a time such as 0.1dur or 320ba")
+LIMIT = _readable(seconds, "a time with a unit, e.g. 30m")
+RULES: dict[str, Rule] = {
+    "run.duration": INTERVAL,
+    "run.eval_interval": INTERVAL,
+    "run.log_interval": INTERVAL,
+    "run.checkpoint": _one_of("full", "sharded"),
+    "run.checkpoint_interval": INTERVAL,
+    "run.keep_checkpoints": (lambda kept: kept >= 1 or kept == -1, "1 or more, or -1 to keep all"),
+    "run.start_timeout": LIMIT,
+    "run.step_timeout": LIMIT,
+    "run.peak_flops": POSITIVE,
+    "model.initialize": _one_of("pretrained", "random"),
+    "model.precision": _one_of("fp32", "amp_bf16"),
+    "model.loss_chunk": (lambda tokens: tokens >= 0, "tokens, or 0 for all"),
+    "pruning.noise": _one_of("shared", "per_rank"),
+    "pruning.warmup": MOMENT,
+    "pruning.choose": MOMENT,
+    "pruning.sharpen_until": MOMENT,
+    "pruning.settle": MOMENT,
+    "pruning.sharpness": (
+        lambda factor: factor >= 1,
+        "at least 1 (1 leaves the masks as the paper has them)",
+    ),
+    "data.global_batch": POSITIVE,
+    "data.microbatch": POSITIVE,
+    "data.eval_batch": POSITIVE,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.warmup": MOMENT,
+    "parallelism": _one_of("fsdp2", "fsdp1", "ddp"),
+    "shard_ranks": (lambda ranks: ranks >= 1, "at least 1"),
+}
+
+
 def own_errors(recipe: Recipe) -> list[str]:
     """Errors that the recipe alone shows."""
     config = OmegaConf.structured(recipe)
     errors = []
-    for key, choices in CHOICES.items():
+    for key, (holds, words) in RULES.items():
         value = OmegaConf.select(config, key)
-        if value not in choices:
-            errors.append(f"{key}: found {value!r}, expected one of {', '.join(choices)}")
-    for key in POSITIVE:
-        value = OmegaConf.select(config, key)
-        if value <= 0:
-            errors.append(f"{key}: found {value}, expected more than 0")
-    if recipe.run.keep_checkpoints < 1 and recipe.run.keep_checkpoints != -1:
+        if value is not None and not holds(value):
+            errors.append(f"{key}: found {value!r}, expected {words}")
+    if recipe.shard_ranks is not None and recipe.parallelism == "ddp":
         errors.append(
-            f"run.keep_checkpoints: found {recipe.run.keep_checkpoints}, expected 1 or more, or -1 "
-            "to keep all"
+            "shard_ranks: found with parallelism ddp, which shards nothing; leave it out or give "
+            "parallelism=fsdp2"
         )
-    errors += _time_errors(recipe)
-    if recipe.pruning.sharpness < 1:
-        errors.append(
-            f"pruning.sharpness: found {recipe.pruning.sharpness}, expected at least 1 (1 leaves "
-            "the masks as the paper has them)"
-        )
-    if recipe.model.loss_chunk < 0:
-        errors.append(
-            f"model.loss_chunk: found {recipe.model.loss_chunk}, expected tokens, or 0 for all"
-        )
-    if recipe.shard_ranks is not None:
-        if recipe.shard_ranks < 1:
-            errors.append(f"shard_ranks: found {recipe.shard_ranks}, expected at least 1")
-        if recipe.parallelism == "ddp":
-            errors.append(
-                "shard_ranks: found with parallelism ddp, which shards nothing; leave it out or "
-                "give parallelism=fsdp2"
-            )
-    if recipe.run.peak_flops is not None and recipe.run.peak_flops <= 0:
-        errors.append(f"run.peak_flops: found {recipe.run.peak_flops}, expected more than 0")
     if recipe.data.microbatch > recipe.data.global_batch > 0:
         errors.append(
             f"data.microbatch: found {recipe.data.microbatch}, expected at most "
             f"data.global_batch = {recipe.data.global_batch}"
         )
     return errors
-
-
-def _time_errors(recipe: Recipe) -> list[str]:
-    errors = []
-    for name in ("start_timeout", "step_timeout"):
-        value = getattr(recipe.run, name)
-        try:
-            seconds(value)
-        except ValueError:
-            errors.append(f"run.{name}: found {value!r}, expected a time with a unit, e.g. 30m")
-    for name in STEP_TIMES:
-        value = getattr(recipe.run, name)
-        try:
-            if steps(value) < 1:
-                raise ValueError(value)
-        except ValueError:
-            errors.append(f"run.{name}: found {value!r}, expected steps with a unit, e.g. 300ba")
-    for key, value in {
-        "optimizer.warmup": recipe.optimizer.warmup,
-        **{f"pruning.{name}": getattr(recipe.pruning, name) for name in PHASES},
-    }.items():
-        try:
-            steps(value, 1)
-        except ValueError:
-            errors.append(f"{key}: found {value!r}, expected a time such as 0.1dur or 320ba")
-    return errors
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise UserError(f"found no recipe at {path}; give the path of a YAML file, e.g. in yamls/")
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:  # the parser's own classes differ between OmegaConf versions
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} holds a list, expected sections such as run, model and data")
-    return config
-
-
-def _leaves(value: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values, down to where the schema ends."""
-    for key, item in (value or {}).items():
-        inner = _field_type(schema, key)
-        if isinstance(item, dict) and dataclasses.is_dataclass(inner):
-            yield from _leaves(item, inner, f"{prefix}{key}.") if item else [(f"{prefix}{key}", {})]
-        else:
-            yield prefix + str(key), item
-
-
-def _field_type(schema: Any, name: str) -> Any:
-    """The type of a schema's field; of an optional section, the section's."""
-    hints = _hints(schema)
-    kind = hints.get(name)
-    if typing.get_origin(kind) is dict:
-        return kind
-    return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)
-
-
-def _hints(schema: Any) -> dict[str, Any]:
-    return typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
-
-
-def _assign(config: DictConfig, key: str, value: Any) -> list[str]:
-    """Set one key; the error, if it is unknown or of the wrong type."""
-    names, schema = key.split("."), Recipe
-    for depth, name in enumerate(names):
-        known = _hints(schema)
-        if name not in known:
-            return [_unknown_key(key, names[:depth], name, list(known))]
-        schema = _field_type(schema, name)
-        section = ".".join(names[: depth + 1])
-        if dataclasses.is_dataclass(schema):
-            inside = depth < len(names) - 1
-            if OmegaConf.select(config, section) is None and (inside or value is not None):
-                OmegaConf.update(config, section, OmegaConf.structured(schema))
-            if depth == len(names) - 1:
-                return (
-                    [] if value in ({}, None) else [f"{key}: found {value!r}, expected a section"]
-                )
-    try:
-        OmegaConf.update(config, key, value, merge=False)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        return [f"{key}: {reason}"]
-    return []
-
-
-def _unknown_key(key: str, parents: list[str], name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    section = ".".join(parents) or "the recipe"
-    if near:
-        return f"{key}: unknown key in {section}; did you mean {'.'.join([*parents, near[0]])}?"
-    return f"{key}: unknown key in {section}; known: {', '.join(known)}"

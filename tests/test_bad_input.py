@@ -29,6 +29,8 @@ CASES = {
     "checkpoint": (["run.checkpoint=split"], "run.checkpoint: found 'split', expected one of full"),
     "none kept": (["run.keep_checkpoints=0"], "run.keep_checkpoints: found 0, expected 1 or more"),
     "not an assignment": (["data.workers"], "data.workers: expected key=value"),
+    "no value of YAML": (["data.workers=["], "data.workers=[: not valid YAML"),
+    "no such reference": (["run.seed=${run.sed}"], "run.seed: Interpolation key 'run.sed' not"),
 }  # fmt: skip
 
 
