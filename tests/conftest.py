@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here and in the processes of the tests: on models of a few thousand
+# parameters a second thread only waits for the first, for longer than the work takes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import recording
-import torch
 
 DEADLINE_SECONDS = 600  # a machine may be busy
 
@@ -99,18 +97,3 @@ class Ranks:
     def tail(self) -> str:
         """The end of what they printed."""
         return self.log.read_text()[-3000:] if self.log.exists() else "nothing printed"
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Forked ranks share two cores."""
-    threads, given = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        os.environ.pop("OMP_NUM_THREADS")
-        if given is not None:
-            os.environ["OMP_NUM_THREADS"] = given

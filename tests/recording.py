@@ -149,7 +149,6 @@ def run_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    torch.set_num_threads(1)  # the ranks share two cores
     sys.exit(run(arguments))
 
 

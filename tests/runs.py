@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import recording
-import torch
 
 from llmshearing import preflight
 from llmshearing import train as train_module
@@ -31,8 +29,7 @@ def launch(ranks: int, recipe: Path, *overrides: str) -> subprocess.CompletedPro
     """Train under Composer's launcher on as many processes."""
     composer = Path(sys.executable).with_name("composer")
     command = [str(composer), "-n", str(ranks), "-m", "llmshearing.train", str(recipe), *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def start_ranks(
@@ -52,8 +49,6 @@ def start_ranks(
         run: what each rank does; training where not given.
         only: the ranks that arrive; all where not given.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
     directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

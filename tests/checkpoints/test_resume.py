@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from ranks import Ranks, one_thread_each
+from ranks import Ranks
 from recording import losses, seen
 from runs import metrics, run_here, series
 
@@ -85,10 +85,9 @@ def test_the_kind_may_change_and_the_last_stay(recipe_file, tmp_path):
 def test_another_number_of_ranks_sees_the_same(recipe_file, tmp_path, kind, mode, before, after):
     overrides = (f"run.checkpoint={kind}", f"parallelism={mode}", "run.keep_checkpoints=-1")
     first, second = tmp_path / "first", tmp_path / "second"
-    with one_thread_each():
-        Ranks(before, first, recipe_file, *overrides).finish()
-        take_over(first, second, 4, kind)
-        Ranks(after, second, recipe_file, *overrides).finish()
+    Ranks(before, first, recipe_file, *overrides).finish()
+    take_over(first, second, 4, kind)
+    Ranks(after, second, recipe_file, *overrides).finish()
     assert seen(second) == {step: rows for step, rows in seen(first).items() if step >= 4}
     assert sorted(losses(second)) == [4, 5, 6, 7]
     for name in ("loss/train/ce", "loss/train/lagrangian", "metrics/prose/loss"):

@@ -1,7 +1,6 @@
 """Loading by ranks that shard a model: the same weights, in the memory of one copy."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +63,6 @@ def test_two_ranks_hold_the_weights_that_one_loads(tmp_path):
         [composer, "-n", "2", str(script), *folders],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=600,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import yaml
-from ranks import Ranks, one_thread_each
+from ranks import Ranks
 from recording import losses, seen
 from runs import metrics, series
 
@@ -55,8 +55,7 @@ def start(tmp_path):
         started.append(Ranks(count, tmp_path / name, *arguments))
         return started[-1]
 
-    with one_thread_each():
-        yield run
+    yield run
     for ranks in started:
         for process in ranks.processes:
             process.kill()

@@ -18,7 +18,6 @@ def test_the_whole_method_in_one_command(shared, tmp_path):
         "PRUNE_ARGS": f"{short} pruning.warmup=1ba pruning.settle=0.5dur",
         "CONTINUE_ARGS": short,
         "BIN": str(Path(sys.executable).parent),
-        "OMP_NUM_THREADS": "1",
         # Evaluation of all held-out rows takes minutes; its own tests cover it.
         "SKIP_EVALUATION": "1",
     }

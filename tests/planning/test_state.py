@@ -1,7 +1,6 @@
 """Bytes of parameters, masks, gradients and optimizer state are those of a real run."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -42,7 +41,6 @@ def test_state_of_two_shards_is_exact(constraint, recipe_file, tmp_path):
         [str(composer), "-n", "2", str(SCRIPT), *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
