@@ -194,7 +194,7 @@ def parse_target(sizes: Sequence[str]) -> TargetSettings:
         UserError: lists every unknown size and wrong value.
     """
     config = OmegaConf.structured(TargetSettings)
-    given, errors = strict.parse(sizes)
+    given, errors = strict.parse(sizes, "SIZE=N")
     errors += strict.fill(config, given, TargetSettings, "target")
     if errors:
         raise UserError(error_list("--target", errors))

@@ -36,9 +36,9 @@ def read(path: Path, overrides: Sequence[str]) -> tuple[dict[Any, Any], list[str
     return _merge(config, overrides)
 
 
-def parse(overrides: Sequence[str]) -> tuple[dict[Any, Any], list[str]]:
-    """What `key=value` alone say, and what is no such thing."""
-    return _merge(OmegaConf.create(), overrides)
+def parse(overrides: Sequence[str], form: str) -> tuple[dict[Any, Any], list[str]]:
+    """What `key=value` alone say, and what is not of the form, whose name the messages give."""
+    return _merge(OmegaConf.create(), overrides, form)
 
 
 def fill(config: DictConfig, given: Mapping[Any, Any], schema: Any, section: str = "") -> list[str]:
@@ -74,12 +74,14 @@ def fill(config: DictConfig, given: Mapping[Any, Any], schema: Any, section: str
     return errors
 
 
-def _merge(config: Any, overrides: Sequence[str]) -> tuple[dict[Any, Any], list[str]]:
+def _merge(
+    config: Any, overrides: Sequence[str], form: str = "key=value"
+) -> tuple[dict[Any, Any], list[str]]:
     errors = []
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals:
-            errors.append(f"{key}: expected key=value")
+            errors.append(f"{key}: expected {form}")
             continue
         try:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
