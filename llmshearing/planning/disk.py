@@ -45,7 +45,7 @@ def disk_bytes(
     exported = 4 * exported_parameters(table, target)
     return {
         "data": data,
-        f"checkpoints ({kept} of {one / 1e9:,.1f} GB)": kept * one,
+        f"{kept} checkpoint{'s' * (kept != 1)} of {one / 1e9:,.1f}": kept * one,
         **({"mask scores": scores} if scores else {}),
         "exported model (float32)": exported,
     }

@@ -131,10 +131,10 @@ def _read_config(path: str) -> dict[str, Any]:
 def _tree(recipe: Recipe, notes: list[str]) -> DataTree | None:
     root = recipe.data.root
     if root == NOT_GIVEN:
-        notes.append("no data.root: shares are those of the recipe's weights")
+        notes.append("no data.root given")
         return None
     if not Path(root).exists():
-        notes.append(f"no data at {root} yet: shares are those of the recipe's weights")
+        notes.append(f"no data at {root} yet")
         return None
     return DataTree.read(root)
 
@@ -145,14 +145,16 @@ def _domains(
     settings = recipe.loading
     if tree is None:
         if settings.weights:
+            notes.append("shares are those of loading.weights")
             errors += problems(settings, list(settings.weights))
         elif settings.mixture and Path(settings.mixture).is_file():
             from llmshearing.loading.mixture import read_mixture
 
+            notes.append(f"shares are those of {settings.mixture}")
             given = read_mixture(settings.mixture, settings.mixture_of)
             return [DomainData(n, w, None, _held_out(recipe, None)) for n, w in given.items()]
         else:
-            notes.append("neither data nor loading.weights: the domains are not known")
+            notes.append("no loading.weights or loading.mixture either: the domains are not known")
         held = _held_out(recipe, None)
         return [DomainData(name, w, None, held) for name, w in settings.weights.items()]
     train, held_out = tree.split(recipe.data.split), tree.split(recipe.data.eval_split)

@@ -28,6 +28,18 @@ GIB = 2**30
 # Stated allowances, not measurements.
 GPU_CONTEXT = GIB
 GPU_FRAGMENTATION = 0.03
+# What is in memory, in the order in which it is told.
+PARTS = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "gathered",
+    "buckets",
+    "workspace",
+    "allowance",
+)
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,8 @@ class _Walk:
         if self.job.gpu:
             tensors = sum(everything.values())
             everything["allowance"] = GPU_CONTEXT + round(GPU_FRAGMENTATION * tensors)
-        return Moment(name, {key: size for key, size in everything.items() if size})
+        assert everything.keys() <= set(PARTS)
+        return Moment(name, {part: everything[part] for part in PARTS if everything.get(part)})
 
     def _parallel_bytes(self, phase: str) -> dict[str, int]:
         """What replicas and shards need besides their part.

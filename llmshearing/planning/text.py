@@ -81,8 +81,9 @@ def _what(plan: Plan) -> str:
     elif inputs.target is not None:
         lines.append(f"target   {_shape(inputs.target, table.parameter_count(inputs.target))}")
     memory = "" if device.memory is None else f" of {gib(device.memory):.1f} GiB"
-    many = "processes on" if not device.is_gpu else "x"
-    lines.append(f"devices  {plan.machine.count} {many} {device.name}{memory}, {_sharing(plan)}")
+    count = plan.machine.count
+    many = "x" if device.is_gpu else "process on" if count == 1 else "processes on"
+    lines.append(f"devices  {count} {many} {device.name}{memory}, {_sharing(plan)}")
     recompute = "recomputed blocks" if job.checkpointing else "no recomputation"
     lines.append(
         f"step     {job.rank_batch * job.ranks} rows of {job.sequence_length:,} tokens; "
@@ -99,12 +100,11 @@ def _memory(plan: Plan) -> str:
         mine, all_of_it = getattr(state, name), getattr(plan.whole, name)
         if all_of_it:
             lines.append(f"  {name:<24}{_gib(mine):>12}{_gib(all_of_it):>12}")
-    lines.append(f"{'one pass':<26}")
+    lines.append("one pass")
     lines.append(f"  {'saved for the backward':<24}{_gib(plan.memory.saved):>12}")
     lines.append(f"  {'logits of a chunk':<24}{_gib(plan.memory.logits):>12}")
-    names = list(dict.fromkeys(name for moment in plan.memory.moments for name in moment.parts))
     lines += ["", f"at its highest: {peak.name}"]
-    lines += [f"  {name:<24}{_gib(peak.parts[name]):>12}" for name in names if name in peak.parts]
+    lines += [f"  {name:<24}{_gib(size):>12}" for name, size in peak.parts.items()]
     lines.append(f"  {'total':<24}{_gib(peak.total):>12}")
     others = [m for m in plan.memory.moments if m is not peak]
     lines.append("elsewhere")
@@ -148,7 +148,7 @@ def _time(plan: Plan) -> str:
         lines.append("no speed: this device's peak is not known; give --run RUN_DIR of a run on it")
         return "\n".join(lines)
     rate = speed.achieved / when.flops_per_token
-    utilisation = "" if speed.mfu is None else f"MFU {speed.mfu:.3g}; "
+    utilisation = "" if speed.mfu is None else f"MFU {speed.mfu:.3g} "
     lines += [
         f"speed: {utilisation}{speed.source}",
         f"  {rate:,.0f} tokens/s per device",
@@ -222,6 +222,8 @@ def _heading(title: str) -> str:
 
 
 def _gib(size: int) -> str:
+    if 0 < gib(size) < 0.0005:
+        return "<0.001"
     return f"{gib(size):,.3f}" if gib(size) < 10 else f"{gib(size):,.1f}"
 
 

@@ -101,8 +101,8 @@ def stated_speed(device: Device, mfu: float | None) -> Speed | None:
     if device.peak is None:
         return None
     if mfu is None:
-        return Speed(device.peak * ASSUMED_MFU, ASSUMED_MFU, f"{ASSUMED_MFU:g} assumed; give --mfu")
-    return Speed(device.peak * mfu, mfu, f"{mfu:g} as given")
+        return Speed(device.peak * ASSUMED_MFU, ASSUMED_MFU, "assumed; give --mfu or --run")
+    return Speed(device.peak * mfu, mfu, "as given")
 
 
 def measured_speed(run: Path, device: Device) -> Speed:

@@ -130,12 +130,24 @@ def test_data_that_is_there_is_counted(recipe_file, tiny_tree):
     assert plan.inputs.sequence_length == 32
     assert sum(use.samples for use in plan.use) == pytest.approx(8 * 8)
     text = as_text(plan)
+    assert "1 process on cpu, nothing to share" in text
     assert "passes" in text
     assert "no speed" in text
     size = sum(
         file.stat().st_size for file in tiny_tree.glob("*/*/*.mds") if "continue" not in str(file)
     )
     assert plan.disk["data"] == pytest.approx(size, rel=0.1)
+
+
+def test_what_is_assumed_is_told(capsys):
+    assert main(["plan", str(PRUNE), SEVEN]) == 0
+    told = capsys.readouterr().out
+    assert "no data.root given\nnote     shares are those of loading.weights\n" in told
+    assert "speed: MFU 0.3 assumed; give --mfu or --run" in told
+    assert main(["plan", str(ROOT / "yamls/prune/tiny-llama-to-half.yaml"), SEVEN]) == 0
+    told = capsys.readouterr().out
+    assert "the domains are not known" in told
+    assert "shares" not in told
 
 
 def test_a_run_gives_its_speed(recipe_file, tmp_path):
