@@ -265,10 +265,12 @@ def _readable(read: Callable[[str], float], words: str) -> Rule:
 
 
 POSITIVE: Rule = (lambda number: number > 0, "more than 0")
+NOT_NEGATIVE: Rule = (lambda number: number >= 0, "0 or more")
 INTERVAL = _readable(steps, "steps with a unit, e.g. 300ba")
 MOMENT = _readable(lambda text: steps(text, 1) + 1, "a time such as 0.1dur or 320ba")
 LIMIT = _readable(seconds, "a time with a unit, e.g. 30m")
 RULES: dict[str, Rule] = {
+    "run.seed": NOT_NEGATIVE,
     "run.duration": INTERVAL,
     "run.eval_interval": INTERVAL,
     "run.log_interval": INTERVAL,
@@ -293,8 +295,18 @@ RULES: dict[str, Rule] = {
     "data.global_batch": POSITIVE,
     "data.microbatch": POSITIVE,
     "data.eval_batch": POSITIVE,
+    "data.eval_rows": POSITIVE,
+    "data.workers": NOT_NEGATIVE,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.warmup": MOMENT,
+    "optimizer.final_fraction": (lambda part: 0 <= part <= 1, "a number from 0 to 1"),
+    "optimizer.betas": (
+        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        "two numbers from 0 to below 1",
+    ),
+    "optimizer.eps": NOT_NEGATIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.clip_norm": NOT_NEGATIVE,
     "parallelism": _one_of("fsdp2", "fsdp1", "ddp"),
     "shard_ranks": (lambda ranks: ranks >= 1, "at least 1"),
 }

@@ -27,6 +27,10 @@ CASES = {
     "microbatch": (["data.microbatch=16"], "expected at most data.global_batch = 8"),
     "parallelism": (["parallelism=fsdp3"], "parallelism: found 'fsdp3', expected one of fsdp2"),
     "checkpoint": (["run.checkpoint=split"], "run.checkpoint: found 'split', expected one of full"),
+    "no rows": (["data.eval_rows=0"], "data.eval_rows: found 0, expected more than 0"),
+    "workers": (["data.workers=-1"], "data.workers: found -1, expected 0 or more"),
+    "betas": (["optimizer.betas=[0.9]"], "optimizer.betas: found [0.9], expected two numbers"),
+    "fraction": (["optimizer.final_fraction=10"], "expected a number from 0 to 1"),
     "none kept": (["run.keep_checkpoints=0"], "run.keep_checkpoints: found 0, expected 1 or more"),
     "not an assignment": (["data.workers"], "data.workers: expected key=value"),
     "no value of YAML": (["data.workers=["], "data.workers=[: not valid YAML"),
@@ -90,6 +94,17 @@ def test_a_model_without_tokenizer_and_one_with_another(recipe_file, tiny_model,
     (bare / "tokenizer.model").write_bytes(b"another")
     with pytest.raises(UserError, match="prepared with another tokenizer"):
         check(recipe_file, [f"model.path={bare}"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [('{"model_type": ', "config.json is not valid JSON"), ("[]", "config.json holds no fields")],
+)
+@pytest.mark.parametrize("verb", ["validate", "plan"])
+def test_a_config_that_is_none(recipe_file, tmp_path, capsys, verb, config, message):
+    (tmp_path / "config.json").write_text(config)
+    assert main([verb, str(recipe_file), f"model.path={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_the_config(recipe_file, tiny_model, tmp_path):

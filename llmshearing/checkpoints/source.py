@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.integrations.accelerate import init_empty_weights
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.families import family_of
+from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.family import Family
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.errors import UserError
@@ -59,15 +58,7 @@ def read_source(path: str | Path) -> Source:
         UserError: no directory or config, an unknown family, or a field that the family refuses.
     """
     path = Path(path)
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"found no config.json in {path}; expected a Hugging Face model directory "
-            "(config.json, safetensors, tokenizer files)"
-        )
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    family = family_of(stored)
-    family.check_fields(stored)
+    family = family_of(read_config(path))
     config = AutoConfig.from_pretrained(path).to_dict()
     return Source(path, config, family, family.table(config))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.families import family_of
+from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.target import resolve_target
 from llmshearing.config import Recipe, error_list, parse_recipe
 from llmshearing.data.tree import DataTree
@@ -83,7 +82,7 @@ def read_inputs(
     notes: list[str] = []
     table, config, target = None, {}, None
     try:
-        config = _read_config(recipe.model.path)
+        config = read_config(recipe.model.path)
         table = family_of(config).table(config)
     except UserError as error:
         errors.append(f"model.path: {error}")
@@ -114,18 +113,6 @@ def _lenient_recipe(path: str | Path, overrides: Sequence[str]) -> tuple[Recipe 
     if missing:
         recipe, errors = parse_recipe(path, [*given, *(f"{key}={NOT_GIVEN}" for key in missing)])
     return recipe, errors
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"found no config.json in {path}; expected a Hugging Face model directory, of which a "
-            "plan reads the config alone (yamls/models has those of the recipes)"
-        )
-    config = json.loads(file.read_text(encoding="utf-8"))
-    family_of(config).check_fields(config)
-    return config
 
 
 def _tree(recipe: Recipe, notes: list[str]) -> DataTree | None:

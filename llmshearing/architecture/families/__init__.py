@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llmshearing.architecture.family import Family
@@ -20,6 +22,28 @@ def all_families() -> dict[str, Family]:
         for info in pkgutil.iter_modules(__path__)
     )
     return {module.FAMILY.model_type: module.FAMILY for module in modules}
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The `config.json` of a Hugging Face model directory whose family is known.
+
+    Raises:
+        UserError: no such file, one that is no config, or a field that the family refuses.
+    """
+    file = Path(directory) / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"found no config.json in {directory}; expected a Hugging Face model directory "
+            "(config.json, safetensors, tokenizer files; a plan needs config.json alone)"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); copy the model again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds no fields; expected the config of a model")
+    family_of(config).check_fields(config)
+    return config
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
