@@ -4,7 +4,7 @@ Each run is a process of its own: the real trainer on a random model, some steps
 resident memory once everything is imported and data is open, is taken from the kernel's high-water
 mark, which is then reset.
 
-    python benchmarks/plan_memory.py [--only NAME ...] [--hidden 768] [--layers 12]
+    python benchmarks/plan_memory.py [--only NAME ...] [--hidden 512] [--layers 8]
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def compare(name: str, folder: Path, hidden: int, layers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=list(CONFIGURATIONS))
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:

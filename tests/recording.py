@@ -149,6 +149,9 @@ def run_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    # As in a rank of the launcher: a process that a server forked asks such a server for its own
+    # children, which would not notice the rank's end.
+    multiprocessing.set_start_method("fork", force=True)
     sys.exit(run(arguments))
 
 

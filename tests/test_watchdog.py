@@ -1,22 +1,18 @@
 """A process that hangs shows its stacks, and so do the others of its run."""
 
 import contextlib
-import multiprocessing
 import os
 import re
 import signal
 import time
 
 import pytest
+from recording import rank_context
 
 from llmshearing import watchdog
 from llmshearing.errors import FAILURE_STATUS
 
-# Ranks that hang, die and are waited for.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.slow  # ranks that hang, die and are waited for
 
 
 def stuck_in_here(seconds):
@@ -40,8 +36,7 @@ def rank(directory, number, ranks, limit, body, arguments):
 @pytest.fixture
 def run(tmp_path):
     """Start ranks as (limit, body, arguments); their exit statuses and what they wrote."""
-    context = multiprocessing.get_context("fork")
-    started = []
+    context, started = rank_context(), []
 
     def go(*plans, of=None):
         for number, (limit, body, *arguments) in enumerate(plans):

@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from runs import launch, run_here
+from runs import run_here
 from safetensors.torch import load_file, save_file
 
 from llmshearing.callbacks.loaded_loss import stored_losses
 from llmshearing.checkpoints.export import export
 from llmshearing.checkpoints.model_directory import MANIFEST
+from llmshearing.train import main
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
@@ -25,7 +26,7 @@ MANIFEST_OF_AN_EXPORT = {
 }
 
 
-def test_damaged_weights_stop_the_run_before_its_first_step(recipe_file, tmp_path):
+def test_damaged_weights_stop_the_run_before_its_first_step(recipe_file, tmp_path, capfd):
     run_here(recipe_file, "run.duration=4ba", "pruning.settle=0.5dur")
     pruned = export(tmp_path / "run", tmp_path / "pruned").directory
     recipe = json.loads(recipe_file.read_text())
@@ -42,9 +43,8 @@ def test_damaged_weights_stop_the_run_before_its_first_step(recipe_file, tmp_pat
     weights = load_file(pruned / "model.safetensors")
     weights["model.norm.weight"] *= 3
     save_file(weights, pruned / "model.safetensors")
-    done = launch(1, recipe_file, f"run.directory={tmp_path}/bad", *change)
-    assert done.returncode == 2
-    told = done.stdout + done.stderr
+    assert main([str(recipe_file), f"run.directory={tmp_path}/bad", *change]) == 2
+    told = capfd.readouterr().err
     assert "do not have the held-out loss that its llmshearing.json says, to 1%: prose" in told
     assert "Traceback" not in told
     assert not list((tmp_path / "bad/checkpoints").glob("ba*"))

@@ -1,16 +1,14 @@
 """Told to stop, a run leaves a whole checkpoint and goes on as if nothing had been."""
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import time
 
 import psutil
 import pytest
 import torch
-from runs import metrics
+from runs import metrics, start_ranks
 
 from llmshearing import train
 from llmshearing.callbacks.stop_signal import EXIT_STATUS
@@ -21,9 +19,8 @@ STEPS = 40
 DEADLINE_SECONDS = 120
 
 pytestmark = [
-    pytest.mark.slow,  # ranks forked from the test itself; safe only in a run of few tests
+    pytest.mark.slow,  # five runs of 40 steps
     pytest.mark.world_size(2),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
 
@@ -41,22 +38,12 @@ def recipe(recipe_file):
 
 
 @pytest.fixture
-def start(recipe):
-    """Start two ranks, each a process forked from this one, which saves the imports."""
-    context = multiprocessing.get_context("fork")
+def start(recipe, tmp_path):
+    """Start two ranks; whatever is left of them is killed at the end."""
     started = []
 
-    def run(directory, ranks=2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = [str(recipe), f"run.directory={directory}"]
-        processes = [
-            context.Process(target=run_rank, args=(rank, ranks, port, arguments))
-            for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
+    def run(directory):
+        processes = start_ranks(2, tmp_path / "logs", [str(recipe), f"run.directory={directory}"])
         started.extend(processes)
         return processes
 
@@ -64,21 +51,6 @@ def start(recipe):
     for process in started:
         process.kill()
         process.join()
-
-
-def run_rank(rank, ranks, port, arguments):
-    """One rank as the launcher would start it."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    raise SystemExit(train.main(arguments))
 
 
 def wait_for_step(directory, step):

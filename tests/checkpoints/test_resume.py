@@ -13,10 +13,7 @@ from llmshearing.checkpoints.layout import FOLDER, checkpoint_path, manifest_of,
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import UserError
 
-pytestmark = [
-    pytest.mark.filterwarnings("default"),  # Composer's own warnings are not ours
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 TOLERANCE = 1e-5  # of losses on another number of ranks, where sums are taken in another order
 
 

@@ -26,22 +26,11 @@ pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings ar
 
 
 @pytest.fixture
-def alone(recipe_file, tmp_path):
-    """The metrics of one process, started as a user starts it."""
-    run = tmp_path / "alone"
-    done = launch(1, recipe_file, f"run.directory={run}", *SETTINGS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = metrics(run)
-    assert all(norm > 0.1 for norm in series(found, "optimizer/gradient_norm").values())
-    return found
-
-
-@pytest.fixture
 def spread(recipe_file, tmp_path):
     """Run with several ranks; the metrics."""
 
     def go(ranks, *overrides):
-        run, logs = tmp_path / "-".join(overrides), tmp_path / "logs"
+        run, logs = tmp_path / ("-".join(overrides) or "alone"), tmp_path / "logs"
         arguments = [str(recipe_file), f"run.directory={run}", *SETTINGS, *overrides]
         processes = start_ranks(ranks, logs, arguments)
         for process in processes:
@@ -51,6 +40,14 @@ def spread(recipe_file, tmp_path):
         return metrics(run)
 
     return go
+
+
+@pytest.fixture
+def alone(spread):
+    """The metrics of one process."""
+    found = spread(1)
+    assert all(norm > 0.1 for norm in series(found, "optimizer/gradient_norm").values())
+    return found
 
 
 def assert_same(found, alone):
@@ -66,6 +63,15 @@ def test_two_ranks_are_one_process(alone, spread):
     assert_same(spread(2, "parallelism=fsdp2"), alone)
     replicas = ("parallelism=fsdp2", "shard_ranks=1", "model.activation_checkpointing=true")
     assert_same(spread(2, *replicas), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_launcher_changes_nothing(alone, recipe_file, tmp_path, ranks):
+    run = tmp_path / "launched"
+    done = launch(ranks, recipe_file, f"run.directory={run}", *SETTINGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(metrics(run), alone)
 
 
 @pytest.mark.slow

@@ -15,10 +15,7 @@ from runs import metrics, series
 from llmshearing.checkpoints.layout import FOLDER, PARTIAL, whole_checkpoints
 from llmshearing.checkpoints.tensors import open_checkpoint
 
-pytestmark = [
-    pytest.mark.world_size(2),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.world_size(2)
 WAYS = ("writing", "one", "all")  # all while a checkpoint is written, one rank, all ranks
 
 

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # nine programs, one after the other
 def test_the_whole_method_in_one_command(shared, tmp_path):
     out = tmp_path / "out"
     short = "run.duration=4ba run.eval_interval=4ba data.eval_rows=2 data.global_batch=2"
