@@ -62,10 +62,14 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     by_budget = recipe.target is not None and recipe.target.parameters is not None
     choose = max(warmup, steps(settings.choose, total)) if by_budget else 0
     settle = max(warmup, choose, steps(settings.settle, total))
+    sharpen_until = steps(settings.sharpen_until, total)
+    never = total + 1  # the last evaluation is at `total`
+    settles = settle < total
     return MaskSchedule(
         warmup=warmup,
-        sharpen_until=steps(settings.sharpen_until, total),
-        settle=settle if settle < total else total + 1,  # the last evaluation is at `total`
+        sharpen_until=sharpen_until,
+        decide=max(warmup, choose, sharpen_until) if settles else never,
+        settle=settle if settles else never,
         sharpness=settings.sharpness,
         choose=choose,
     )

@@ -40,7 +40,7 @@ class ManifestWriter(Callback):
         self.losses: dict[str, float] = {}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Keep the masks' scores of every evaluation, for heat maps over time."""
+        """Keep the masks of every evaluation: scores, and the units that the cut then kept."""
         del logger
         self.losses = held_out_losses(state)
         model = unwrapped(state.model)
@@ -49,13 +49,15 @@ class ManifestWriter(Callback):
         exact = masks is None or masks.sizes_now() == {a: masks.target_sizes[a] for a in masks.axes}
         self.losses_at = {"batch": state.timestamp.batch.value, "exact": exact}
         self._write(state)
-        if model.masks is not None:
-            scores = {a.value: p for a, p in model.masks.keep_probabilities().items()}
+        if masks is not None:
+            scores, kept = masks.keep_probabilities(), masks.kept()
+            tensors = {axis.value: score for axis, score in scores.items()}
+            tensors |= {f"{axis.value}.kept": units for axis, units in kept.items()}
             if dist.get_global_rank() == 0:
                 path = self.directory / "masks" / f"ba{state.timestamp.batch.value}.safetensors"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".partial")
-                temporary.write_bytes(save(scores))
+                temporary.write_bytes(save(tensors))
                 temporary.replace(path)
 
     def fit_end(self, state: State, logger: Logger) -> None:

@@ -22,7 +22,13 @@ from llmshearing.pruning.constraint import Multipliers, constraint_of
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.importance import Scores, start_logits
 from llmshearing.pruning.schedule import Moment
-from llmshearing.pruning.selection import decided_gates, indicator, select
+from llmshearing.pruning.selection import (
+    Kept,
+    decided_gates,
+    indicator,
+    pull_apart,
+    select,
+)
 from llmshearing.pruning.settings import PruningSettings
 from llmshearing.pruning.verdict import Verdict, axis_verdict
 
@@ -32,6 +38,7 @@ log = logging.getLogger(__name__)
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
 LOG_ALPHA_BOUND = 5.0
 START_NOISE = 0.01
+LEAK = 0.1  # part of the plain keep probability's slope that sharpened logits keep
 
 
 class MaskOutput(NamedTuple):
@@ -160,12 +167,10 @@ class Masks(nn.Module):
         """Draw the gates: sampled in training; in evaluation deterministic and cut to size."""
         logits = {axis: self.log_alpha[axis.value] for axis in self.axes}
         sharpness, settled = self.moment.sharpness, self.moment.settled
-        probability = {
-            a: self.distribution.keep_probability(x, sharpness) for a, x in logits.items()
-        }
-        decided = settled or (self.cuts_evaluation and not self.training)
-        kept = select(logits, self.sizes_now()) if decided else {}
-        if decided:
+        probability = {a: self._keep_probability(x) for a, x in logits.items()}
+        cut = settled or (self.cuts_evaluation and not self.training)
+        kept = select(logits, self.sizes_now()) if cut or self.moment.deciding else {}
+        if cut:
             gates = decided_gates(self.distribution, logits, kept, sharpness)
         elif self.training:
             noise = self._step_noise(next(iter(logits.values())).device)
@@ -177,22 +182,30 @@ class Masks(nn.Module):
             # DDP and FSDP expect a gradient of every parameter.
             probability = {a: 0.0 * p + indicator(p, kept[a]) for a, p in probability.items()}
         expected = {a: p.sum(-1).reshape(-1) for a, p in probability.items()}
-        penalty = torch.stack(
+        parameters = self._expected_parameters(expected, probability)
+        penalty = self._constraint(expected, parameters)
+        if self.moment.deciding:  # the constraint stays in the graph, for the same reason
+            pulls = [pull_apart(x, probability[a], kept[a]) for a, x in logits.items()]
+            penalty = 0.0 * penalty + torch.stack(pulls).sum()
+        return MaskOutput(
+            gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
+        )
+
+    def _constraint(self, expected: Mapping[Axis, Tensor], parameters: Tensor) -> Tensor:
+        """The Lagrangian of the shape, or of the budget until it has come to one; a scalar."""
+        shape = torch.stack(
             [
                 self.multipliers.penalty(a, expected[a], self.target_now(a), self.sizes[a])
                 for a in self.axes
             ]
         ).sum()
-        parameters = self._expected_parameters(expected, probability)
-        if self.budget is not None:
-            # Both penalties stay in the graph, for the same reason.
-            among = self.multipliers.budget_penalty(
-                parameters, self._budget_now(), self.table.parameter_count(self.table.source)
-            )
-            penalty = among + 0.0 * penalty if self.target is None else penalty + 0.0 * among
-        return MaskOutput(
-            gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
+        if self.budget is None:
+            return shape
+        budget = self.multipliers.budget_penalty(
+            parameters, self._budget_now(), self.table.parameter_count(self.table.source)
         )
+        # Both stay in the graph, since DDP and FSDP expect a gradient of every parameter.
+        return budget + 0.0 * shape if self.target is None else shape + 0.0 * budget
 
     def sizes_now(self) -> dict[Axis, int]:
         """Whole units to keep at this point of the sparsity warmup; the target's at its end."""
@@ -215,17 +228,35 @@ class Masks(nn.Module):
 
     def keep_probabilities(self) -> dict[Axis, Tensor]:
         """Probability of each unit to stay, on the host; gathered where the masks are sharded."""
-        found = {}
-        for axis in self.axes:
-            logits = self.log_alpha[axis.value].detach()
-            whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-            keep = self.distribution.keep_probability(whole.float(), self.moment.sharpness)
-            found[axis] = keep.cpu().contiguous()
-        return found
+        sharpness = self.moment.sharpness
+        logits = self._whole_logits()
+        return {a: self.distribution.keep_probability(x, sharpness) for a, x in logits.items()}
+
+    def kept(self) -> Kept:
+        """The units that stay if the model is cut now, on the host; all ranks call it together."""
+        return select(self._whole_logits(), self.sizes_now())
 
     def mask_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that descend."""
         return iter(self.log_alpha.values())
+
+    def _keep_probability(self, logits: Tensor) -> Tensor:
+        """Probability of each unit to stay, with a slope that does not vanish for sharp logits.
+
+        Sharpened, the curve is flat for all but a few units, so that a constraint that misses its
+        target by some would pull at none. Hence a part of the plain curve's slope is added to it.
+        """
+        sharp = self.distribution.keep_probability(logits, self.moment.sharpness)
+        plain = self.distribution.keep_probability(logits)
+        return sharp + LEAK * (plain - plain.detach())
+
+    def _whole_logits(self) -> dict[Axis, Tensor]:
+        found = {}
+        for axis in self.axes:
+            logits = self.log_alpha[axis.value].detach()
+            whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+            found[axis] = whole.float().cpu().contiguous()
+        return found
 
     def _budget_now(self) -> float:
         """Parameters that the model may have at this point of the sparsity warmup."""

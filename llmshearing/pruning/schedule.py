@@ -13,6 +13,8 @@ class Moment:
         step: the training step, which keys the noise.
         ramp: how far the target has moved, from 0 (the source's sizes) to 1 (its own).
         sharpness: factor on the mask logits; the higher, the fewer units are undecided.
+        deciding: whether units that are not sure yet are pulled to the side that they are on, which
+            stands in for the constraint.
         settled: whether the choice of units is made, and training goes on with the model that
             export would write.
         shaped: whether the target shape stands; with a budget it does from some step on.
@@ -21,19 +23,22 @@ class Moment:
     step: int = 0
     ramp: float = 0.0
     sharpness: float = 1.0
+    deciding: bool = False
     settled: bool = False
     shaped: bool = True
 
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """The three phases of a pruning run: shrink, decide, settle.
+    """The phases of a pruning run: shrink, sharpen, decide, settle.
 
     Attributes:
         warmup: steps over which the target moves from the source's sizes to its own (paper,
             section 2.1: linearly).
         sharpen_until: step at which the sharpness reaches its end; it grows by an equal factor
             each step from the end of the warmup on.
+        decide: step from which on, until they settle, units are pulled to the side that they are
+            on.
         settle: step from which on the choice of units is fixed.
         sharpness: the sharpness at the end; 1 leaves the logits as they are, as in the paper.
         choose: with a budget, the step from which on the shape is fixed.
@@ -41,6 +46,7 @@ class MaskSchedule:
 
     warmup: int
     sharpen_until: int
+    decide: int
     settle: int
     sharpness: float
     choose: int = 0
@@ -50,4 +56,11 @@ class MaskSchedule:
         ramp = min(1.0, step / self.warmup) if self.warmup else 1.0
         length = max(1, self.sharpen_until - self.warmup)
         part = min(1.0, max(0.0, (step - self.warmup) / length))
-        return Moment(step, ramp, self.sharpness**part, step >= self.settle, step >= self.choose)
+        return Moment(
+            step=step,
+            ramp=ramp,
+            sharpness=self.sharpness**part,
+            deciding=self.decide <= step < self.settle,
+            settled=step >= self.settle,
+            shaped=step >= self.choose,
+        )

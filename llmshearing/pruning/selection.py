@@ -51,6 +51,32 @@ def count_undecided(probability: Tensor, kept: Tensor) -> int:
     return int(torch.where(stays, probability < high, probability > low).sum())
 
 
+# A unit counts as sure once its keep probability is so near to 0 or 1 that all of an axis together
+# miss the target by less than a tenth of a percent.
+SURE = 0.001
+
+
+# The pull on a unit that is not sure, large against any gradient that Adam remembers of the loss or
+# the constraint, so that the unit moves at the masks' full rate.
+PULL = 100.0
+
+
+def pull_apart(logits: Tensor, probability: Tensor, kept: Tensor) -> Tensor:
+    """A force on the units that are not sure yet, a scalar of value 0 with the force as gradient.
+
+    Every such unit is pulled with the same force to the side that it is on, however flat its keep
+    probability is there. The order of the units stays.
+
+    Args:
+        logits: of the masks, [n] or [L, n].
+        probability: of each unit to stay, in the same shape.
+        kept: indices of those that stay, [n'] or [L, n'].
+    """
+    side = 2 * indicator(logits, kept) - 1  # +1 stays, -1 does not
+    unsure = torch.where(side > 0, probability < 1 - SURE, probability > SURE).detach()
+    return PULL * (unsure * side * (logits.detach() - logits)).sum()
+
+
 # A unit that stays takes part, however undecided its mask was: it counts in the norms' means, and a
 # gate of 0 folded into weights could not be trained again.
 SMALLEST_KEPT_GATE = 0.1

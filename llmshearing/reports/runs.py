@@ -259,7 +259,9 @@ def _read_masks(folder: Path) -> dict[int, dict[str, NDArray[Any]]]:
     found = {}
     for path in folder.glob("ba*.safetensors"):
         try:
-            found[int(path.stem.removeprefix("ba"))] = load_file(path)
+            tensors = load_file(path)
+            scores = {name: x for name, x in tensors.items() if not name.endswith(".kept")}
+            found[int(path.stem.removeprefix("ba"))] = scores
         except (ValueError, SafetensorError, OSError):
             continue  # another file's name, or a file still being written
     return dict(sorted(found.items()))

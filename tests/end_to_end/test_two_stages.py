@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from runs import run_here, series
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llmshearing.checkpoints.export import Options, export
@@ -33,6 +34,9 @@ def test_prune_export_continue_export(recipe_file, tmp_path):
     manifest = json.loads((pruned.directory / "llmshearing.json").read_text())
     assert len(manifest["kept"]["hidden"]) == 16
     assert [len(row) for row in manifest["kept"]["head"]] == [2, 2, 2]
+    with safe_open(str(run / "masks/ba8.safetensors"), "pt") as masks:
+        for axis, units in manifest["kept"].items():
+            assert masks.get_tensor(f"{axis}.kept").tolist() == units
     # The run's last held-out loss is that of the exact target shape, so it is the export's too.
     before = manifest["losses"]
 

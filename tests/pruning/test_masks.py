@@ -6,8 +6,10 @@ import torch
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
 from llmshearing.pruning.importance import random
-from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks, PruningSettings
+from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks
 from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.settings import PruningSettings
+from llmshearing.pruning.verdict import SIZE_TOLERANCE
 
 CONFIG = {
     "model_type": "llama",
@@ -151,3 +153,42 @@ def test_masks_start_in_the_order_of_importance():
         assert logits.max().item() == pytest.approx(4.5, abs=0.1)
         assert logits.min().item() == pytest.approx(1.5, abs=0.1)
         assert logits.mean().item() == pytest.approx(3.0, abs=0.1)
+
+
+def test_a_constraint_pulls_at_sharp_logits_far_from_the_step():
+    """Sharpened, the keep probability itself is flat there, so that a missed target would stay."""
+    masks = make()
+    for logits in masks.log_alpha.values():
+        logits.data.fill_(-4.0)
+    for multiplier in masks.multipliers.linear.values():
+        multiplier.data.fill_(-1.0)
+    masks.set_progress(Moment(70, 1.0, 8.0))
+    masks().penalty.backward()
+    for axis in masks.axes:
+        gradient = masks.log_alpha[axis.value].grad
+        assert gradient is not None
+        assert gradient.max() < -1e-5
+
+
+@pytest.mark.parametrize("name", ["hard_concrete", "hard_concrete_released", "linear"])
+@pytest.mark.parametrize("start", [-2.0, 0.0, 2.0])
+def test_units_that_decide_come_to_exactly_the_target(name, start):
+    """From any logits, on the wrong side of the target too, and with logits that no loss moves."""
+    masks = make("published", name)
+    generator = torch.Generator().manual_seed(3)
+    for logits in masks.log_alpha.values():
+        logits.data.copy_(start + torch.randn(logits.shape, generator=generator))
+    for pair in (masks.multipliers.linear, masks.multipliers.quadratic):
+        for multiplier in pair.values():
+            multiplier.data.fill_(30.0)
+    optimizer = torch.optim.Adam(masks.mask_parameters(), lr=0.3, betas=(0.9, 0.95))
+    for step in range(40):  # Adam remembers the constraint's gradients when the pull begins
+        masks.set_progress(Moment(step, 1.0, 8.0, deciding=step >= 10))
+        optimizer.zero_grad()
+        masks().penalty.backward()
+        optimizer.step()
+        masks.clamp_logits()
+    verdict = masks.verdict()
+    for one in verdict.axes.values():
+        assert one.undecided == 0
+        assert one.furthest == pytest.approx(one.target, rel=SIZE_TOLERANCE)

@@ -2,7 +2,7 @@ import pytest
 
 from llmshearing.pruning.schedule import MaskSchedule
 
-SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, settle=90, sharpness=16.0)
+SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, decide=80, settle=90, sharpness=16.0)
 
 
 def test_the_target_moves_linearly_over_the_warmup():
@@ -19,7 +19,12 @@ def test_the_choice_is_settled_from_its_step_on():
     assert SCHEDULE.at(90).settled
 
 
+def test_units_decide_between_sharpening_and_settling():
+    assert [SCHEDULE.at(step).deciding for step in (79, 80, 89, 90)] == [False, True, True, False]
+
+
 def test_the_papers_schedule_neither_sharpens_nor_settles():
-    schedule = MaskSchedule(warmup=0, sharpen_until=0, settle=100, sharpness=1.0)
-    moments = [schedule.at(step) for step in range(100)]
-    assert {(m.ramp, m.sharpness, m.settled) for m in moments} == {(1.0, 1.0, False)}
+    schedule = MaskSchedule(warmup=0, sharpen_until=0, decide=101, settle=101, sharpness=1.0)
+    moments = [schedule.at(step) for step in range(101)]
+    found = {(m.ramp, m.sharpness, m.deciding, m.settled) for m in moments}
+    assert found == {(1.0, 1.0, False, False)}
