@@ -18,10 +18,7 @@ from llmshearing.checkpoints.runs import open_run
 STEPS = 40
 DEADLINE_SECONDS = 120
 
-pytestmark = [
-    pytest.mark.slow,  # five runs of 40 steps
-    pytest.mark.world_size(2),
-]
+pytestmark = pytest.mark.world_size(2)
 
 
 @pytest.fixture
@@ -80,6 +77,7 @@ def measured(directory):
     }
 
 
+@pytest.mark.slow  # five runs of 40 steps
 def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert statuses(start(whole)) == [0, 0]

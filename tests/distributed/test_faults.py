@@ -23,7 +23,6 @@ from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import EXIT_STATUS, FAILURE_STATUS, UserError, exits_on_user_error
 
 pytestmark = [
-    pytest.mark.slow,  # ranks that hang, die and are waited for
     pytest.mark.world_size(2),
     pytest.mark.filterwarnings("default"),  # Composer's own warnings are not ours
 ]
@@ -103,6 +102,7 @@ def test_a_loader_that_finds_damage(start, recipe_file, tiny_tree, tmp_path):
     assert "prepare it again" in log_of(tmp_path, rank)
 
 
+@pytest.mark.slow
 def test_a_rank_that_stops_in_a_step(start, tmp_path):
     processes = start(
         "run.duration=10000ba", "run.eval_interval=10000ba", "run.step_timeout=3s", "data.workers=1"

@@ -25,6 +25,7 @@ def test_throughput_runs_at_a_tiny_size():
     assert all(float(row.split("|")[3].replace(",", "")) > 0 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_throughput_refuses_where_there_is_no_gpu():
     done = run("gpu_throughput.py")
@@ -36,7 +37,7 @@ def test_throughput_refuses_where_there_is_no_gpu():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "recomputed", "masked"])
 def test_the_planned_peak_is_the_measured_one(name):
-    """Within 15 %, on a real run of 135M parameters; about a minute each."""
+    """Within 15 %, on a real run of 58M parameters; about a minute each."""
     done = run("plan_memory.py", "--only", name)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith(name))
