@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import recording
+from runs import start_ranks
 
 DEADLINE_SECONDS = 600  # a machine may be busy
 
@@ -26,20 +26,9 @@ class Ranks:
     """
 
     def __init__(self, count: int, directory: Path, recipe: Path, *overrides: str) -> None:
-        self.directory, self.log = directory, Path(f"{directory}.log")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self.directory, self.logs = directory, Path(f"{directory}-logs")
         arguments = [str(recipe), f"run.directory={directory}", *overrides]
-        context = recording.rank_context()
-        self.processes = [
-            context.Process(
-                target=recording.run_rank, args=(rank, count, port, str(self.log), arguments)
-            )
-            for rank in range(count)
-        ]
-        for process in self.processes:
-            process.start()
+        self.processes = start_ranks(count, self.logs, arguments, run=recording.main)
         self.begun = time.monotonic()
 
     def finish(self, status: int = 0) -> None:
@@ -96,4 +85,5 @@ class Ranks:
 
     def tail(self) -> str:
         """The end of what they printed."""
-        return self.log.read_text()[-3000:] if self.log.exists() else "nothing printed"
+        logs = sorted(self.logs.glob("log-*.txt"))
+        return "\n".join(f"{log.name}: {log.read_text()[-3000:]}" for log in logs)

@@ -133,7 +133,7 @@ def run_rank(
     port: int,
     log: str,
     arguments: list[str],
-    run: Callable[[list[str]], int] = main,
+    run: Callable[[list[str]], int],
 ) -> None:
     """One rank as the launcher would start it, in a process of its own."""
     with Path(log).open("ab") as output:
