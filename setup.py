@@ -25,10 +25,12 @@ REQUIRED = [
 ]
 TEST = ["pytest>=8,<10", "hypothesis>=6.100"]
 EVAL = ["lm-eval[hf]>=0.4.13,<0.5"]
+WANDB = ["wandb>=0.18,<0.20"]  # as Composer pins it
 INTEROP = [*EVAL, "trl>=1.13,<2", "llama-cpp-python>=0.3.36,<0.4"]  # the last one is compiled
 DEV = [
     *TEST,
     *EVAL,
+    *WANDB,
     "ruff==0.17.6",
     "pyright==1.1.414",
     "pre-commit>=3.6",
@@ -48,6 +50,6 @@ setup(
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
     package_data={"llmshearing.evaluation": ["suites/*.yaml"]},
     install_requires=REQUIRED,
-    extras_require={"test": TEST, "dev": DEV, "eval": EVAL, "interop": INTEROP},
+    extras_require={"test": TEST, "dev": DEV, "eval": EVAL, "wandb": WANDB, "interop": INTEROP},
     entry_points={"console_scripts": ["llmshearing=llmshearing.cli:main"]},
 )

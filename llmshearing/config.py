@@ -38,6 +38,7 @@ class RunSettings:
         step_timeout: the same for each later step, evaluation batch and checkpoint.
         peak_flops: operations per second of one device, for the utilisation; not needed for the
             GPUs in `architecture/flops.py`.
+        wandb: a project of Weights & Biases to log to as well.
     """
 
     directory: str = MISSING
@@ -52,6 +53,7 @@ class RunSettings:
     start_timeout: str = "30m"
     step_timeout: str = "15m"
     peak_flops: float | None = None
+    wandb: str | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from llmshearing import tracking
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
@@ -69,7 +70,7 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
     Returns:
         What the recipe names, None where it cannot be read, and every error.
     """
-    errors: list[str] = []
+    errors = tracking.problems(recipe.run)
     source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
     tree = _try(errors, lambda: _open_tree(recipe), "data.root")
     target = scores = None

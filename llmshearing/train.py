@@ -25,7 +25,7 @@ from composer.core import Evaluator
 from composer.loggers import TensorboardLogger
 from composer.utils import dist, reproducibility
 
-from llmshearing import optimization, parallelism, preflight, substrate
+from llmshearing import optimization, parallelism, preflight, substrate, tracking
 from llmshearing.architecture.flops import peak_flops, training_flops_per_token
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
@@ -99,7 +99,8 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     status = 0
     watchdog = Watchdog(directory, dist.get_global_rank(), dist.get_world_size())
     with StopSignal() as stop, watchdog:
-        trainer = build_trainer(recipe, inputs, checkpoint, stop, watchdog)
+        with tracking.failures_explained(recipe.run):
+            trainer = build_trainer(recipe, inputs, checkpoint, stop, watchdog)
         try:
             trainer.fit()
         except Stopped:
@@ -183,6 +184,7 @@ def build_trainer(
         loggers=[
             metrics,
             TensorboardLogger(log_dir=str(directory / "tensorboard")),
+            *tracking.loggers(recipe.run),
         ],
         run_name=directory.name,
         device_train_microbatch_size=recipe.data.microbatch,

@@ -15,6 +15,7 @@ FLOORS = [
     {"models", "data"},
     {"config"},
     {"checkpoints"},
+    {"tracking"},
     {"substrate", "preflight", "watchdog"},
     {"callbacks"},
     {"optimization", "parallelism", "evaluation", "reports", "planning"},

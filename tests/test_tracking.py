@@ -1,0 +1,53 @@
+import importlib.util
+
+import pytest
+from runs import run_here
+
+from llmshearing.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("default")  # Composer's and wandb's own warnings
+SHORT = ("run.duration=2ba", "run.eval_interval=2ba", "run.wandb=shearing")
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None, reason="no wandb: pip install -e '.[wandb]'"
+)
+
+
+@pytest.fixture
+def anew():
+    """wandb reads its settings once a process."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@installed
+@pytest.mark.usefixtures("anew")
+def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_here(recipe_file, *SHORT)
+    (tracked,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-run.wandb")
+    content = tracked.read_bytes()
+    for name in (b"metrics/prose/loss", b"loading/train_loss/code", b"loss/train/ce"):
+        assert name in content
+
+
+@installed
+@pytest.mark.usefixtures("anew")
+def test_a_missing_key_is_one_message(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match=r"run\.wandb: .*WANDB_MODE=offline"):
+        run_here(recipe_file, *SHORT)
+
+
+def test_a_missing_package_is_told_before_the_run(recipe_file, monkeypatch):
+    found = importlib.util.find_spec
+    absent = {"wandb"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in absent else found(name)
+    )
+    with pytest.raises(UserError, match=r"run\.wandb: .*pip install"):
+        run_here(recipe_file, *SHORT)
