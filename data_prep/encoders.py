@@ -13,9 +13,10 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from llmshearing.errors import UserError
 log = logging.getLogger(__name__)
 
 AUDIT_EVERY = 4096
+AUDIT_CHARACTERS = 1 << 16  # the reference takes a second for a million
+REMEMBERED_BYTES = 160 << 20  # that the fast encoder may take for words it remembers
+FORGET_AFTER_BYTES = 16 << 20  # of text at the least
 PROBES = (
     "", " ", "  two  spaces ", " leads", "trails ", "\n\nlines\r\n\ttabs", "a\u2581b \u2581 c",
     "caf\u00e9 na\u00efve e\u0301", "\u4f60\u597d\u4e16\u754c \u043f\u0440\u0438\u0432\u0435\u0442",
@@ -33,12 +37,43 @@ PROBES = (
 )  # fmt: skip
 
 
-class Encoder(Protocol):
-    """Token ids of texts in UTF-8, without marks of beginning and end."""
+Text: TypeAlias = str | bytes  # bytes are UTF-8
 
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Give all ids, concatenated, and the number of ids of each text."""
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids put around each text, uint32; empty where there is no such mark."""
+
+    begin: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def of(cls, begin: int | None, end: int | None) -> Marks:
+        """Make them of ids."""
+        return cls(*(np.array([] if i is None else [i], np.uint32) for i in (begin, end)))
+
+    def join(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Give all ids of some texts with the marks around each, uint32."""
+        pieces = [np.concatenate([self.end, self.begin])] * (2 * len(parts) + 1)
+        pieces[1::2] = parts
+        pieces[0], pieces[-1] = self.begin, self.end
+        return np.concatenate(pieces)
+
+
+class Encoder(Protocol):
+    """Token ids of texts."""
+
+    def encode(self, texts: list[Text], marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text, marks included.
+
+        There has to be a text.
+        """
         ...
+
+
+def _joined(parts: list[np.ndarray], marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    return marks.join(parts), lengths + len(marks.begin) + len(marks.end)
 
 
 @dataclass(frozen=True)
@@ -144,8 +179,10 @@ def fastest(facts: TokenizerFacts) -> Encoder:
     slow = reference(facts)
     try:
         quick = FastEncoder(facts, slow)
-        probes = [[text.encode()] for text in PROBES]
-        agrees = all(_same(quick.encode(one), slow.encode(one)) for one in probes)
+        texts: list[Text] = list(PROBES)
+        agrees = all(
+            map(np.array_equal, quick.encode(texts, NO_MARKS), slow.encode(texts, NO_MARKS))
+        )
     except ImportError:
         log.debug("gigatoken is not installed; encoding with the reference")
         return slow
@@ -155,8 +192,11 @@ def fastest(facts: TokenizerFacts) -> Encoder:
     return quick if agrees else slow
 
 
-def _same(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+NO_MARKS = Marks.of(None, None)
+
+
+def _text(text: Text) -> str:
+    return text if isinstance(text, str) else text.decode()
 
 
 class SentencePieceEncoder:
@@ -167,9 +207,10 @@ class SentencePieceEncoder:
 
         self._model = sentencepiece.SentencePieceProcessor(model_file=str(facts.path))
 
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Give all ids, concatenated, and the number of ids of each text."""
-        return _flat([self._model.encode(text.decode()) for text in texts])
+    def encode(self, texts: list[Text], marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text, marks included."""
+        encode = self._model.encode
+        return _joined([np.array(encode(_text(text)), np.uint32) for text in texts], marks)
 
 
 class JsonEncoder:
@@ -184,21 +225,11 @@ class JsonEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
 
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Give all ids, concatenated, and the number of ids of each text."""
-        decoded = [text.decode() for text in texts]
+    def encode(self, texts: list[Text], marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text, marks included."""
+        decoded = [_text(text) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
-        return _flat([one.ids for one in encoded])
-
-
-def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    flat = np.empty(int(lengths.sum()), np.uint32)
-    end = 0
-    for one in ids:
-        flat[end : end + len(one)] = one
-        end += len(one)
-    return flat, lengths
+        return _joined([np.array(one.ids, np.uint32) for one in encoded], marks)
 
 
 class FastEncoder:
@@ -213,53 +244,76 @@ class FastEncoder:
         import gigatoken
 
         read = gigatoken.Tokenizer
-        self._fast = (
-            read.from_sentencepiece(facts.path)
+        self._load = (
+            functools.partial(read.from_sentencepiece, facts.path)
             if facts.kind == "sentencepiece"
-            else read.from_json(facts.path.read_bytes())
+            else functools.partial(read.from_json, facts.path.read_bytes())
         )
+        self._begin_anew()
+        self._may_hold = _resident_bytes() + REMEMBERED_BYTES
         self._slow = slow
         self._control = np.array(facts.control, np.uint32)
         self._encoded = 0
 
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Give all ids, concatenated, and the number of ids of each text.
+    def _begin_anew(self) -> None:
+        # Text by text: so it remembers words from call to call, which its batches do not. It never
+        # forgets one, so that it has to be loaded again before it holds too many.
+        self._quick: Callable[[Text], np.ndarray] = self._load().backend.encode
+        self._since = 0
+
+    def encode(self, texts: list[Text], marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+        """Give all ids, concatenated, and the number of ids of each text, marks included.
 
         Raises:
             RuntimeError: the fast encoder and the reference disagree on a document.
         """
-        flat, lengths = self._quick(texts)
-        read = np.flatnonzero(self._is_control(flat))
-        if len(read):  # where a text holds the name of a control token, and only there
-            ends = np.cumsum(lengths)
-            parts = np.split(flat, ends[:-1])
-            for index in np.unique(np.searchsorted(ends, read, side="right")):
-                parts[index], lengths[index : index + 1] = self._slow.encode([texts[index]])
-            flat = np.concatenate(parts)
-        self._audit(texts, flat, lengths)
+        parts = list(map(self._quick, texts))
+        self._since += sum(map(len, texts))
+        if self._since > FORGET_AFTER_BYTES and _resident_bytes() > self._may_hold:
+            self._begin_anew()
+        flat, lengths = _joined(parts, marks)
+        of_marks = self._controls(marks.begin) + self._controls(marks.end)
+        if self._controls(flat) > of_marks * len(parts):  # a text holds a control token's name
+            for index, part in enumerate(parts):
+                if self._controls(part):
+                    parts[index], _ = self._slow.encode([texts[index]], NO_MARKS)
+            flat, lengths = _joined(parts, marks)
+        self._audit(texts, parts)
         return flat, lengths
 
-    def _is_control(self, flat: np.ndarray) -> np.ndarray:
+    def _controls(self, ids: np.ndarray) -> int:
+        """Count the control tokens among some ids."""
         if not len(self._control):
-            return np.zeros(len(flat), bool)
-        low, high = self._control[0], self._control[-1]
-        near = (flat >= low) & (flat <= high)
-        return near if high - low + 1 == len(self._control) else np.isin(flat, self._control)
+            return 0
+        low, high = self._control.min(), self._control.max()
+        near = ids - low <= high - low  # what is below `low` is far above it, unsigned
+        count = int(np.count_nonzero(near))
+        if count and high - low + 1 > len(self._control):  # other tokens stand between them
+            return int(np.isin(ids[near], self._control).sum())
+        return count
 
-    def _quick(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        layout: Any = self._fast.encode_batch(texts, parallel=False).layout
-        return np.asarray(layout.content.data), np.diff(np.asarray(layout.offsets.data))
-
-    def _audit(self, texts: list[bytes], flat: np.ndarray, lengths: np.ndarray) -> None:
-        """Compare one document in `AUDIT_EVERY` with the reference."""
+    def _audit(self, texts: list[Text], parts: list[np.ndarray]) -> None:
+        """Compare one document in `AUDIT_EVERY` with the reference; of a long one its beginning."""
         first = -self._encoded % AUDIT_EVERY
         self._encoded += len(texts)
         for index in range(first, len(texts), AUDIT_EVERY):
-            begin = int(lengths[:index].sum())
-            ids, _ = self._slow.encode([texts[index]])
-            if not np.array_equal(ids, flat[begin : begin + int(lengths[index])]):
-                begins = texts[index][:60].decode(errors="replace")
+            text, ids = _text(texts[index]), parts[index]
+            if len(text) > AUDIT_CHARACTERS:
+                text = text[:AUDIT_CHARACTERS]
+                ids = self._quick(text)
+                if self._controls(ids):
+                    continue
+            if not np.array_equal(self._slow.encode([text], NO_MARKS)[0], ids):
                 raise RuntimeError(
                     f"gigatoken's ids are not the reference's on a text that begins "
-                    f"{begins!r}: uninstall gigatoken and prepare again"
+                    f"{text[:60]!r}: uninstall gigatoken and prepare again"
                 )
+
+
+def _resident_bytes() -> int:
+    """Give the memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ class Held:
     duplicates: int = 0
 
 
-def finish(plan: plans.Plan) -> None:
+def finish(plan: plans.Plan, pool: workers.Pool) -> None:
     """Make the tree out of finished units.
 
     Raises:
@@ -73,7 +72,7 @@ def finish(plan: plans.Plan) -> None:
         for pool, cut in cuts[domain.name]
     ]
     _refuse_empty(streams)
-    notes = _pack(plan, streams)
+    notes = _pack(plan, streams, pool)
     _write_tree(plan, streams, notes, held, cuts)
 
 
@@ -175,7 +174,7 @@ def _refuse_empty(streams: list[packing.Stream]) -> None:
         )
 
 
-def _pack(plan: plans.Plan, streams: list[packing.Stream]) -> Path:
+def _pack(plan: plans.Plan, streams: list[packing.Stream], pool: workers.Pool) -> Path:
     """Write all shards that are not yet there; give the folder of the notes on them."""
     notes = plan.work / f"packed-{plan.identity[:16]}"
     if not notes.is_dir():  # the first time, or after other rules for the splits
@@ -186,12 +185,10 @@ def _pack(plan: plans.Plan, streams: list[packing.Stream]) -> Path:
         (number, shard) for number, stream in enumerate(streams) for shard in range(stream.shards)
     ]
     about = (streams, plan.root, notes)
-    processes = plan.recipe.processes or len(os.sched_getaffinity(0))
     total = sum(stream.rows * stream.layout.row.itemsize for stream in streams)
-    if total < plan.settings.unit_bytes:
-        processes = 1  # starting a process takes longer
+    small = total < plan.settings.unit_bytes  # starting a process takes longer
     progress = workers.Progress("packing", total)
-    for rows, size in workers.results(_packer, about, jobs, processes):
+    for rows, size in pool.results(_packer, about, jobs, small=small):
         progress.add(size, rows * plan.recipe.sequence_length)
     progress.close()
     return notes

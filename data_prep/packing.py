@@ -21,6 +21,8 @@ import units
 
 from llmshearing.data.schema import LOSS, TOKENS
 
+PIECE_BYTES = 1 << 18
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -98,49 +100,76 @@ def pack(stream: Stream, index: int, root: Path, notes: Path) -> tuple[int, int]
     count = min(layout.rows_per_shard, stream.rows - first)
     if note.is_file() and path.is_file():
         return count, count * layout.row.itemsize
-    rows = np.zeros(count, layout.row)
-    _fill(stream, first * length, rows)
-    header = layout.header(len(rows))
+    header = layout.header(count)
     digest = hashlib.sha256(header)
-    digest.update(rows.data)
     path.parent.mkdir(parents=True, exist_ok=True)
     with units.writing(
         notes / f".{path.name}.{stream.split}.{stream.domain}.{os.getpid()}", path
     ) as file:
         file.write(header)
-        file.write(rows.data)
+        for rows in _rows(stream, first * length, count):
+            digest.update(rows.data)
+            file.write(rows.data)
         file.flush()
         os.fsync(file.fileno())
-    about = {"rows": len(rows), "bytes": len(header) + rows.nbytes, "hash": digest.hexdigest()}
+    size = len(header) + count * layout.row.itemsize
+    about = {"rows": count, "bytes": size, "hash": digest.hexdigest()}
     with units.writing(notes / f".{note.name}.{os.getpid()}", note) as file:
         file.write(json.dumps(about).encode())
-    return count, rows.nbytes
+    return count, count * layout.row.itemsize
 
 
-def _fill(stream: Stream, begin: int, rows: np.ndarray) -> None:
-    """Copy the tokens of the stream from `begin` on into `rows`."""
-    length, dtype = stream.layout.sequence_length, stream.layout.dtype
-    end = begin + len(rows) * length
-    flat = np.empty(len(rows) * length, dtype)
-    loss = np.empty(len(flat), np.uint8) if stream.layout.chat else None
+def _rows(stream: Stream, begin: int, count: int) -> Iterator[np.ndarray]:
+    """Give `count` rows of the stream from token `begin` on, some at a time.
+
+    Few enough that they stay in a core's cache until they are hashed and written. Each array is
+    overwritten by the next.
+    """
+    layout = stream.layout
+    length = layout.sequence_length * max(1, PIECE_BYTES // layout.row.itemsize)
+    tokens = np.empty(length, layout.row[TOKENS].base)
+    loss = np.empty(length, np.uint8) if layout.chat else None
     at = 0
+    for data, targets in _stretches(stream, begin, begin + count * layout.sequence_length):
+        done = 0
+        while done < len(data):
+            step = min(len(data) - done, length - at)
+            tokens[at : at + step] = data[done : done + step]
+            if loss is not None and targets is not None:
+                loss[at : at + step] = targets[done : done + step]
+            at, done = at + step, done + step
+            if at == length:
+                yield _as_rows(layout, tokens, loss)
+                at = 0
+    if at:
+        yield _as_rows(layout, tokens[:at], None if loss is None else loss[:at])
+
+
+def _as_rows(
+    layout: mds_files.ShardFormat, tokens: np.ndarray, loss: np.ndarray | None
+) -> np.ndarray:
+    if loss is None:
+        return tokens.view(layout.row)
+    rows = np.empty(len(tokens) // layout.sequence_length, layout.row)
+    rows[TOKENS] = tokens.reshape(len(rows), -1)
+    rows[LOSS] = loss.reshape(len(rows), -1)
+    return rows
+
+
+def _stretches(
+    stream: Stream, begin: int, end: int
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Give the tokens `begin` to `end` of the stream, in pieces, with the loss beside chat's."""
+    dtype = stream.layout.dtype
     for unit, before in _units(stream, begin, end):
         tokens = unit.tokens(dtype)
-        targets = unit.loss(dtype) if loss is not None else None
+        targets = unit.loss(dtype) if stream.layout.chat else None
         for first, last, position in _runs(unit, stream, before):
             # The stretch first:last of the unit stands at `position` of the stream.
             low = first + max(0, begin - position)
             high = min(last, first + end - position)
-            if low >= high:
-                continue
-            flat[at : at + high - low] = tokens[low:high]
-            if loss is not None and targets is not None:
-                loss[at : at + high - low] = targets[low:high]
-            at += high - low
-    assert at == len(flat)
-    rows[TOKENS] = flat.reshape(len(rows), length)
-    if loss is not None:
-        rows[LOSS] = loss.reshape(len(rows), length)
+            if low < high:
+                yield tokens[low:high], None if targets is None else targets[low:high]
 
 
 def _units(stream: Stream, begin: int, end: int) -> Iterator[tuple[units.UnitFile, int]]:

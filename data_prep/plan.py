@@ -256,7 +256,8 @@ def _estimate(
                 if size >= SAMPLED_CHARACTERS:
                     break
         if size:
-            ids = len(encoder.encode([text.encode("utf-8", "ignore") for text in texts])[0])
+            read: list[encoders.Text] = [text.encode("utf-8", "ignore") for text in texts]
+            ids = len(encoder.encode(read, encoders.NO_MARKS)[0])
             ids += documents * (recipe.bos + recipe.eos)
             text_bytes = file.size * sources.text_ratio(file, reads)
             tokens += ids / size * text_bytes

@@ -61,11 +61,13 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
     mine = todo
     if shard:
         mine = [unit for unit in todo if unit.index % shard[1] == shard[0] % shard[1]]
-    _tokenise(plan, mine)
-    if shard:
-        log.info("shard %d/%d is done; when all are, run with --merge", *shard)
-        return False
-    finish.finish(plan)
+    processes = plan.recipe.processes or len(os.sched_getaffinity(0))
+    with workers.Pool(processes, plan.work) as pool:
+        _tokenise(plan, mine, pool)
+        if shard:
+            log.info("shard %d/%d is done; when all are, run with --merge", *shard)
+            return False
+        finish.finish(plan, pool)
     return True
 
 
@@ -105,7 +107,7 @@ def _only_work(root: Path, work: Path) -> bool:
     return root.is_dir() and all(path == work for path in root.iterdir())
 
 
-def _tokenise(plan: plans.Plan, todo: list[units.Unit]) -> None:
+def _tokenise(plan: plans.Plan, todo: list[units.Unit], pool: workers.Pool) -> None:
     """Tokenise units, the largest first, and stop where too many documents are bad.
 
     Raises:
@@ -115,7 +117,7 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit]) -> None:
     todo = sorted(todo, key=lambda unit: -sizes[unit.index])
     progress = workers.Progress("tokenising", sum(sizes.values()))
     bad = seen = 0
-    for summary in workers.results(_worker, plan.settings, todo, _processes(plan.recipe)):
+    for summary in pool.results(_worker, plan.settings, todo):
         unit = plan.units[summary.index]
         progress.add(sizes[unit.index], summary.tokens)
         bad += summary.bad
@@ -132,10 +134,6 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit]) -> None:
 
 def _worker(settings: units.UnitSettings) -> Callable[[units.Unit], units.UnitSummary]:
     return units.UnitWorker(settings).run
-
-
-def _processes(recipe: recipes.Recipe) -> int:
-    return recipe.processes or len(os.sched_getaffinity(0))
 
 
 def _shard(text: str) -> tuple[int, int]:

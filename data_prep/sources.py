@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import zstandard
@@ -48,8 +48,7 @@ class Source:
         return {".gz": "gz", ".zst": "zst", ".parquet": "parquet"}.get(self.path.suffix, "plain")
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """One record of a source.
 
     Attributes:

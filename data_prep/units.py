@@ -17,8 +17,7 @@ from chat import ChatEncoder
 
 from llmshearing.errors import UserError
 
-BATCH_CHARACTERS = 1 << 24  # the fast encoder remembers words within a batch; 1 MiB halves its rate
-BATCH_DOCUMENTS = 1 << 15
+BATCH_BYTES = 1 << 18  # text and ids of a batch stay in a core's cache from step to step
 LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
 EMPTY = "empty text"
 WHOLE = 1 << 64  # documents whose hash is below the bound `keep` are tokenised; this keeps all
@@ -114,6 +113,7 @@ class UnitWorker:
         self.settings = settings
         self._encoder = encoders.fastest(settings.tokenizer)
         self._chat = ChatEncoder(settings.tokenizer_path) if settings.chats else None
+        self._marks = encoders.Marks.of(settings.bos, settings.eos)
 
     def run(self, unit: Unit) -> UnitSummary:
         """Tokenise `unit` and write its file.
@@ -127,12 +127,11 @@ class UnitWorker:
         for batch in self._batches(unit, summary, hashes):
             if unit.domain in self.settings.chats:
                 assert self._chat is not None
-                flat, counts, targets = self._chat.encode(batch)
-                flat, counts, targets = self._framed_chat(flat, counts, targets)
+                flat, counts, targets = self._framed_chat(*self._chat.encode(batch))
                 loss.append(targets)
             else:
-                flat, counts = self._framed(*self._encoder.encode(batch))
-            tokens.append(flat)
+                flat, counts = self._encoder.encode(batch, self._marks)
+            tokens.append(flat.astype(self.settings.dtype))
             lengths.append(counts)
         table = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         summary.tokenised, summary.tokens = len(table), int(table.sum())
@@ -146,17 +145,17 @@ class UnitWorker:
         reads = settings.reads[unit.domain]
         keep = WHOLE if unit.pool == "eval" else settings.keep[unit.domain]
         seed = settings.seed % (1 << 64)
+        digest = xxhash.xxh3_64_intdigest
         batch: list[Any] = []
-        size = 0
+        size = line = 0
         for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, reads):
-            summary.lines = document.line
-            if document.blank:
+            line, value, problem, blank = document
+            if blank:
                 continue
-            value, problem = document.value, document.problem
             content = canonical = b""
             if problem is None:
                 try:
-                    canonical = _canonical(value, chat=chat is not None)
+                    canonical = _canonical_chat(value) if chat else _canonical(value)
                     content = chat.render(value) if chat else canonical
                 except ValueError as error:
                     problem = str(error)
@@ -164,37 +163,23 @@ class UnitWorker:
                 summary.bad += problem != EMPTY
                 summary.empty += problem == EMPTY
                 if len(summary.problems) < LISTED_BAD_DOCUMENTS:
-                    summary.problems.append((document.line, problem))
+                    summary.problems.append((line, problem))
                 continue
             summary.documents += 1
-            number = xxhash.xxh3_64_intdigest(canonical, seed)
+            number = digest(canonical, seed)
             if number >= keep:
                 continue
             hashes.append(number)
             summary.bytes += len(canonical)
-            batch.append(content)
             size += len(canonical)
-            del document, value, content, canonical
-            if size >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            batch.append(content)
+            del document, value, content, canonical  # a document may have 50 MB
+            if size >= BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
+        summary.lines = line
         if batch:
             yield batch
-
-    def _framed(self, flat: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Put the marks of beginning and end around documents; ids in the tree's type."""
-        bos, eos = self.settings.bos, self.settings.eos
-        extra = (bos is not None) + (eos is not None)
-        lengths = lengths + extra
-        framed = np.empty(len(flat) + extra * len(lengths), self.settings.dtype)
-        ends = np.cumsum(lengths)
-        text = np.ones(len(framed), bool)
-        for mark, places in ((bos, ends - lengths), (eos, ends - 1)):
-            if mark is not None:
-                framed[places] = mark
-                text[places] = False
-        framed[text] = flat
-        return framed, lengths
 
     def _framed_chat(
         self, flat: np.ndarray, lengths: np.ndarray, loss: np.ndarray
@@ -212,26 +197,33 @@ class UnitWorker:
             tokens.append(ids)
             targets.append(counted)
             counts.append(len(ids))
-        flat = np.concatenate(tokens).astype(self.settings.dtype)
-        return flat, np.array(counts, np.int64), np.concatenate(targets).astype(np.uint8)
+        return (
+            np.concatenate(tokens),
+            np.array(counts, np.int64),
+            np.concatenate(targets).astype(np.uint8),
+        )
 
 
-def _canonical(value: Any, *, chat: bool) -> bytes:
-    """Give the bytes that a document's hash is taken of.
+def _canonical(value: Any) -> encoders.Text:
+    """Give what a document's hash is taken of: its UTF-8, which an ASCII string is itself.
 
     Raises:
         ValueError: what is wrong with the document.
     """
-    if chat:
-        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    elif not isinstance(value, str):
+    if not isinstance(value, str):
         raise ValueError(f"found {type(value).__name__}, expected a string")
-    elif not value or value.isspace():
+    if not value or value.isspace():
         raise ValueError(EMPTY)
+    if value.isascii():
+        return value
     try:
         return value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"half of a surrogate pair at character {error.start}") from None
+
+
+def _canonical_chat(value: Any) -> encoders.Text:
+    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 def _write(
@@ -337,4 +329,5 @@ class UnitFile:
         count = int(self.lengths.sum())
         if not count:
             return np.zeros(0, dtype)
-        return np.memmap(self.path, dtype, mode="r", offset=offset, shape=(count,))
+        mapped = np.memmap(self.path, dtype, mode="r", offset=offset, shape=(count,))
+        return mapped.view(np.ndarray)  # whose slices are cheap

@@ -7,62 +7,82 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_make: Callable[[], Callable[[Any], Any]] | None = None  # set when a worker process starts
 
-
-def results(
-    make: Callable[..., Callable[[Any], Any]], about: Any, items: Sequence[Any], processes: int
-) -> Iterator[Any]:
-    """Do `make(about)(item)` for each item and give the results as they come.
+class Pool:
+    """Processes that share out work: started with the first of it, and kept for what follows.
 
     Args:
-        make: called once in each process, so that a tokenizer is loaded once.
-        about: its argument.
-        items: the pieces of work, the longest first.
-        processes: number of processes; 1 works in this one.
-
-    Raises:
-        UserError: raised by the work, or a process was killed.
+        processes: their number; 1 works in this one.
+        folder: where a file tells them what a kind of work is about.
     """
-    processes = min(processes, len(items))
-    if processes <= 1:
-        task = make(about) if items else None
-        for item in items:
-            assert task is not None
-            yield task(item)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(make, about))
-    try:
-        futures = [pool.submit(_do, item) for item in items]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, most likely for lack of memory: set processes= to fewer "
-            "and run the same command again; finished pieces are kept"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def __init__(self, processes: int, folder: Path) -> None:
+        self._processes, self._folder = processes, folder
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def results(
+        self,
+        make: Callable[[Any], Callable[[Any], Any]],
+        about: Any,
+        items: Sequence[Any],
+        *,
+        small: bool = False,
+    ) -> Iterator[Any]:
+        """Do `make(about)(item)` for each item and give the results as they come.
+
+        Args:
+            make: called once in each process, so that a tokenizer is loaded once.
+            about: its argument.
+            items: the pieces of work, the longest first.
+            small: whether it is too little work for other processes.
+
+        Raises:
+            UserError: raised by the work, or a process was killed.
+        """
+        if small or min(self._processes, len(items)) <= 1:
+            yield from map(make(about), items) if items else ()
+            return
+        if not self._pool:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start)
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".task.") as task:
+            task.write(pickle.dumps((make, about)))
+            task.flush()
+            try:
+                futures = [self._pool.submit(_do, task.name, item) for item in items]
+                for future in as_completed(futures):
+                    yield future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "a worker process was killed, most likely for lack of memory: set processes= "
+                    "to fewer and run the same command again; finished pieces are kept"
+                ) from None
 
 
-def _start(make: Callable[..., Callable[[Any], Any]], about: Any) -> None:
-    global _make  # noqa: PLW0603 - a process pool gives no other place for it
+def _start() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Made with the first piece of work, so that an error is that piece's and is told as such.
-    _make = functools.cache(functools.partial(make, about))
 
 
 def _end_with_parent() -> None:
@@ -73,9 +93,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(item: Any) -> Any:
-    assert _make is not None
-    return _make()(item)
+@functools.lru_cache(maxsize=1)  # of the work under way; an error is not kept
+def _task(path: str) -> Callable[[Any], Any]:
+    make, about = pickle.loads(Path(path).read_bytes())  # noqa: S301 - written by the parent
+    return make(about)
+
+
+def _do(path: str, item: Any) -> Any:
+    return _task(path)(item)
 
 
 class Progress:

@@ -19,7 +19,7 @@ HARD = [
 
 
 def pieces(encoder, texts):
-    flat, lengths = encoder.encode([one.encode() for one in texts])
+    flat, lengths = encoder.encode([one.encode() for one in texts], encoders.NO_MARKS)
     return [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])]
 
 
@@ -81,29 +81,40 @@ def test_a_directory_without_one_is_read_by_its_json(json_folder):
     assert pieces(encoders.fastest(facts), texts) == pieces(encoders.reference(facts), texts)
 
 
+def go_wrong(monkeypatch, wrong):
+    """Put `wrong(text, ids)` in the place of the fast encoder's ids."""
+    begin_anew = encoders.FastEncoder._begin_anew
+
+    def wrongly(self):
+        begin_anew(self)
+        right = self._quick
+        self._quick = lambda one: wrong(one, right(one))
+
+    monkeypatch.setattr(encoders.FastEncoder, "_begin_anew", wrongly)
+
+
 def test_a_fast_encoder_that_is_wrong_is_not_used(model_file, monkeypatch):
-    facts = encoders.inspect(model_file)
-    right = encoders.FastEncoder._quick
-
-    def wrong(self, texts):
-        flat, lengths = right(self, texts)
-        return np.where(flat == 5, 6, flat) if b"\n" in texts[0] else flat + 1, lengths
-
-    monkeypatch.setattr(encoders.FastEncoder, "_quick", wrong)
+    go_wrong(monkeypatch, lambda one, ids: ids + 1 if "\r\n" in one else ids)
     choose = encoders.fastest.__wrapped__  # not what was chosen before
-    assert isinstance(choose(facts), encoders.SentencePieceEncoder)
+    assert isinstance(choose(encoders.inspect(model_file)), encoders.SentencePieceEncoder)
 
 
 def test_a_fast_encoder_that_goes_wrong_later_is_noticed(model_file, monkeypatch):
-    facts = encoders.inspect(model_file)
-    fast = encoders.fastest.__wrapped__(facts)
-    right = encoders.FastEncoder._quick
-    monkeypatch.setattr(
-        encoders.FastEncoder, "_quick", lambda self, t: (right(self, t)[0] + 1, right(self, t)[1])
-    )
-    fast.encode([text(1, 20).encode()] * 2000)
+    go_wrong(monkeypatch, lambda one, ids: ids if one in encoders.PROBES else ids + 1)
+    fast = encoders.fastest.__wrapped__(encoders.inspect(model_file))
+    plain = text(1, 20)
+    first = encoders.AUDIT_EVERY - len(encoders.PROBES)
+    fast.encode([plain] * first, encoders.NO_MARKS)
     with pytest.raises(RuntimeError, match="not the reference's"):
-        fast.encode([text(1, 20).encode()] * 4000)
+        fast.encode([plain], encoders.NO_MARKS)
+
+
+def test_long_documents_are_compared_in_part(model_file, monkeypatch):
+    monkeypatch.setattr(encoders, "AUDIT_CHARACTERS", 500)
+    go_wrong(monkeypatch, lambda one, ids: ids + 1 if len(one) == 500 else ids)
+    fast = encoders.FastEncoder(facts := encoders.inspect(model_file), encoders.reference(facts))
+    with pytest.raises(RuntimeError, match="not the reference's"):
+        fast.encode([text(1, 2000)], encoders.NO_MARKS)
 
 
 def test_texts_with_marks_are_kept_from_the_fast_encoder(model_file):
@@ -112,7 +123,45 @@ def test_texts_with_marks_are_kept_from_the_fast_encoder(model_file):
     slow = encoders.reference(facts)
     careless = encoders.FastEncoder(replace(facts, control=()), slow)
     with pytest.raises(RuntimeError, match="not the reference's"):
-        careless.encode([b"x</s>"])
+        careless.encode([b"x</s>"], encoders.NO_MARKS)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(1, 2), (1, None), (None, 2), (None, None)])
+def test_marks_stand_around_each_text_and_are_not_taken_for_the_texts_own(model_file, begin, end):
+    facts = encoders.inspect(model_file)
+    fast, slow = encoders.FastEncoder(facts, encoders.reference(facts)), encoders.reference(facts)
+    marks = encoders.Marks.of(begin, end)
+    texts = ["one", "", "a<s>b</s>", "two 東京"]
+    first, last = ([] if mark is None else [mark] for mark in (begin, end))
+    wanted = [first + ids + last for ids in pieces(slow, texts)]
+    for encoder in (fast, slow):
+        flat, lengths = encoder.encode(list(texts), marks)
+        assert flat.tolist() == [one for ids in wanted for one in ids]
+        assert lengths.tolist() == list(map(len, wanted))
+
+
+def test_plain_texts_never_wait_for_the_reference(model_file, monkeypatch):
+    facts = encoders.inspect(model_file)
+    fast = encoders.FastEncoder(facts, encoders.reference(facts))
+    fast.encode(["compared"], encoders.NO_MARKS)
+    monkeypatch.setattr(fast, "_slow", None)
+    fast.encode([text(i, 20) for i in range(99)], encoders.Marks.of(facts.bos, facts.eos))
+
+
+def test_the_fast_encoder_forgets_words_before_they_fill_the_memory(model_file, monkeypatch):
+    monkeypatch.setattr(encoders, "REMEMBERED_BYTES", 20 << 20)
+    monkeypatch.setattr(encoders, "FORGET_AFTER_BYTES", 1 << 20)
+    facts = encoders.inspect(model_file)
+    fast = encoders.FastEncoder(facts, encoders.reference(facts))
+    begin = encoders._resident_bytes()
+    draw = np.random.default_rng(0)
+    highest = 0
+    for _ in range(60):
+        words = " ".join(map(str, draw.integers(0, 1 << 60, 50_000).tolist()))
+        fast.encode([words], encoders.NO_MARKS)
+        highest = max(highest, encoders._resident_bytes() - begin)
+    assert highest < 90 << 20, "it takes over 200 MiB where it never forgets"
+    assert pieces(fast, HARD) == pieces(encoders.reference(facts), HARD)
 
 
 def test_normalising_tokenizers_agree_too(tmp_path):
