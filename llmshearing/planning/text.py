@@ -84,11 +84,12 @@ def _what(plan: Plan) -> str:
     count = plan.machine.count
     many = "x" if device.is_gpu else "process on" if count == 1 else "processes on"
     lines.append(f"devices  {count} {many} {device.name}{memory}, {_sharing(plan)}")
-    recompute = "recomputed blocks" if job.checkpointing else "no recomputation"
-    lines.append(
+    recompute = "blocks recomputed" if job.checkpointing else "nothing recomputed"
+    lines += [
         f"step     {job.rank_batch * job.ranks} rows of {job.sequence_length:,} tokens; "
-        f"{job.rank_batch} a rank, {job.train_batch.rows} a pass; {job.precision}, {recompute}"
-    )
+        f"{job.rank_batch} a rank, {job.train_batch.rows} a pass",
+        f"         {job.precision}, {recompute} in the backward pass",
+    ]
     lines += [f"note     {note}" for note in inputs.notes]
     return "\n".join(lines)
 
