@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 1024, 2752, 32000
@@ -66,6 +67,7 @@ def load(folder: str) -> None:
         decoder = empty_model(source, weights)
         substrate.fill_when_sharded(decoder, lambda: fill(decoder, weights, substrate.local_rows))
         model = ShearingModel(decoder, None, domains=1)
+        warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
         parallelize_composer_model(model, None, FSDP2Config(), Precision.FP32)
     assert not any(parameter.is_meta for parameter in model.parameters())
     print("loaded", flush=True)
