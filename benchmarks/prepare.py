@@ -6,9 +6,10 @@
 that what is measured is the work and not the start of Python; `--repeat 1` shows the start as well.
 Each time over, every document begins at another word, so that no document comes twice: an encoder
 that remembers what it has seen gains only from words, as it does on other text.
-Encoders get the documents in memory and do nothing else. All in one run, on the same cores. Beside
-the time by the clock stands the processor time over all threads and processes, which other work on
-the machine disturbs less.
+Encoders get the documents in memory and do nothing else. All in one run, on the same cores; the
+fast ones `--rounds` times, in turn, of which the median counts. Beside the time by the clock stands
+the processor time over all threads and processes, which other work disturbs less. The command's
+start (three Pythons, the tokenizer in each) is what it takes for one document a domain.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -43,46 +45,64 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, action="append", required=True)
     parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
     for tokenizer in given.tokenizer:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
-            compare(given.text, tokenizer, Path(folder), given.repeat, given.cores)
+            compare(given.text, tokenizer, Path(folder), given)
 
 
-def compare(text: Path, tokenizer: Path, folder: Path, repeat: int, cores: int) -> None:
+def compare(text: Path, tokenizer: Path, folder: Path, given: argparse.Namespace) -> None:
+    repeat, cores = given.repeat, given.cores
     domains = copy_text(text, folder / "text", repeat)
-    documents = [
-        json.loads(line)["text"]
-        for path in sorted((folder / "text").rglob("*.jsonl"))
-        for line in path.open(encoding="utf-8")
-    ]
-    once = [
-        json.loads(line)["text"]
-        for path in sorted((folder / "once").rglob("*.jsonl"))
-        for line in path.open(encoding="utf-8")
-    ]
+    documents, once = read(folder / "text"), read(folder / "once")
     size = sum(len(document.encode()) for document in once)
     print(
         f"\n{tokenizer.name}: {len(once):,} documents, {size / 1e6:,.1f} MB of text, {cores} cores"
     )
     print(f"{'':42} text  seconds  M tokens/s    MB/s  processor s  M tokens/s per core")
     alone: dict[str, Took] = {}
+    fast: dict[str, Callable[[], Took]] = {}
     tokens = 0
     for name, slow, run in encoders(tokenizer, cores):
-        times = 1 if slow else repeat
         took, count, right = run(once if slow else documents)
-        if right:
-            alone[name], tokens = took.each(times), count // times
-        show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, times, count, size)
-    ours = timed(lambda: prepare(tokenizer, folder, domains, cores))
-    show("this project, whole command", ours, repeat, tokens * repeat, size)
+        tokens = count // (1 if slow else repeat)
+        if slow or not right:
+            show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, 1, count, size)
+        if right and slow:
+            alone[name] = took
+        elif right:
+            fast[name] = lambda run=run: run(documents)[0]
+    whole, start = "this project, whole command", "of it the start"
+    fast[whole] = lambda: timed(lambda: prepare(tokenizer, folder, "text", domains, cores))
+    fast[start] = lambda: timed(lambda: prepare(tokenizer, folder, "few", domains, cores))
+    rounds = [{name: run() for name, run in fast.items()} for _ in range(given.rounds)]
+    took = {name: Took.median([one[name] for one in rounds]) for name in fast}
+    for name in fast:
+        what = name if name in (whole, start) else f"(b) {name} alone"
+        show(what, took[name], repeat, tokens * repeat, size)
     loop = timed(lambda: python_loop(tokenizer, folder))
     show("(a) Python loop, NumPy, MDSWriter", loop, 1, tokens, size)
-    ours = ours.each(repeat)
+    ours, begin = took.pop(whole).each(repeat), took.pop(start).each(repeat)
     show_ratio("(a)", loop, ours)
-    for name, took in sorted(alone.items(), key=lambda one: one[1].wall):
-        show_ratio(f"(b) {name}", took, ours)
+    alone |= {name: one.each(repeat) for name, one in took.items()}
+    for name, other in sorted(alone.items(), key=lambda one: one[1].wall):
+        show_ratio(f"(b) {name}", other, ours)
+        show_ratio(f"(b) {name}, the start left out", other, ours.without(begin))
+    ratios = [
+        min(one[name].wall for name in fast if name not in (whole, start)) / one[whole].wall
+        for one in rounds
+    ]
+    print(f"over the fastest of (b), round by round: {', '.join(f'{x:.2f}' for x in ratios)}")
+
+
+def read(folder: Path) -> list[str]:
+    return [
+        json.loads(line)["text"]
+        for path in sorted(folder.glob("*/text.jsonl"))
+        for line in path.open(encoding="utf-8")
+    ]
 
 
 def show(name: str, took: Took, times: int, tokens: int, size: int) -> None:
@@ -116,6 +136,10 @@ def copy_text(text: Path, folder: Path, repeat: int) -> list[str]:
         data = b"".join(path.read_bytes() for path in sorted((text / domain).glob("*.jsonl")))
         kept = [json.loads(line)["text"] for line in data.splitlines()]
         kept = [document for document in kept if document.strip()]
+        few = folder.with_name("few") / domain / "text.jsonl"
+        few.parent.mkdir(parents=True)
+        longest = max(kept, key=len) * 2  # more than a row
+        few.write_text(json.dumps({"text": longest[: 16 * SEQUENCE_LENGTH]}) + "\n")
         for place, times in ((folder, repeat), (folder.with_name("once"), 1)):
             (place / domain).mkdir(parents=True)
             with (place / domain / "text.jsonl").open("w", encoding="utf-8") as file:
@@ -142,6 +166,15 @@ class Took:
     def each(self, times: int) -> Took:
         """Give the time of one of several rounds."""
         return Took(self.wall / times, self.cpu / times)
+
+    def without(self, other: Took) -> Took:
+        """Give the time beside another's."""
+        return Took(self.wall - other.wall, self.cpu - other.cpu)
+
+    @classmethod
+    def median(cls, rounds: list[Took]) -> Took:
+        """Give the median of both times."""
+        return cls(*(statistics.median(times) for times in zip(*map(astuple, rounds), strict=True)))
 
 
 Run = Callable[[list[str]], tuple[Took, int, bool]]
@@ -201,11 +234,12 @@ def encoders(tokenizer: Path, cores: int) -> Iterator[tuple[str, bool, Run]]:
             return took, len(encoded[0].layout.content.data), True
 
         yield f"gigatoken, {cores} threads", False, threads
-        yield (
-            f"gigatoken, {cores} processes",
-            False,
-            lambda d: spread(gigatoken_batch, model, d, cores),
-        )
+        for way, make in (("", gigatoken_batch), (", text by text", gigatoken_texts)):
+            yield (
+                f"gigatoken, {cores} processes{way}",
+                False,
+                lambda d, make=make: spread(make, model, d, cores),
+            )
 
 
 def same(documents: list[str], ids: list, processor: object) -> bool:
@@ -264,6 +298,13 @@ def gigatoken_batch(model: Path) -> Callable[[list[str]], int]:
     return encode
 
 
+def gigatoken_texts(model: Path) -> Callable[[list[str]], int]:
+    import gigatoken
+
+    encode = gigatoken.Tokenizer.from_sentencepiece(model).backend.encode
+    return lambda documents: sum(map(len, map(encode, documents)))
+
+
 def kitoken(model: Path) -> Callable[[list[str]], int]:
     from kitoken import Kitoken
 
@@ -271,10 +312,10 @@ def kitoken(model: Path) -> Callable[[list[str]], int]:
     return lambda documents: sum(len(encoder.encode(one, False)) for one in documents)
 
 
-def prepare(tokenizer: Path, folder: Path, domains: list[str], cores: int) -> None:
+def prepare(tokenizer: Path, folder: Path, text: str, domains: list[str], cores: int) -> None:
     """Run the command as a user does, the start of Python included."""
     config = {
-        "source": str(folder / "text"),
+        "source": str(folder / text),
         "output": str(folder / "tree"),
         "tokenizer": str(tokenizer),
         "sequence_length": SEQUENCE_LENGTH,
@@ -284,7 +325,7 @@ def prepare(tokenizer: Path, folder: Path, domains: list[str], cores: int) -> No
     }
     for domain in domains:
         held = {"text": f"held out of {domain} " * SEQUENCE_LENGTH}
-        (folder / "text" / domain / "held.jsonl").write_text(json.dumps(held) + "\n")
+        (folder / text / domain / "held.jsonl").write_text(json.dumps(held) + "\n")
     path = folder / "config.yaml"
     path.write_text(json.dumps(config))
     shutil.rmtree(folder / "tree", ignore_errors=True)

@@ -251,6 +251,7 @@ class FastEncoder:
         )
         self._begin_anew()
         self._may_hold = _resident_bytes() + REMEMBERED_BYTES
+        self._patience = FORGET_AFTER_BYTES
         self._slow = slow
         self._control = np.array(facts.control, np.uint32)
         self._encoded = 0
@@ -258,8 +259,18 @@ class FastEncoder:
     def _begin_anew(self) -> None:
         # Text by text: so it remembers words from call to call, which its batches do not. It never
         # forgets one, so that it has to be loaded again before it holds too many.
+        vars(self).pop("_quick", None)  # before the next one is there
         self._quick: Callable[[Text], np.ndarray] = self._load().backend.encode
         self._since = 0
+
+    def _forget_if_full(self) -> None:
+        """Load anew where too much is remembered; seldom, where the memory is something else's."""
+        if self._since < self._patience or (held := _resident_bytes()) < self._may_hold:
+            return
+        self._begin_anew()
+        freed = held - _resident_bytes()
+        longer = min(2 * self._patience, 8 * FORGET_AFTER_BYTES)
+        self._patience = FORGET_AFTER_BYTES if 2 * freed > REMEMBERED_BYTES else longer
 
     def encode(self, texts: list[Text], marks: Marks) -> tuple[np.ndarray, np.ndarray]:
         """Give all ids, concatenated, and the number of ids of each text, marks included.
@@ -269,8 +280,7 @@ class FastEncoder:
         """
         parts = list(map(self._quick, texts))
         self._since += sum(map(len, texts))
-        if self._since > FORGET_AFTER_BYTES and _resident_bytes() > self._may_hold:
-            self._begin_anew()
+        self._forget_if_full()
         flat, lengths = _joined(parts, marks)
         of_marks = self._controls(marks.begin) + self._controls(marks.end)
         if self._controls(flat) > of_marks * len(parts):  # a text holds a control token's name
