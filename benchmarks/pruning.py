@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PRUNE = "yamls/prune/tiny-llama-to-half.yaml"
-CONTINUE = "yamls/continue/tiny-llama-half.yaml"
+import small_bench
+
 TARGET = ("hidden=128", "layers=6", "heads=4", "intermediate=344")
-PAPER = {"sharpness": 1, "settle": "1dur"}
-LINEAR = {"distribution": "linear"}
+HARD = {"distribution": "hard_concrete"}
+RELEASED_GATE = {"distribution": "hard_concrete_released"}
 PUBLISHED = {"constraint": "published"}
-BELOW = {"start": -3.0, "warmup": "0ba"}  # a quarter of the units expected, of every axis
-STEPS = 300  # of a stage
+PAPER = HARD | {"sharpness": 1, "settle": "1dur"}
+# A quarter of the units of every axis expected at the start, by either distribution.
+BELOW = {"start": -1.0, "warmup": "0ba"}
+HARD_BELOW = HARD | {"start": -3.0, "warmup": "0ba"}
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,17 @@ class Arm:
 ARMS = {
     "default": Arm({}),
     "published": Arm(PUBLISHED),
-    "released-gate": Arm({"distribution": "hard_concrete_released"}),
-    "linear": Arm(LINEAR),
-    "linear-published": Arm(LINEAR | PUBLISHED),
-    "from-importance": Arm({"importance": "IMPORTANCE"}),
-    "paper-masks": Arm(PAPER),
-    "one-multiplier-rate": Arm({"linear_learning_rate": 1.0}),
+    "hard-concrete": Arm(HARD),
+    "hard-concrete-published": Arm(HARD | PUBLISHED),
+    "released-gate": Arm(RELEASED_GATE),
     "below": Arm(BELOW),
     "below-published": Arm(BELOW | PUBLISHED),
-    "below-linear": Arm(BELOW | LINEAR | {"start": -1.0}),
-    "below-linear-published": Arm(BELOW | LINEAR | PUBLISHED | {"start": -1.0}),
+    "below-hard-concrete": Arm(HARD_BELOW),
+    "below-hard-concrete-published": Arm(HARD_BELOW | PUBLISHED),
+    "paper-masks": Arm(PAPER),
+    "from-importance": Arm({"importance": "IMPORTANCE"}),
+    "one-multiplier-rate": Arm({"linear_learning_rate": 1.0}),
+    "mask-rate-0.3": Arm({"learning_rate": 0.3}),
     "rate-5e-4": Arm({}, first={"optimizer.learning_rate": 5e-4}),
     "rate-2e-3": Arm({}, first={"optimizer.learning_rate": 2e-3}),
     "importance": Arm(method="importance"),
@@ -69,7 +70,7 @@ ARMS = {
 
 
 class Bench:
-    """Runs arms, each stage by the command that a user would type."""
+    """Runs arms in a folder, each stage by the command that a user would type."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.model, self.data, self.out = options.model, options.data, options.out
@@ -79,72 +80,48 @@ class Bench:
         arm, folder = ARMS[name], self.out / f"{name}-{seed}"
         if (folder / "result.json").is_file():
             return
-        cut = folder / "cut"
-        if not (cut / "llmshearing.json").is_file():
-            if arm.pruning is None:
-                self.cut_at_once(arm, seed, cut)
-            else:
-                self.prune(arm, seed, folder / "prune")
-                self.verb("export", folder / "prune", cut, "--allow-undecided")
-        result = {"cut": self.evaluate(cut)}
-        if arm.pruning is not None:
-            result["verdict"] = json.loads((folder / "prune" / "verdict.json").read_text())
+        cut, sheared = folder / "cut", folder / "sheared"
+        if arm.pruning is None:
+            self.cut_at_once(arm, seed, cut)
+        else:
+            self.prune(name, seed)
+            small_bench.export(folder / "prune", cut)
+        result = {"cut": small_bench.evaluate(cut, self.data)}
         stage = self.steps * (2 if arm.pruning is None else 1)
-        settings = self.common(folder / "continue", seed, stage) | {"model.path": cut} | arm.second
-        self.train(CONTINUE, settings)
-        if not (folder / "sheared").exists():
-            self.verb("export", folder / "continue", folder / "sheared")
-        result["sheared"] = self.evaluate(folder / "sheared")
+        settings = self.settings(folder / "continue", seed, stage) | {"model.path": cut}
+        small_bench.train(small_bench.CONTINUE, settings | arm.second, self.overrides)
+        small_bench.export(folder / "continue", sheared)
+        result["sheared"] = small_bench.evaluate(sheared, self.data)
         (folder / "result.json").write_text(json.dumps(result, indent=1))
 
-    def prune(self, arm: Arm, seed: int, run: Path) -> None:
-        assert arm.pruning is not None
-        settings = self.common(run, seed, self.steps) | {"model.path": self.model} | arm.first
+    def prune(self, name: str, seed: int) -> None:
+        arm, run = ARMS[name], self.out / f"{name}-{seed}" / "prune"
+        if arm.pruning is None or (run / "verdict.json").is_file():
+            return
+        settings = self.settings(run, seed, self.steps) | {"model.path": self.model} | arm.first
         settings |= {f"pruning.{key}": value for key, value in arm.pruning.items()}
-        if "IMPORTANCE" in arm.pruning.values():
+        if "importance" in arm.pruning:
             settings["pruning.importance"] = self.scores()
-        self.train(PRUNE, settings)
+        small_bench.train(small_bench.PRUNE, settings, self.overrides)
 
     def cut_at_once(self, arm: Arm, seed: int, out: Path) -> None:
+        if (out / "llmshearing.json").is_file():
+            return
         how = ["--method", arm.method, "--seed", seed]
         if arm.method == "importance":
             how = ["--importance", self.scores()]
-        self.verb("prune-oneshot", self.model, out, "--target", *TARGET, *how)
+        small_bench.verb("prune-oneshot", self.model, out, "--target", *TARGET, *how)
 
     def scores(self) -> Path:
         path = self.out / "importance.safetensors"
         if not path.is_file():
             data = self.data / "prune"
-            self.verb("importance", self.model, "--data", data, "--rows", 1024, "--out", path)
+            words = ["importance", self.model, "--data", data, "--rows", 1024, "--out", path]
+            small_bench.verb(*words)
         return path
 
-    def common(self, run: Path, seed: int, steps: int) -> dict[str, object]:
-        return {
-            "data.root": self.data,
-            "data.eval_rows": 16,
-            "run.directory": run,
-            "run.seed": seed,
-            "run.duration": f"{steps}ba",
-            "run.eval_interval": f"{steps}ba",
-            "run.keep_checkpoints": 1,
-        }
-
-    def train(self, recipe: str, settings: dict[str, object]) -> None:
-        pairs = [f"{key}={value}" for key, value in settings.items()]
-        command = [sys.executable, "-m", "llmshearing.train", recipe, *pairs, *self.overrides]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-
-    def verb(self, *words: object) -> None:
-        command = [sys.executable, "-m", "llmshearing.cli", *map(str, words)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-    def evaluate(self, model: Path) -> dict[str, float]:
-        """Mean held-out loss per domain, nats per token."""
-        path = model.with_suffix(".json")
-        if not path.is_file():
-            self.verb("evaluate", model, "--data", self.data / "eval", "--json", path)
-        domains = json.loads(path.read_text())["domains"]
-        return {name: domain["loss"] for name, domain in domains.items()}
+    def settings(self, run: Path, seed: int, steps: int) -> dict[str, object]:
+        return small_bench.settings(self.data, run, seed, steps, eval_rows=16)
 
 
 def table(out: Path) -> str:
@@ -159,27 +136,41 @@ def table(out: Path) -> str:
         ]
         if not results:
             continue
-        columns = []
-        for stage in ("cut", "sheared"):
-            means = [statistics.mean(result[stage].values()) for result in results]
-            spread = f" ({min(means):.4f} to {max(means):.4f})" if len(means) > 1 else ""
-            columns.append(f"{statistics.mean(means):.4f}{spread}")
+        columns = [
+            small_bench.spread([statistics.mean(result[stage].values()) for result in results])
+            for stage in ("cut", "sheared")
+        ]
         lines.append(f"| {name} | {len(results)} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
-def convergence(out: Path) -> str:
-    """What the masks of every arm came to: expected sizes, and units undecided."""
-    lines = []
+def masks(out: Path) -> str:
+    """What the masks of every arm came to, over its seeds, and the loss of the model so cut.
+
+    Of each axis the expected size that is furthest from its target; the loss is that of the rows
+    that the run itself evaluates, not of all.
+    """
+    lines: list[str] = []
     for name in ARMS:
-        for path in sorted(out.glob(f"{name}-[0-9]*/prune/verdict.json")):
-            axes = json.loads(path.read_text())["axes"]
-            if not lines:
-                heads = [f"{axis} ({one['target']})" for axis, one in axes.items()]
-                lines = [f"| run | {' | '.join(heads)} | undecided |", "|---" * 6 + "|"]
-            sizes = [f"{one['expected']:.1f}" for one in axes.values()]
-            undecided = sum(one["undecided"] for one in axes.values())
-            lines.append(f"| {path.parents[1].name} | {' | '.join(sizes)} | {undecided} |")
+        paths = sorted(out.glob(f"{name}-[0-9]*/prune/verdict.json"))
+        found = [json.loads(path.read_text()) for path in paths]
+        if not found:
+            continue
+        axes = [verdict["axes"] for verdict in found]
+        if not lines:
+            heads = [f"{axis} ({one['target']})" for axis, one in axes[0].items()]
+            lines = [f"| arm | seeds | {' | '.join(heads)} | undecided | loss |"]
+            lines.append("|---" * (len(heads) + 4) + "|")
+        sizes = [
+            max(
+                (one[axis]["furthest"] for one in axes), key=lambda x, t=first["target"]: abs(x - t)
+            )
+            for axis, first in axes[0].items()
+        ]
+        undecided = max(sum(one["undecided"] for one in run.values()) for run in axes)
+        cells = [name, len(found), *(f"{size:.1f}" for size in sizes), undecided]
+        cells.append(small_bench.spread([verdict["exact_loss"] for verdict in found]))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -190,7 +181,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[17])
-    parser.add_argument("--steps", type=int, default=STEPS, help="of a stage")
+    parser.add_argument("--steps", type=int, default=small_bench.STEPS, help="of a stage")
+    parser.add_argument("--first-stage", action="store_true", help="prune, and go no further")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     options, options.overrides = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -198,8 +190,8 @@ def main() -> None:
         bench = Bench(options)
         for name in options.arms:
             for seed in options.seeds:
-                bench.run(name, seed)
-    print(table(options.out), convergence(options.out), sep="\n\n")
+                (bench.prune if options.first_stage else bench.run)(name, seed)
+    print(table(options.out), masks(options.out), sep="\n\n")
 
 
 if __name__ == "__main__":
