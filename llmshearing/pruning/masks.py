@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
 LOG_ALPHA_BOUND = 5.0
 START_NOISE = 0.01
-LEAK = 0.1  # part of the plain keep probability's slope that sharpened logits keep
+# Far from its step a keep probability is flat, more so when it is sharp, and a constraint that misses
+# its target would pull at no unit there. This much slope is added to it, without changing its value.
+LEAST_SLOPE = 0.02
 
 
 class MaskOutput(NamedTuple):
@@ -241,14 +243,9 @@ class Masks(nn.Module):
         return iter(self.log_alpha.values())
 
     def _keep_probability(self, logits: Tensor) -> Tensor:
-        """Probability of each unit to stay, with a slope that does not vanish for sharp logits.
-
-        Sharpened, the curve is flat for all but a few units, so that a constraint that misses its
-        target by some would pull at none. Hence a part of the plain curve's slope is added to it.
-        """
-        sharp = self.distribution.keep_probability(logits, self.moment.sharpness)
-        plain = self.distribution.keep_probability(logits)
-        return sharp + LEAK * (plain - plain.detach())
+        """Probability of each unit to stay, with a slope that does not vanish far from the step."""
+        probability = self.distribution.keep_probability(logits, self.moment.sharpness)
+        return probability + LEAST_SLOPE * (logits - logits.detach())
 
     def _whole_logits(self) -> dict[Axis, Tensor]:
         found = {}

@@ -10,7 +10,8 @@ class PruningSettings:
     """How masks learn.
 
     Attributes:
-        distribution: `hard_concrete` (paper) or `hard_concrete_released`.
+        distribution: `linear` (no noise, may exceed 1), `hard_concrete` (paper) or
+            `hard_concrete_released`.
         constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
         warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
             own.
@@ -34,7 +35,7 @@ class PruningSettings:
         clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
     """
 
-    distribution: str = "hard_concrete"
+    distribution: str = "linear"
     constraint: str = "released"
     warmup: str = "0.2dur"
     sharpness: float = 8.0

@@ -48,7 +48,7 @@ def cut(
         The kept entries, each multiplied by its gates in the gates' precision or the tensor's,
         whichever is higher, in the tensor's dtype.
     """
-    result = tensor
+    result, factors = tensor, []
     for number, dim in enumerate(row.dims):
         indices = dim_indices(dim, sizes, kept, layer)
         if indices is not None:
@@ -56,10 +56,14 @@ def cut(
         gate = dim_gate(dim, sizes, gates, layer) if row.absorbs else None
         if gate is not None:
             here = gate if indices is None else gate[indices]
-            result = result * here.reshape([-1] + [1] * (tensor.ndim - number - 1))
+            factors.append(here.reshape([-1] + [1] * (tensor.ndim - number - 1)))
     scale = layer_gate(row, gates, layer) if row.absorbs else None
-    # A scalar tensor would not raise the result to its own precision; one with dimensions does.
-    result = result if scale is None else result * scale.reshape([1] * tensor.ndim)
+    if scale is not None:
+        # A scalar would not raise the result to its own precision; one with dimensions does.
+        factors.append(scale.reshape([1] * tensor.ndim))
+    for factor in factors:
+        own = result is not tensor and torch.result_type(result, factor) == result.dtype
+        result = result.mul_(factor) if own else result * factor
     return result.to(tensor.dtype).contiguous()
 
 
