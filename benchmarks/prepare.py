@@ -66,10 +66,9 @@ def compare(text: Path, tokenizer: Path, folder: Path, given: argparse.Namespace
     fast: dict[str, Callable[[], Took]] = {}
     tokens = 0
     for name, slow, run in encoders(tokenizer, cores):
-        took, count, right = run(once if slow else documents)
-        tokens = count // (1 if slow else repeat)
+        took, tokens, right = run(once)
         if slow or not right:
-            show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, 1, count, size)
+            show(f"(b) {name} alone" + ("" if right else ": OTHER IDS"), took, 1, tokens, size)
         if right and slow:
             alone[name] = took
         elif right:
@@ -80,7 +79,10 @@ def compare(text: Path, tokenizer: Path, folder: Path, given: argparse.Namespace
     rounds = [{name: run() for name, run in fast.items()} for _ in range(given.rounds)]
     took = {name: Took.median([one[name] for one in rounds]) for name in fast}
     for name in fast:
-        what = name if name in (whole, start) else f"(b) {name} alone"
+        if name == start:
+            print(f"{name:47} {took[name].wall:8.2f} {'':19}  {took[name].cpu:11.2f}")
+            continue
+        what = name if name == whole else f"(b) {name} alone"
         show(what, took[name], repeat, tokens * repeat, size)
     loop = timed(lambda: python_loop(tokenizer, folder))
     show("(a) Python loop, NumPy, MDSWriter", loop, 1, tokens, size)

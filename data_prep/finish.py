@@ -161,16 +161,17 @@ def _stream(
 
 def _refuse_empty(streams: list[packing.Stream]) -> None:
     empty = [
-        f"{stream.split} of {stream.domain} ({stream.documents} documents, {stream.tokens} tokens)"
+        f"\n  {stream.split} of {stream.domain}: {stream.documents:,} documents, "
+        f"{stream.tokens:,} tokens"
         for stream in streams
         if not stream.rows
     ]
     if empty:
         length = streams[0].layout.sequence_length
         raise UserError(
-            f"found less than one row of {length} tokens for {', '.join(empty)}: give more text, "
-            "other shares or budgets under `splits`, or leave the domain out; what is tokenised "
-            "is kept"
+            f"found less than one row of {length} tokens for {len(empty)} of {len(streams)} splits "
+            "of domains: give more text, other shares or budgets under `splits`, or leave the "
+            f"domain out; what is tokenised is kept{''.join(empty)}"
         )
 
 

@@ -165,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\ninterrupted; the same command goes on from here\n")
         return 130
     if whole:
-        print(tables.after(DataTree.open(plan.root)))
+        sys.stdout.write(tables.after(DataTree.open(plan.root)))
+        sys.stdout.flush()
         sys.stderr.write(
             f"{plan.root} is whole after {workers.duration(time.monotonic() - begin)}\n"
         )

@@ -129,16 +129,21 @@ class Progress:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Show the last state."""
-        sys.stderr.write(f"{self._line(time.monotonic())}\n")
+        """Show what was done, and in what time."""
+        now = time.monotonic()
+        sys.stderr.write(f"{self._rates(now)}, in {duration(now - self._begin)}      \n")
 
     def _line(self, now: float) -> str:
+        spent = now - self._begin
+        left = (self._total - self._done) * spent / self._done if self._done else 0.0
+        return f"{self._rates(now)}, {duration(left)} left   "
+
+    def _rates(self, now: float) -> str:
         seconds = max(now - self._begin, 1e-9)
-        left = (self._total - self._done) * seconds / self._done if self._done else 0.0
         return (
             f"{self._what}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, "
             f"{self._done / 1e6 / seconds:,.1f} MB/s, "
-            f"{self._counted / 1e6 / seconds:,.2f} M tokens/s, {duration(left)} left   "
+            f"{self._counted / 1e6 / seconds:,.2f} M tokens/s"
         )
 
 
