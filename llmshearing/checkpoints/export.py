@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from llmshearing.checkpoints.mapped import OneAtATime
 from llmshearing.checkpoints.model_card import model_card
 from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files, write_model
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
-from llmshearing.checkpoints.verification import verify
+from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.errors import UserError
 from llmshearing.files import new_directory, write_json, write_text
@@ -119,23 +120,8 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
     known = checkpoint.manifest["data"]["tokenizer"]["fingerprint"]
     tokenizer_files.check(tokenizer, table.source.vocabulary, known)
     try:
-        with new_directory(out) as directory, Flusher() as flusher:
-            shape = write_model(
-                directory,
-                checkpoint.config,
-                table,
-                checkpoint.target or table.source,
-                cut_tensors(checkpoint, table, decision),
-                dtype=options.dtype,
-                max_shard_size=options.max_shard_size,
-                flusher=flusher,
-            )
-            copy_files(directory, tokenizer)
-            difference = None
-            if options.verify:
-                difference = verify(
-                    directory, checkpoint, decision.gates, cut_tensors(checkpoint, table, decision)
-                )
+        with new_directory(out) as directory:
+            shape, difference = _write(directory, checkpoint, table, decision, options, tokenizer)
             manifest = _manifest(checkpoint, shape, decision, options, difference)
             write_json(directory / MANIFEST, manifest)
             parameters = table.parameter_count(shape)
@@ -147,6 +133,36 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
         ) from error
     undecided = {axis: counts["undecided"] for axis, counts in decision.undecided.items()}
     return Exported(Path(out), shape, parameters, undecided, difference)
+
+
+def _write(
+    directory: Path,
+    checkpoint: RunCheckpoint,
+    table: CouplingTable,
+    decision: Decision,
+    options: Options,
+    tokenizer: Path,
+) -> tuple[Shape, float | None]:
+    """The model's files, on the disk when it returns; their shape and how far logits differ."""
+    with ExitStack() as stack:
+        flusher = stack.enter_context(Flusher())
+        logits = None
+        if options.verify:
+            logits = stack.enter_context(gated_logits(checkpoint, decision.gates))
+        shape = write_model(
+            directory,
+            checkpoint.config,
+            table,
+            checkpoint.target or table.source,
+            cut_tensors(checkpoint, table, decision),
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            flusher=flusher,
+        )
+        copy_files(directory, tokenizer)
+        if logits is None:
+            return shape, None
+        return shape, verify(directory, logits, cut_tensors(checkpoint, table, decision))
 
 
 def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> Decision:

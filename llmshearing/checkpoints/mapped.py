@@ -1,10 +1,11 @@
-"""Tensors that are views of a mapped file: giving their memory back before the mapping ends."""
+"""Tensors that are views of a mapped file: where they lie in it, and giving their memory back."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,6 +14,29 @@ if TYPE_CHECKING:
     from llmshearing.checkpoints.tensors import CheckpointTensors
 
 PAGE = mmap.PAGESIZE
+MAPPINGS = Path("/proc/self/maps")  # of Linux, see proc_pid_maps(5)
+
+
+def place_of(tensor: Tensor) -> tuple[Path, int] | None:
+    """The file that a contiguous tensor is a view of, and the offset of its first byte.
+
+    None where it is a view of no file, or the system does not tell. Only for tensors that were not
+    written to: what was changed in memory is not in the file.
+    """
+    if not MAPPINGS.exists():
+        return None
+    first, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    with MAPPINGS.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            # 7f0c00000000-7f0c80000000 rw-p 00001000 fe:00 12345    /path/of/a file
+            addresses, _, offset, _, inode, *name = line.rstrip("\n").split(maxsplit=5)
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            if start <= first < end:
+                path = Path(name[0]) if name and first + size <= end else None
+                if path is None or not path.is_file() or path.stat().st_ino != int(inode):
+                    return None
+                return path, first - start + int(offset, 16)
+    return None
 
 
 def give_back(tensor: Tensor) -> None:

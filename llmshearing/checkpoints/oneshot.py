@@ -16,7 +16,7 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
 from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files, write_model
 from llmshearing.checkpoints.source import Source, read_source
-from llmshearing.checkpoints.verification import verify
+from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.config import error_list
@@ -92,13 +92,14 @@ def prune_oneshot(
         return cut_model(table, kept, {}, original.tensors.read)
 
     try:
-        with new_directory(out) as directory, Flusher() as flusher:
-            written = write_model(
-                directory, source.config, table, shape, tensors(),
-                dtype=dtype, max_shard_size=max_shard_size, flusher=flusher,
-            )  # fmt: skip
-            copy_files(directory, source.path)
-            difference = verify(directory, original, gates, tensors())
+        with new_directory(out) as directory:
+            with Flusher() as flusher, gated_logits(original, gates) as logits:
+                written = write_model(
+                    directory, source.config, table, shape, tensors(),
+                    dtype=dtype, max_shard_size=max_shard_size, flusher=flusher,
+                )  # fmt: skip
+                copy_files(directory, source.path)
+                difference = verify(directory, logits, tensors())
             manifest = {
                 "source": {"path": str(source.path.resolve()), "shape": asdict(table.source)},
                 "shape": asdict(written),

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
+from llmshearing.checkpoints.mapped import place_of
 from llmshearing.errors import UserError
 from llmshearing.files import write_json
 
@@ -27,6 +28,12 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Bytes written between two flushes to the disk, which go on beside the next tensors.
 FLUSH_BYTES = 256 << 20
+# Bytes of a write. The system takes memory for its cache in blocks up to the size of a write, and
+# large ones are dear: 0.62 GB took 0.25 s of processor time in these pieces and 1.1 s in whole
+# tensors.
+WRITE_BYTES = 256 << 10
+# A tensor of this size that is a part of a file as it is, is copied by the system.
+IN_KERNEL_BYTES = 1 << 20
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -146,14 +153,28 @@ class _Shard:
         expected = self._tensors.pop(name, None)
         if expected is None or expected.shape != tensor.shape:
             raise ValueError(f"found {name} of {list(tensor.shape)}, expected {expected}")
-        content = tensor.to(expected.dtype).contiguous().flatten().view(torch.uint8).numpy()
+        content = tensor.to(expected.dtype).contiguous().flatten().view(torch.uint8)
         self._file.seek(self._start + self._offsets[name])
-        left = content.data
-        while left:
-            left = left[self._file.write(left) :]
-        self._unflushed += content.nbytes
+        place = place_of(content) if content.numel() >= IN_KERNEL_BYTES else None
+        if place is None:
+            left = content.numpy().data
+            while left:
+                left = left[self._file.write(left[:WRITE_BYTES]) :]
+        else:
+            self._copy(*place, content.numel())
+        self._unflushed += content.numel()
         if self._unflushed >= FLUSH_BYTES:
             self._flush()
+
+    def _copy(self, source: Path, offset: int, size: int) -> None:
+        """Copy bytes of another file without a way through this process's memory."""
+        end = offset + size
+        with source.open("rb") as file:
+            while offset < end:
+                copied = os.sendfile(self._file.fileno(), file.fileno(), offset, end - offset)
+                if not copied:
+                    raise OSError(f"{source} ended at {offset} bytes, expected {end}")
+                offset += copied
 
     def finish(self) -> None:
         """See that nothing is missing.

@@ -14,7 +14,7 @@ from llmshearing.checkpoints.layout import sizes
 from llmshearing.checkpoints.runs import open_run
 from llmshearing.checkpoints.source import read_source
 from llmshearing.checkpoints.trainer_state import load_trainer_state
-from llmshearing.checkpoints.verification import verify
+from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.cli import main
 from llmshearing.errors import UserError
 
@@ -104,7 +104,8 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
 
     def verified():
         tensors = cut_tensors(checkpoint, table, decision)
-        return verify(tmp_path / "out", checkpoint, decision.gates, tensors)
+        with gated_logits(checkpoint, decision.gates) as logits:
+            return verify(tmp_path / "out", logits, tensors)
 
     assert verified() < (1e-5 if dtype == "float32" else 0.1)
     weights = load_file(tmp_path / "out/model.safetensors")
