@@ -24,7 +24,9 @@ def mapped(tmp_path):
 def test_the_place_of_a_view_holds_its_bytes(mapped):
     file, tensors = mapped
     for tensor in (tensors["first"], tensors["second"], tensors["second"][5:77]):
-        path, offset = place_of(tensor)
+        place = place_of(tensor)
+        assert place is not None
+        path, offset = place
         content = tensor.flatten().view(torch.uint8).numpy().tobytes()
         assert path == file
         assert file.read_bytes()[offset : offset + len(content)] == content
