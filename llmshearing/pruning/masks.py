@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 # early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
 LOG_ALPHA_BOUND = 5.0
 START_NOISE = 0.01
-# Far from its step a keep probability is flat, more so when it is sharp, and a constraint that misses
-# its target would pull at no unit there. This much slope is added to it, without changing its value.
+# Far from its step a keep probability is flat, more so when it is sharp, and a constraint that
+# misses its target would pull at no unit there. So much slope is added; the value stays.
 LEAST_SLOPE = 0.02
 
 
