@@ -22,12 +22,18 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.checkpoints import tokenizer_files
 from llmshearing.checkpoints.mapped import OneAtATime
 from llmshearing.checkpoints.model_card import model_card
-from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files, write_model
+from llmshearing.checkpoints.model_directory import (
+    DTYPES,
+    MANIFEST,
+    copy_files,
+    new_model_directory,
+    write_model,
+)
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
 from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.errors import UserError
-from llmshearing.files import new_directory, write_json, write_text
+from llmshearing.files import write_json, write_text
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.gates import Gates
 from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, decided_gates, select
@@ -119,18 +125,13 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
     tokenizer = options.tokenizer or checkpoint.source_path
     known = checkpoint.manifest["data"]["tokenizer"]["fingerprint"]
     tokenizer_files.check(tokenizer, table.source.vocabulary, known)
-    try:
-        with new_directory(out) as directory:
-            shape, difference = _write(directory, checkpoint, table, decision, options, tokenizer)
-            manifest = _manifest(checkpoint, shape, decision, options, difference)
-            write_json(directory / MANIFEST, manifest)
-            parameters = table.parameter_count(shape)
-            card = model_card(Path(out).name, manifest, parameters)
-            write_text(directory / "README.md", card)
-    except FileExistsError as error:
-        raise UserError(
-            f"{out} exists and is not empty; give a new directory or remove this one"
-        ) from error
+    with new_model_directory(out) as directory:
+        shape, difference = _write(directory, checkpoint, table, decision, options, tokenizer)
+        manifest = _manifest(checkpoint, shape, decision, options, difference)
+        write_json(directory / MANIFEST, manifest)
+        parameters = table.parameter_count(shape)
+        card = model_card(Path(out).name, manifest, parameters)
+        write_text(directory / "README.md", card)
     undecided = {axis: counts["undecided"] for axis, counts in decision.undecided.items()}
     return Exported(Path(out), shape, parameters, undecided, difference)
 

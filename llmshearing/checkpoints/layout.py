@@ -71,19 +71,27 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_file() or CHECKPOINT_NAME.fullmatch(path.name):
         return path
     latest = latest_checkpoint(path)
-    if latest is None:
+    if latest is not None:
+        return latest
+    alone = [entry for entry in Path(path, FOLDER).glob("ba*") if CHECKPOINT_NAME.match(entry.name)]
+    if alone:
+        newest = max(alone, key=step_of)
         raise UserError(
-            f"found no checkpoint in {path}; expected a run directory with checkpoints/ba<N>.pt "
-            "(or the folder ba<N>) and its ba<N>.json, or the path of such a file or folder"
+            f"found no checkpoint in {path} but {newest.name} without its "
+            f"{manifest_of(newest).name}: it was cut short or comes from elsewhere. Train on, or "
+            "put the manifest beside it"
         )
-    return latest
+    raise UserError(
+        f"found no checkpoint in {path}; expected a run directory with checkpoints/ba<N>.pt "
+        "(or the folder ba<N>) and its ba<N>.json, or the path of such a file or folder"
+    )
 
 
 def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
     """A checkpoint's manifest, once all files that it lists are there in their sizes.
 
     Raises:
-        UserError: no manifest, or a file is missing or cut short.
+        UserError: no manifest, one that is cut short, or a file is missing or cut short.
     """
     checkpoint = Path(checkpoint)
     path = manifest_of(checkpoint)
@@ -92,7 +100,13 @@ def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
             f"found no {path.name} beside {checkpoint}: this checkpoint was cut short or comes "
             "from elsewhere; take an earlier one"
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no whole manifest ({error}); put it back, or remove it to use the "
+            "checkpoint before it"
+        ) from error
     for name, size in manifest.get(FILES, {}).items():
         _check_file(checkpoint.parent / name, size, path)
     return manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,34 @@ from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.checkpoints import tokenizer_files
 from llmshearing.checkpoints.weight_writer import Flusher, write_weights
+from llmshearing.errors import UserError
+from llmshearing.files import new_directory
 
 MANIFEST = "llmshearing.json"
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+@contextmanager
+def new_model_directory(out: str | Path) -> Iterator[Path]:
+    """Give a temporary directory that becomes `out` on success and vanishes on failure.
+
+    Raises:
+        UserError: `out` exists and is not empty, or cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(new_directory(out))
+        except FileExistsError as error:
+            # Its place may be taken by a file, or so may that of a folder above it.
+            taken = Path(error.filename) if error.filename else out
+            raise UserError(
+                f"{taken} exists and is not empty; give a new directory or remove this one"
+            ) from error
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"cannot make {out} ({error.strerror}); expected a place that can be written"
+            ) from error
+        yield directory
 
 
 def write_model(

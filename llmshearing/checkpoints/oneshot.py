@@ -14,14 +14,20 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
-from llmshearing.checkpoints.model_directory import DTYPES, MANIFEST, copy_files, write_model
+from llmshearing.checkpoints.model_directory import (
+    DTYPES,
+    MANIFEST,
+    copy_files,
+    new_model_directory,
+    write_model,
+)
 from llmshearing.checkpoints.source import Source, read_source
 from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.config import error_list
 from llmshearing.errors import UserError
-from llmshearing.files import new_directory, write_json
+from llmshearing.files import write_json
 from llmshearing.pruning.importance import Scores, evenly_spaced, load_scores, magnitude, random
 from llmshearing.pruning.selection import indicator, select
 from llmshearing.pruning.surgery import cut_model
@@ -91,28 +97,23 @@ def prune_oneshot(
     def tensors() -> Any:
         return cut_model(table, kept, {}, original.tensors.read)
 
-    try:
-        with new_directory(out) as directory:
-            with Flusher() as flusher, gated_logits(original, gates) as logits:
-                written = write_model(
-                    directory, source.config, table, shape, tensors(),
-                    dtype=dtype, max_shard_size=max_shard_size, flusher=flusher,
-                )  # fmt: skip
-                copy_files(directory, source.path)
-                difference = verify(directory, logits, tensors())
-            manifest = {
-                "source": {"path": str(source.path.resolve()), "shape": asdict(table.source)},
-                "shape": asdict(written),
-                "method": method,
-                "dtype": dtype,
-                "kept": {axis.value: units.tolist() for axis, units in kept.items()},
-                "verified": {"logits_difference": difference},
-            }
-            write_json(directory / MANIFEST, manifest)
-    except FileExistsError as error:
-        raise UserError(
-            f"{out} exists and is not empty; give a new directory or remove this one"
-        ) from error
+    with new_model_directory(out) as directory:
+        with Flusher() as flusher, gated_logits(original, gates) as logits:
+            written = write_model(
+                directory, source.config, table, shape, tensors(),
+                dtype=dtype, max_shard_size=max_shard_size, flusher=flusher,
+            )  # fmt: skip
+            copy_files(directory, source.path)
+            difference = verify(directory, logits, tensors())
+        manifest = {
+            "source": {"path": str(source.path.resolve()), "shape": asdict(table.source)},
+            "shape": asdict(written),
+            "method": method,
+            "dtype": dtype,
+            "kept": {axis.value: units.tolist() for axis, units in kept.items()},
+            "verified": {"logits_difference": difference},
+        }
+        write_json(directory / MANIFEST, manifest)
     return OneShot(Path(out), written, table.parameter_count(written), difference)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from llmshearing.architecture.shape import Shape
-from llmshearing.checkpoints.layout import find_checkpoint, read_manifest
+from llmshearing.checkpoints.layout import find_checkpoint, manifest_of, read_manifest
 from llmshearing.checkpoints.tensors import CheckpointTensors, open_checkpoint
+from llmshearing.errors import UserError
 
 MASK_PREFIX = "masks."
 LOGITS_PREFIX = "masks.log_alpha."
+ENTRIES = ("recipe", "source", "target", "data", "masks")  # of a manifest, that export reads
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,14 @@ def open_run(path: str | Path) -> RunCheckpoint:
     """Open a run directory's latest checkpoint, or one checkpoint.
 
     Raises:
-        UserError: neither, or the checkpoint is not whole.
+        UserError: neither, the checkpoint is not whole, or its manifest is of something else.
     """
     found = find_checkpoint(path)
-    return RunCheckpoint(found, read_manifest(found))
+    manifest = read_manifest(found)
+    missing = [key for key in ENTRIES if key not in manifest]
+    if missing:
+        raise UserError(
+            f"{manifest_of(found)} is no manifest of a run: it has no {', '.join(missing)}; "
+            "take a checkpoint with its own manifest"
+        )
+    return RunCheckpoint(found, manifest)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,9 +181,13 @@ def break_run(kind, run, tmp_path):
     extra = []
     if kind == "not a run":
         shutil.rmtree(run / "checkpoints")
-    elif kind == "no manifest":
+    elif kind in ("no manifest", "no manifest in the run"):
         checkpoint.with_suffix(".json").unlink()
-        return [str(checkpoint)]
+        return [str(checkpoint if kind == "no manifest" else run)]
+    elif kind in ("manifest cut", "manifest of another program"):
+        text = "{}" if kind == "manifest of another program" else json.dumps(manifest)[:300]
+        checkpoint.with_suffix(".json").write_text(text)
+        return [str(run)]
     elif kind == "half written":
         checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     elif kind == "half written, as the manifest says":
@@ -223,6 +228,9 @@ def break_run(kind, run, tmp_path):
 MESSAGES = {
     "not a run": "found no checkpoint in {run}; expected a run directory with checkpoints/ba<N>.pt",
     "no manifest": "found no ba2.json beside",
+    "no manifest in the run": "found no checkpoint in {run} but ba2.pt without its ba2.json",
+    "manifest cut": "ba2.json is no whole manifest (",
+    "manifest of another program": "ba2.json is no manifest of a run: it has no recipe, source",
     "half written": "not a whole checkpoint",
     "half written, as the manifest says": "is not a whole checkpoint",
     "another model": "1 weights are missing and 0 of another size, lm_head.weight for one",
@@ -254,6 +262,16 @@ def test_a_directory_that_is_not_empty_stays_as_it_was(run, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out, told in (
+        (tmp_path / "file/out", f"error: {tmp_path}/file exists and is not empty"),
+        (Path("/proc/out"), "error: cannot make /proc/out (No such file or directory); expected"),
+    ):
+        assert main(["export", str(run), str(out), "--allow-undecided"]) == 2
+        assert capsys.readouterr().err.startswith(told)
 
 
 def test_a_tokenizer_that_has_moved_is_taken_from_where_it_is(run, tmp_path, tiny_model):
