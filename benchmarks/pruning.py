@@ -126,16 +126,18 @@ class Bench:
 
 def table(out: Path) -> str:
     """Mean losses of every arm that has finished, over its seeds."""
-    lines = [
-        "| arm | seeds | after the cut | after continued training |",
-        "|---|---|---|---|",
-    ]
+    lines: list[str] = []
     for name in ARMS:
         results = [
             json.loads(p.read_text()) for p in sorted(out.glob(f"{name}-[0-9]*/result.json"))
         ]
         if not results:
             continue
+        if not lines:
+            lines = [
+                "| arm | seeds | after the cut | after continued training |",
+                "|---|---|---|---|",
+            ]
         columns = [
             small_bench.spread([statistics.mean(result[stage].values()) for result in results])
             for stage in ("cut", "sheared")
@@ -191,7 +193,9 @@ def main() -> None:
         for name in options.arms:
             for seed in options.seeds:
                 (bench.prune if options.first_stage else bench.run)(name, seed)
-    print(table(options.out), masks(options.out), sep="\n\n")
+    for text in (table(options.out), masks(options.out)):
+        if text:
+            print(text, end="\n\n")
 
 
 if __name__ == "__main__":
