@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ import units
 import workers
 from omegaconf import OmegaConf
 
-from llmshearing import files
 from llmshearing.data.schema import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER_FOLDER
 from llmshearing.errors import UserError
 
@@ -230,9 +230,10 @@ def _write_tree(
             "asked_tokens": cut.asked,
             "lacking_tokens": cut.lacks,
         }
-        _write(folder / "index.json", mds_files.index_text(entries))
+        _write(plan, folder / "index.json", mds_files.index_text(entries))
     problems = [problem for name in held for problem in held[name].problems]
     _write(
+        plan,
         plan.root / BAD_DOCUMENTS,
         "".join(f"{json.dumps(p, ensure_ascii=False)}\n" for p in problems),
     )
@@ -256,7 +257,7 @@ def _write_tree(
         "config": _config(plan.recipe),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
-    _write(plan.root / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    _write(plan, plan.root / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(plan.work, ignore_errors=True)
 
 
@@ -293,10 +294,13 @@ def _copy_tokenizer(plan: plans.Plan) -> None:
         ) from None
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        files.write_text(path, text)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): make room and run again"
-        ) from None
+def _write(plan: plans.Plan, path: Path, text: str) -> None:
+    """Write a file whole or not at all; what a kill leaves of it goes with the folder of the work.
+
+    Raises:
+        UserError: the file system refuses.
+    """
+    with units.writing(plan.work / f".{path.name}.{os.getpid()}", path) as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())

@@ -127,6 +127,23 @@ def test_stopped_at_each_stage_and_finished(config, tmp_path, monkeypatch, momen
     assert contents(tmp_path / "tree") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["index.json", "bad_documents.jsonl", "manifest.json"])
+def test_killed_while_a_file_is_written_nothing_is_left_of_it(config, tmp_path, name):
+    """The process ends, without a chance to clean up, just before the file gets its name."""
+    ends = (
+        "import os, sys, pathlib; replace = pathlib.Path.replace\n"
+        "def ending(self, target):\n"
+        f"    os._exit(9) if pathlib.Path(target).name == {name!r} else replace(self, target)\n"
+        "pathlib.Path.replace = ending\n"
+        f"sys.path.insert(0, {str(PREP)!r}); import prepare; sys.exit(prepare.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", ends, str(config)], check=False, timeout=120)
+    assert done.returncode == 9
+    assert prepare(config) == 0
+    assert prepare(config, f"output={tmp_path / 'whole'}") == 0
+    assert contents(tmp_path / "tree") == contents(tmp_path / "whole")
+
+
 def test_no_process_outlives_a_killed_one(config, source):
     for number in range(4):
         write_jsonl(source / "web" / f"more{number}.jsonl", [text(i, 300) for i in range(3000)])
