@@ -16,7 +16,7 @@ from llmshearing.errors import UserError
 
 MASK_PREFIX = "masks."
 LOGITS_PREFIX = "masks.log_alpha."
-ENTRIES = ("recipe", "source", "target", "data", "masks")  # of a manifest, that export reads
+ENTRIES = ("recipe", "source", "target", "data")  # of a manifest, that export reads
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def open_run(path: str | Path) -> RunCheckpoint:
     """
     found = find_checkpoint(path)
     manifest = read_manifest(found)
-    missing = [key for key in ENTRIES if key not in manifest]
+    prunes = manifest.get("recipe", {}).get("target") is not None
+    needed = (*ENTRIES, "masks") if prunes else ENTRIES
+    missing = [key for key in needed if key not in manifest]
     if missing:
         raise UserError(
             f"{manifest_of(found)} is no manifest of a run: it has no {', '.join(missing)}; "
