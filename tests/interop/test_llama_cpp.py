@@ -1,10 +1,9 @@
 """Exported models in llama.cpp: converted by its own script, run by its own library.
 
-The script is not on the package index by itself. `LLMSHEARING_LLAMA_CPP` names a folder with
-llama.cpp's source; llama-cpp-python's source distribution has one in `vendor/llama.cpp`.
+The script is not on the package index by itself, but in llama-cpp-python's source distribution;
+`setup.sh` in this folder installs the one and unpacks the other.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,17 +12,19 @@ from pathlib import Path
 import pytest
 
 llama_cpp = pytest.importorskip(
-    "llama_cpp", reason="llama-cpp-python is not installed: pip install .[interop]"
+    "llama_cpp", reason="llama-cpp-python is not installed: run tests/interop/setup.sh"
 )
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
+CONVERTER = Path(__file__).parents[2] / "build/interop/llama.cpp/convert_hf_to_gguf.py"
+
+
 @pytest.fixture(scope="session")
 def converter() -> Path:
-    folder = os.environ.get("LLMSHEARING_LLAMA_CPP")
-    if not folder:
-        pytest.skip("set LLMSHEARING_LLAMA_CPP to llama.cpp's source for convert_hf_to_gguf.py")
-    return Path(folder) / "convert_hf_to_gguf.py"
+    if not CONVERTER.is_file():
+        pytest.skip("llama.cpp's source is not there: run tests/interop/setup.sh")
+    return CONVERTER
 
 
 def converted(converter: Path, model: Path, out: Path) -> Path:
