@@ -209,7 +209,7 @@ def test_the_table_of_expected_use_stands_in_the_log(recipe, tmp_path):
 
 
 def test_a_domain_that_comes_no_nearer_is_named(recipe, tmp_path):
-    still = ("target=null", "optimizer.learning_rate=1e-9", "loading.policy=constant")
+    still = ("target=null", "optimizer.learning_rate=1e-15", "loading.policy=constant")
     run(recipe, "loading.patience=1", *still)
     text = (tmp_path / "run/log.txt").read_text()
     assert "has not come nearer in 1 updates" in text
