@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: env test test-launch quickstart lint format docs clean
+.PHONY: env test test-launch test-readme quickstart lint format docs clean
 
 env: $(STAMP)
 
@@ -21,6 +21,10 @@ test: $(STAMP)
 # The scripts of launch/, on two nodes of a Slurm of their own where Slurm is installed.
 test-launch: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -m slow -rs tests/launch tests/slurm
+
+# The commands of the README as they stand there, on a little text.
+test-readme: $(STAMP)
+	$(VENV)/bin/python -m pytest -q -m slow tests/test_commands.py -k README
 
 quickstart: $(STAMP)
 	$(VENV)/bin/llmshearing quickstart
