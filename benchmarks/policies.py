@@ -3,7 +3,7 @@
 Runs the small bench's second stage once per policy and seed, on equal tokens, and prints the mean
 loss of the exported models and the mean and the worst excess over the reference, all held-out rows:
 
-    python benchmarks/policies.py PRUNED DATA REFERENCES.yaml OUT [--seeds 17 18 19] [key=value ...]
+    python benchmarks/policies.py PRUNED DATA REFERENCES.yaml OUT [key=value ...] [--seeds 17 18 19]
 
 The signal of a policy is the loss on 64 rows a domain, every 50 steps. What is finished in `OUT` is
 kept.

@@ -1,6 +1,6 @@
 """The small bench: ways to cut a model, each followed by continued training on equal tokens.
 
-    python benchmarks/pruning.py MODEL DATA OUT [--arms default random ...] [--seeds 17 18 19]
+    python benchmarks/pruning.py MODEL DATA OUT [key=value ...] [--arms default ...] [--seeds 17]
 
 `MODEL` is tiny-llama, `DATA` a tree made of the sample by `yamls/data/redpajama-sample.yaml`. An
 arm that learns its masks has 300 steps of pruning and 300 of continued training; one that cuts at
