@@ -52,7 +52,7 @@ class Held:
     duplicates: int = 0
 
 
-def finish(plan: plans.Plan, pool: workers.Pool) -> None:
+def finish(plan: plans.Plan, processes: workers.Pool) -> None:
     """Make the tree out of finished units.
 
     Raises:
@@ -72,7 +72,7 @@ def finish(plan: plans.Plan, pool: workers.Pool) -> None:
         for pool, cut in cuts[domain.name]
     ]
     _refuse_empty(streams)
-    notes = _pack(plan, streams, pool)
+    notes = _pack(plan, streams, processes)
     _write_tree(plan, streams, notes, held, cuts)
 
 
@@ -175,7 +175,7 @@ def _refuse_empty(streams: list[packing.Stream]) -> None:
         )
 
 
-def _pack(plan: plans.Plan, streams: list[packing.Stream], pool: workers.Pool) -> Path:
+def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: workers.Pool) -> Path:
     """Write all shards that are not yet there; give the folder of the notes on them."""
     notes = plan.work / f"packed-{plan.identity[:16]}"
     if not notes.is_dir():  # the first time, or after other rules for the splits
@@ -189,7 +189,7 @@ def _pack(plan: plans.Plan, streams: list[packing.Stream], pool: workers.Pool) -
     total = sum(stream.rows * stream.layout.row.itemsize for stream in streams)
     small = total < plan.settings.unit_bytes  # starting a process takes longer
     progress = workers.Progress("packing", total)
-    for rows, size in pool.results(_packer, about, jobs, small=small):
+    for rows, size in processes.results(_packer, about, jobs, small=small):
         progress.add(size, rows * plan.recipe.sequence_length)
     progress.close()
     return notes

@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from safetensors.torch import save
 
-from llmshearing.files import write_json
+from llmshearing.files import write_bytes, write_json
 from llmshearing.models.shearing import unwrapped
 from llmshearing.pruning.masks import Masks
 
@@ -54,11 +54,8 @@ class ManifestWriter(Callback):
             tensors = {axis.value: score for axis, score in scores.items()}
             tensors |= {f"{axis.value}.kept": units for axis, units in kept.items()}
             if dist.get_global_rank() == 0:
-                path = self.directory / "masks" / f"ba{state.timestamp.batch.value}.safetensors"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(".partial")
-                temporary.write_bytes(save(tensors))
-                temporary.replace(path)
+                name = f"ba{state.timestamp.batch.value}.safetensors"
+                write_bytes(self.directory / "masks" / name, save(tensors))
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Say the last word."""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.errors import UserError
+from llmshearing.files import write_bytes
 
 Scores = dict[Axis, Tensor]
 
@@ -99,11 +100,8 @@ def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
 
 def save_scores(path: str | Path, scores: Mapping[Axis, Tensor], about: Mapping[str, str]) -> None:
     """Write scores as safetensors, with what made them as its metadata; whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
     tensors = {axis.value: score.contiguous() for axis, score in scores.items()}
-    save_file(tensors, temporary, metadata=dict(about))
-    temporary.replace(path)
+    write_bytes(path, save(tensors, metadata=dict(about)))
 
 
 def load_scores(path: str | Path, table: CouplingTable) -> Scores:

@@ -55,7 +55,6 @@ def count_undecided(probability: Tensor, kept: Tensor) -> int:
 # miss the target by less than a tenth of a percent.
 SURE = 0.001
 
-
 # The pull on a unit that is not sure, large against any gradient that Adam remembers of the loss or
 # the constraint, so that the unit moves at the masks' full rate.
 PULL = 100.0
