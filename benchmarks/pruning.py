@@ -23,8 +23,9 @@ HARD = {"distribution": "hard_concrete"}
 RELEASED_GATE = {"distribution": "hard_concrete_released"}
 PUBLISHED = {"constraint": "published"}
 PAPER = HARD | {"sharpness": 1, "settle": "1dur"}
-# A quarter of the units of every axis expected at the start, by either distribution.
-BELOW = {"start": -1.0, "warmup": "0ba"}
+# Fewer units of every axis expected at the start than asked for: a third, and a quarter. A gate
+# without noise has to leave some on.
+BELOW = {"start": -1.0, "warmup": "0ba", "importance": "IMPORTANCE", "importance_spread": 3.0}
 HARD_BELOW = HARD | {"start": -3.0, "warmup": "0ba"}
 
 

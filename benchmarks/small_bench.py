@@ -17,7 +17,9 @@ def train(recipe: str, settings: dict[str, object], overrides: list[str]) -> Non
     """One run; a run that has finished does nothing."""
     pairs = [f"{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "llmshearing.train", recipe, *pairs, *overrides]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
 
 
 def verb(*words: object) -> None:

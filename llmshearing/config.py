@@ -268,6 +268,7 @@ def _readable(read: Callable[[str], float], words: str) -> Rule:
 
 POSITIVE: Rule = (lambda number: number > 0, "more than 0")
 NOT_NEGATIVE: Rule = (lambda number: number >= 0, "0 or more")
+FRACTION: Rule = (lambda part: 0 <= part <= 1, "a number from 0 to 1")
 INTERVAL = _readable(steps, "steps with a unit, e.g. 300ba")
 MOMENT = _readable(lambda text: steps(text, 1) + 1, "a time such as 0.1dur or 320ba")
 LIMIT = _readable(seconds, "a time with a unit, e.g. 30m")
@@ -294,6 +295,12 @@ RULES: dict[str, Rule] = {
         lambda factor: factor >= 1,
         "at least 1 (1 leaves the masks as the paper has them)",
     ),
+    "pruning.importance_spread": NOT_NEGATIVE,
+    "pruning.learning_rate": POSITIVE,
+    "pruning.linear_learning_rate": NOT_NEGATIVE,
+    "pruning.quadratic_learning_rate": NOT_NEGATIVE,
+    "pruning.final_fraction": FRACTION,
+    "pruning.clip_norm": NOT_NEGATIVE,
     "data.global_batch": POSITIVE,
     "data.microbatch": POSITIVE,
     "data.eval_batch": POSITIVE,
@@ -301,7 +308,7 @@ RULES: dict[str, Rule] = {
     "data.workers": NOT_NEGATIVE,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.warmup": MOMENT,
-    "optimizer.final_fraction": (lambda part: 0 <= part <= 1, "a number from 0 to 1"),
+    "optimizer.final_fraction": FRACTION,
     "optimizer.betas": (
         lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
         "two numbers from 0 to below 1",

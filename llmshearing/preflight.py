@@ -20,8 +20,8 @@ from llmshearing.errors import UserError
 from llmshearing.loading.inputs import file_problems
 from llmshearing.loading.settings import problems
 from llmshearing.pruning.constraint import constraint_of
-from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.importance import Scores, load_scores
+from llmshearing.pruning.masks import start_errors
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
     tree = _try(errors, lambda: _open_tree(recipe), "data.root")
     target = scores = None
     if recipe.target is not None:
-        _try(errors, lambda: distribution_of(recipe.pruning.distribution))
+        errors += _try(errors, lambda: start_errors(recipe.pruning)) or []
         _try(errors, lambda: constraint_of(recipe.pruning.constraint))
         if source is not None:
             target, found = resolve_target(source.table, recipe.target)

@@ -17,7 +17,12 @@ class Distribution(Protocol):
 
     `sharpness` (1 at the start of a run, growing) makes the step from off to on steeper, so that
     fewer units lie in between.
+
+    Attributes:
+        off_below: logit up to which a unit never takes part and its loss has no gradient.
     """
+
+    off_below: float
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Gates for uniform noise in (0, 1); differentiable in `log_alpha`."""
@@ -44,6 +49,7 @@ class HardConcrete:
     beta: float = 0.83
     gamma: float = -0.1
     zeta: float = 1.1
+    off_below: float = -math.inf  # there is always noise that turns a unit on
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Binary concrete sigmoid((logit(u) + log_alpha) / beta), stretched and clamped."""
@@ -89,6 +95,7 @@ class Linear:
 
     unit: float = 4.0
     width: float = 1.0
+    off_below: float = 0.0
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """The deterministic gate."""

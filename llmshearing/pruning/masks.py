@@ -43,6 +43,21 @@ START_NOISE = 0.01
 LEAST_SLOPE = 0.02
 
 
+def start_errors(settings: PruningSettings) -> list[str]:
+    """What is wrong with the logits at which the masks are to start."""
+    found = f"pruning.start: found {settings.start}, expected"
+    if abs(settings.start) >= LOG_ALPHA_BOUND:
+        return [f"{found} within -{LOG_ALPHA_BOUND} and {LOG_ALPHA_BOUND}, the logits' bounds"]
+    highest = settings.start + (settings.importance_spread if settings.importance else 0.0)
+    off_below = distribution_of(settings.distribution).off_below
+    if highest <= off_below:
+        return [
+            f"{found} above {off_below:g} with the distribution {settings.distribution}, or "
+            "pruning.importance and a spread that reaches there: no unit would ever come on"
+        ]
+    return []
+
+
 class MaskOutput(NamedTuple):
     """One draw of the masks.
 
