@@ -17,7 +17,7 @@ def train(recipe: str, settings: dict[str, object], overrides: list[str]) -> Non
     """One run; a run that has finished does nothing."""
     pairs = [f"{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "llmshearing.train", recipe, *pairs, *overrides]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
 

@@ -10,38 +10,36 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from llmshearing.config import Recipe, steps
 from llmshearing.models.shearing import ShearingModel
+from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskSchedule
-
-# Suffixes under which each group's gradient norm is logged, in the groups' order.
-GROUP_NAMES = ("", "_masks", "_linear_multipliers", "_quadratic_multipliers")
+from llmshearing.pruning.settings import PruningSettings
 
 
 def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over the weights and, while pruning, over masks and multipliers.
 
-    The multipliers' group maximises: the constrained problem is a minimum over weights and masks
-    and a maximum over multipliers (paper, eq. 2).
+    The multipliers' groups maximise: the constrained problem is a minimum over weights and masks
+    and a maximum over multipliers (paper, eq. 2). The first group holds the weights; each has a
+    `name`, the others that of what they hold.
     """
     settings = recipe.optimizer
-    groups: list[dict] = [
-        {
-            "params": list(model.model.parameters()),
-            "lr": settings.learning_rate,
-            "weight_decay": settings.weight_decay,
-        }
-    ]
+    weights = {"weight_decay": settings.weight_decay, "lr": settings.learning_rate}
+    groups: list[dict] = [{"name": "", "params": list(model.model.parameters()), **weights}]
     if model.masks is not None:
-        pruning = recipe.pruning
-        masks, multipliers = model.masks, model.masks.multipliers
-        for parameters, rate, ascends in (
-            (masks.mask_parameters(), pruning.learning_rate, False),
-            (multipliers.linear.values(), pruning.linear_learning_rate, True),
-            (multipliers.quadratic.values(), pruning.quadratic_learning_rate, True),
-        ):
-            group = {"params": list(parameters), "lr": rate, "maximize": ascends}
-            groups.append({**group, "weight_decay": 0.0})
+        groups += mask_groups(model.masks, recipe.pruning)
     first, second = settings.betas
     return torch.optim.AdamW(groups, betas=(first, second), eps=settings.eps)
+
+
+def mask_groups(masks: Masks, pruning: PruningSettings) -> list[dict]:
+    """The optimizer's groups of masks and multipliers."""
+    mine = {"name": "masks", "params": list(masks.mask_parameters()), "lr": pruning.learning_rate}
+    groups: list[dict] = [{**mine, "maximize": False}]
+    rates = (pruning.linear_learning_rate, pruning.quadratic_learning_rate)
+    for kind, rate, multipliers in masks.multipliers.by_rate(*rates):
+        name = f"{kind}_multipliers"
+        groups.append({"name": name, "params": multipliers, "lr": rate, "maximize": True})
+    return [{**group, "weight_decay": 0.0} for group in groups]
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
@@ -75,10 +73,10 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     )
 
 
-def clip_bounds(recipe: Recipe) -> list[float]:
+def clip_bounds(optimizer: torch.optim.Optimizer, recipe: Recipe) -> list[float]:
     """The norm bound of each optimizer group."""
-    masks = [recipe.pruning.clip_norm] * 3 if recipe.prunes else []
-    return [recipe.optimizer.clip_norm, *masks]
+    others = len(optimizer.param_groups) - 1
+    return [recipe.optimizer.clip_norm, *[recipe.pruning.clip_norm] * others]
 
 
 def warmup_cosine(warmup: int, total: int, final: float) -> Callable[[int], float]:

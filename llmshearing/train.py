@@ -134,8 +134,7 @@ def build_trainer(
     total = steps(recipe.run.duration)
     tokens_per_batch = recipe.data.global_batch * inputs.tree.sequence_length
     clipping = GradientClipping(
-        optimization.clip_bounds(recipe),
-        optimization.GROUP_NAMES[: len(optimizer.param_groups)],
+        optimization.clip_bounds(optimizer, recipe),
         loading.domains,
         fsdp1_shards=parallelism.fsdp1_shards(recipe),
     )

@@ -24,7 +24,6 @@ class GradientClipping(Algorithm):
 
     Args:
         bounds: per optimizer group the largest norm; 0 means none.
-        names: what each group's norm is logged as.
         domains: names of the data's domains.
         fsdp1_shards: under FSDP1, whose gradients are plain tensors, the ranks among which the
             first group (the weights) is sharded; the others are whole on every rank, and their
@@ -34,12 +33,11 @@ class GradientClipping(Algorithm):
     def __init__(
         self,
         bounds: Sequence[float],
-        names: Sequence[str],
         domains: Sequence[str],
         *,
         fsdp1_shards: int = 0,
     ) -> None:
-        self.bounds, self.names, self.domains = tuple(bounds), tuple(names), tuple(domains)
+        self.bounds, self.domains = tuple(bounds), tuple(domains)
         self.fsdp1_shards = fsdp1_shards
         self.rows = RowGradients()
 
@@ -53,10 +51,8 @@ class GradientClipping(Algorithm):
         if event == Event.FIT_START:
             self.rows.attach(unwrapped(state.model))
             return
-        gradients = [
-            [p.grad for p in group["params"] if p.grad is not None]
-            for group in state.optimizers[0].param_groups
-        ]
+        groups = state.optimizers[0].param_groups
+        gradients = [[p.grad for p in g["params"] if p.grad is not None] for g in groups]
         if self.fsdp1_shards:
             for group in gradients[1:]:
                 average(group)
@@ -64,19 +60,22 @@ class GradientClipping(Algorithm):
         if self.fsdp1_shards:
             norms[0] = across_shards(norms[0], self.fsdp1_shards)
         values = torch.stack([norm.float().to(norms[0].device) for norm in norms]).tolist()
-        logger.log_metrics(
-            {
-                f"optimizer/gradient_norm{name}": value
-                for name, value in zip(self.names, values, strict=True)
-            }
-        )
+        logger.log_metrics(by_name((group["name"] for group in groups), values))
         if not all(map(math.isfinite, values)):
             raise not_finite(state, "gradient", self.domains, self.rows.odd_rows())
         self.rows.clear()
-        groups = zip(state.optimizers[0].param_groups, norms, self.bounds, strict=True)
-        for group, norm, bound in groups:
+        for group, norm, bound in zip(groups, norms, self.bounds, strict=True):
             if bound > 0:
                 torch.nn.utils.clip_grads_with_norm_(group["params"], bound, norm)
+
+
+def by_name(names: Iterable[str], norms: Iterable[float]) -> dict[str, float]:
+    """The norm of all groups of a name together, as it is logged; the weights have none."""
+    found: dict[str, float] = {}
+    for name, norm in zip(names, norms, strict=True):
+        key = f"optimizer/gradient_norm_{name}".rstrip("_")
+        found[key] = math.hypot(found.get(key, 0.0), norm)
+    return found
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:

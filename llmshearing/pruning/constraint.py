@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,14 @@ class ConstraintForm(Protocol):
         """The axis's penalty from its layers' penalties, a scalar."""
         ...
 
+    def scale(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
+        """By what to divide the rates of the linear and the quadratic multipliers.
+
+        Adam's steps are as large whatever the gap is measured in. So divided, a multiplier of 1 in
+        fractions and averages pulls at a unit as hard as one made of the same steps in counts.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Published:
@@ -46,6 +54,11 @@ class Published:
         """Sum over layers."""
         return penalty.sum()
 
+    def scale(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
+        """In counts, and summed."""
+        summed = layers if axis.per_layer else 1
+        return summed * size, summed * size**2
+
 
 @dataclass(frozen=True)
 class Released:
@@ -63,6 +76,11 @@ class Released:
     def reduce(self, penalty: Tensor) -> Tensor:
         """Mean over layers."""
         return penalty.mean()
+
+    def scale(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
+        """In fractions, and averaged: as they are."""
+        del axis, size, layers
+        return 1, 1
 
 
 BUDGET = "budget"  # the name of the multipliers of a budget
@@ -86,17 +104,25 @@ def constraint_of(name: str) -> ConstraintForm:
 class Multipliers(nn.Module):
     """The linear and quadratic Lagrange multipliers of each axis, starting at zero.
 
-    They ascend: their optimizer group says `maximize`. No parameter has zero dimensions, which
+    They ascend: their optimizer groups say `maximize`. No parameter has zero dimensions, which
     FSDP would refuse.
+
+    Args:
+        form: how a gap becomes a penalty.
+        sizes: units in the source of each axis that shrinks.
+        layers: layers of the source.
+        budget: whether there is a pair for the parameters of the whole model.
     """
 
     def __init__(
-        self, form: ConstraintForm, axes: Iterable[Axis], layers: int, *, budget: bool = False
+        self, form: ConstraintForm, sizes: Mapping[Axis, int], layers: int, *, budget: bool = False
     ) -> None:
         super().__init__()
         self.form = form
-        counts = {axis.value: form.multipliers(axis, layers) for axis in axes}
-        counts |= {BUDGET: 1} if budget else {}
+        counts = {axis.value: form.multipliers(axis, layers) for axis in sizes}
+        self.scales = {a.value: form.scale(a, size, layers) for a, size in sizes.items()}
+        if budget:  # the gap is a fraction
+            counts[BUDGET], self.scales[BUDGET] = 1, (1, 1)
         self.linear = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
         self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
 
@@ -123,6 +149,23 @@ class Multipliers(nn.Module):
         """
         gap = (expected - budget) / size
         return (self.linear[BUDGET] * gap + self.quadratic[BUDGET] * gap.square()).sum()
+
+    def by_rate(
+        self, linear: float, quadratic: float
+    ) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
+        """Kind, rate and multipliers of each group that ascends at one rate.
+
+        Args:
+            linear: rate of the linear multipliers of a gap in fractions.
+            quadratic: rate of the quadratic ones.
+        """
+        kinds = (("linear", self.linear, linear), ("quadratic", self.quadratic, quadratic))
+        for number, (kind, multipliers, rate) in enumerate(kinds):
+            groups: dict[int, list[nn.Parameter]] = {}
+            for name, multiplier in multipliers.items():
+                groups.setdefault(self.scales[name][number], []).append(multiplier)
+            for scale, members in groups.items():
+                yield kind, rate / scale, members
 
     def snapshot(self, axes: Iterable[Axis]) -> dict[str, dict[Axis, Tensor]]:
         """Copies of both multipliers per axis, for logging."""

@@ -139,7 +139,7 @@ class Masks(nn.Module):
         )
         self.multipliers = Multipliers(
             constraint_of(settings.constraint),
-            self.axes,
+            {axis: self.sizes[axis] for axis in self.axes},
             self.layers,
             budget=self.budget is not None,
         )

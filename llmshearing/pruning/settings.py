@@ -28,11 +28,13 @@ class PruningSettings:
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
         learning_rate: of the masks (Adam).
         linear_learning_rate: of the linear multipliers, the constraint's integral part: where it is
-            large, expected sizes swing around their target.
+            large, expected sizes swing around their target. Both are for gaps in fractions; for
+            gaps in counts they are divided so that the constraint pulls as hard.
         quadratic_learning_rate: of the quadratic multipliers, its proportional part. Adam makes it
             about the growth per step, so it has to reach the loss's sensitivity early in the run.
         final_fraction: these rates fall by a cosine to this part of themselves after the warmup.
-        clip_norm: gradient norm bound of masks and multipliers together; 0 means none.
+        clip_norm: gradient norm bound of the masks, and of the multipliers of each rate; 0 means
+            none.
     """
 
     distribution: str = "linear"

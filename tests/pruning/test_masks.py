@@ -5,6 +5,7 @@ import torch
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
+from llmshearing.optimization import mask_groups
 from llmshearing.pruning.importance import random
 from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks
 from llmshearing.pruning.schedule import Moment
@@ -192,3 +193,27 @@ def test_units_that_decide_come_to_exactly_the_target(name, start):
     for one in verdict.axes.values():
         assert one.undecided == 0
         assert one.furthest == pytest.approx(one.target, rel=SIZE_TOLERANCE)
+
+
+def constrained(constraint: str, steps: int = 60) -> list[dict[str, torch.Tensor]]:
+    """Logits after every step of masks that the constraint alone moves, all layers alike."""
+    masks = make(constraint)
+    with torch.no_grad():
+        for logits in masks.log_alpha.values():
+            logits.copy_(torch.linspace(1.0, 3.0, logits.shape[-1]).expand_as(logits))
+    optimizer = torch.optim.AdamW(mask_groups(masks, masks.settings), eps=1e-12)
+    masks.set_progress(Moment(1, 1.0))
+    found = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        masks().penalty.backward()
+        optimizer.step()
+        found.append({name: x.detach().clone() for name, x in masks.log_alpha.items()})
+    return found
+
+
+def test_one_rate_means_the_same_pull_in_counts_and_in_fractions():
+    """Counts of hundreds of units, each multiplied, would else drown the loss of the model."""
+    for ours, theirs in zip(constrained("published"), constrained("released"), strict=True):
+        for name, logits in ours.items():
+            assert logits.numpy() == pytest.approx(theirs[name].numpy(), abs=1e-3), name
