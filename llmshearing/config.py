@@ -169,6 +169,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+# Two ways to say where the mixture starts: an override of the one replaces a recipe's other.
+INSTEAD = (("loading.weights", "loading.mixture"),)
+
+
 def parse_recipe(
     path: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[Recipe | None, list[str]]:
@@ -177,7 +181,7 @@ def parse_recipe(
     Returns:
         The recipe without the keys that are wrong (None where a value is missing), and its errors.
     """
-    given, errors = strict.read(Path(path), overrides)
+    given, errors = strict.read(Path(path), overrides, INSTEAD)
     config = OmegaConf.structured(Recipe)
     errors += strict.fill(config, given, Recipe)
     missing = sorted(OmegaConf.missing_keys(config))

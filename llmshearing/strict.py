@@ -19,8 +19,15 @@ from yaml import YAMLError
 from llmshearing.errors import UserError
 
 
-def read(path: Path, overrides: Sequence[str]) -> tuple[dict[Any, Any], list[str]]:
+def read(
+    path: Path, overrides: Sequence[str], instead: Sequence[tuple[str, str]] = ()
+) -> tuple[dict[Any, Any], list[str]]:
     """What a file and `key=value` overrides with dotted keys say, and what is no override.
+
+    Args:
+        path: the file.
+        overrides: an empty mapping as value empties one of the file.
+        instead: keys of which an override of the one takes the place of the file's other.
 
     Raises:
         UserError: there is no such file, or it is not YAML with sections.
@@ -33,6 +40,12 @@ def read(path: Path, overrides: Sequence[str]) -> tuple[dict[Any, Any], list[str
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} holds no sections; expected some such as run, model and data")
+    keys = {override.partition("=")[0] for override in overrides}
+    for pair in instead:
+        for given, other in (pair, pair[::-1]):
+            if given in keys and other not in keys and OmegaConf.select(config, other) is not None:
+                section, _, name = other.rpartition(".")
+                OmegaConf.select(config, section).pop(name)
     return _merge(config, overrides)
 
 
@@ -79,11 +92,13 @@ def _merge(
 ) -> tuple[dict[Any, Any], list[str]]:
     errors = []
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals:
             errors.append(f"{key}: expected {form}")
             continue
         try:
+            if value.strip() == "{}":  # merging nothing would leave what is there
+                OmegaConf.update(config, key, None)
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         except (YAMLError, OmegaConfBaseException) as error:
             errors.append(f"{override}: not valid YAML: {str(error).splitlines()[0]}")

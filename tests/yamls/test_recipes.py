@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing import preflight
 from llmshearing.architecture.families import family_of
+from llmshearing.config import parse_recipe
 from llmshearing.loading.references import References
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.planning.devices import device_of
@@ -212,3 +213,16 @@ def test_two_steps_of_the_recipe_on_a_shrunk_model(stage, tokenizer, references,
     assert sorted(losses) == [1, 2]
     assert all(0 < loss < 13 for loss in losses.values())
     assert all(series(lines, f"metrics/{name}/loss") for name in DOMAINS)
+
+
+@pytest.mark.parametrize("stage", [s for s in STAGES if not s.prunes], ids=str)
+def test_a_stage_begins_where_another_left_the_mixture(stage):
+    given = ("model.path=M", "data.root=D", "loading.references=R")
+    recipe, _ = parse_recipe(stage.path, given)
+    assert recipe.loading.weights
+    recipe, errors = parse_recipe(stage.path, [*given, "loading.mixture=runs/prune/mixture.yaml"])
+    assert (recipe.loading.mixture, recipe.loading.weights, errors) == (
+        "runs/prune/mixture.yaml", {}, []
+    )  # fmt: skip
+    recipe, errors = parse_recipe(stage.path, [*given, "loading.weights={}"])
+    assert (recipe.loading.weights, errors) == ({}, [])
