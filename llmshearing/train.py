@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.gradients import GradientClipping
 from llmshearing.callbacks.heartbeat import Heartbeat
+from llmshearing.callbacks.held_out import EvaluationTimes
 from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
@@ -85,9 +86,6 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     directory = Path(recipe.run.directory)
     check_writable(directory)
     set_up_log(directory)
-    if dist.get_global_rank() == 0:
-        write_text(directory / "config.yaml", to_yaml(recipe))
-        log.info("recipe\n%s", to_yaml(recipe))
     for what, took in (times or {}).items():
         log_phase(what, took)
     checkpoint = resume_path(recipe)
@@ -96,6 +94,9 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
+    if dist.get_global_rank() == 0:  # only now: a recipe that is refused leaves the other's
+        write_text(directory / "config.yaml", to_yaml(recipe))
+    log.info("recipe\n%s", to_yaml(recipe))
     status = 0
     watchdog = Watchdog(directory, dist.get_global_rank(), dist.get_world_size())
     with StopSignal() as stop, watchdog:
@@ -145,28 +146,35 @@ def build_trainer(
     interval = steps(recipe.run.log_interval)
     metrics = MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch)
     manifest = ManifestWriter(directory, facts(recipe, inputs), loading.mixture)
+    heartbeat = Heartbeat(watchdog, start, seconds(recipe.run.step_timeout))
+    every = steps(recipe.run.eval_interval)
     watchdog.enter("the sharding", start)
     begun = time.monotonic()
     trainer = Trainer(
         model=model,
         train_dataloader=loading.train_loader,
         eval_dataloader=[
-            Evaluator(label=name, dataloader=loader, metric_names=["loss"])
+            Evaluator(
+                label=name,
+                dataloader=loader,
+                metric_names=["loss"],
+                eval_interval=EvaluationTimes(every),
+            )
             for name, loader in loading.eval_loaders.items()
         ],
         optimizers=optimizer,
         schedulers=optimization.build_schedule(optimizer, recipe),
         step_schedulers_every_batch=True,
         max_duration=recipe.run.duration,
-        eval_interval=recipe.run.eval_interval,
         algorithms=algorithms,
         callbacks=[
             stop,
             loading,
-            Heartbeat(watchdog, start, seconds(recipe.run.step_timeout)),
+            heartbeat,
             Progress(
                 interval, tokens_per_batch, total, dist.get_world_size(), arithmetic(recipe, inputs)
             ),
+            VerdictWriter(directory, heartbeat.enter),
             Checkpointing(
                 directory,
                 due=stop.or_every(recipe.run.checkpoint_interval),
@@ -177,8 +185,7 @@ def build_trainer(
                 resume=checkpoint,
             ),
             manifest,
-            VerdictWriter(directory),
-            *loaded_loss(recipe, inputs),
+            *loaded_loss(recipe, inputs, heartbeat.enter),
         ],
         loggers=[
             metrics,
@@ -251,11 +258,11 @@ def resume_path(recipe: Recipe) -> str | None:
     return shared[0]
 
 
-def loaded_loss(recipe: Recipe, inputs: Inputs) -> list[LoadedLoss]:
+def loaded_loss(recipe: Recipe, inputs: Inputs, beat: Callable[[str], None]) -> list[LoadedLoss]:
     """The check of the loaded weights' loss, where weights are loaded."""
     if recipe.model.initialize == "random":
         return []
-    return [LoadedLoss(inputs.source.path, facts(recipe, inputs)["data"])]
+    return [LoadedLoss(inputs.source.path, facts(recipe, inputs)["data"], beat)]
 
 
 def facts(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from llmshearing.callbacks.finite import not_finite
+from llmshearing.callbacks.held_out import at_end
 from llmshearing.data.dataloaders import (
     build_eval_loaders,
     build_train_loader,
@@ -208,21 +209,34 @@ class DynamicLoading(Callback):
         self._update(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Update if it is time and no evaluation fell on this step; runs before the saver."""
+        """Update if it is time and no evaluation fell on this step; leave the last mixture.
+
+        Runs before the saver: a run whose last checkpoint is whole has left all there is.
+        """
         self._update(state, logger)
+        if at_end(state):
+            self._write()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """The data is used up: the run ends here."""
         del logger
-        if self.sampler.used_up:
-            batch = state.timestamp.batch.value
-            log.warning("the data is used up: training stops at step %d", batch)
-            state.stop_training()
+        batch = state.timestamp.batch.value
+        if not self.sampler.used_up:
+            return
+        if batch == 0:
+            raise UserError(
+                f"data: found too few rows for one batch of {self.course.global_batch} at the "
+                "mixture's weights; prepare more, lower data.global_batch, or let domains be used "
+                "again (loading.used_up=repeat)"
+            )
+        log.warning("the data is used up: training stops at step %d", batch)
+        state.stop_training()
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Leave the mixture for the next run."""
-        del state, logger
-        self._write()
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Leave the last mixture where the data is used up."""
+        del logger
+        if at_end(state):
+            self._write()
 
     def mixture(self) -> dict[str, Any]:
         """The weights now and what was realised, by domain name, up to the last trained sample."""

@@ -27,21 +27,21 @@ class Heartbeat(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """The first batch is to come."""
         del state, logger
-        self._enter("the first batch")
+        self.enter("the first batch")
         self.begun = time.monotonic()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """A batch is to come."""
         del logger
         if not self.first_step:
-            self._enter(f"the loading of step {state.timestamp.batch.value}")
+            self.enter(f"the loading of step {state.timestamp.batch.value}")
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """A step begins."""
         del logger
         if self.first_step:
             self._log("first batch")
-        self._enter(f"step {state.timestamp.batch.value}")
+        self.enter(f"step {state.timestamp.batch.value}")
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """A step has ended."""
@@ -49,30 +49,31 @@ class Heartbeat(Callback):
         if self.first_step:
             self._log("first step")
             self.first_step = False
-        self._enter(f"the end of step {state.timestamp.batch.value - 1}")
+        self.enter(f"the end of step {state.timestamp.batch.value - 1}")
 
     def eval_batch_start(self, state: State, logger: Logger) -> None:
         """A batch of the evaluation begins."""
         del logger
         batch = state.eval_timestamp.batch.value
-        self._enter(f"the evaluation of {state.dataloader_label}, batch {batch}")
+        self.enter(f"the evaluation of {state.dataloader_label}, batch {batch}")
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """All domains are evaluated."""
         del logger
-        self._enter(f"the end of the evaluation at step {state.timestamp.batch.value}")
+        self.enter(f"the end of the evaluation at step {state.timestamp.batch.value}")
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """A checkpoint may be written now; Composer runs its saver after all other callbacks."""
         del logger
-        self._enter(f"the checkpoint at step {state.timestamp.batch.value}")
+        self.enter(f"the checkpoint at step {state.timestamp.batch.value}")
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """What is left is to close files."""
         del state, logger
-        self._enter("the end of the run")
+        self.enter("the end of the run")
 
-    def _enter(self, what: str) -> None:
+    def enter(self, what: str) -> None:
+        """Say what goes on now, as it stands in the message of a timeout."""
         self.watchdog.enter(what, self.start_timeout if self.first_step else self.step_timeout)
 
     def _log(self, what: str) -> None:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.core import Callback, State
-from composer.core.precision import get_precision_context
 from composer.loggers import Logger
+from torch import Tensor
 
+from llmshearing.callbacks.held_out import measure
 from llmshearing.checkpoints.model_directory import MANIFEST
 from llmshearing.errors import UserError
 from llmshearing.models.gated import set_gates
 from llmshearing.models.metrics import HeldOutLoss
-from llmshearing.models.shearing import unwrapped
+from llmshearing.models.shearing import ShearingModel
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +67,13 @@ class LoadedLoss(Callback):
     Args:
         directory: the Hugging Face directory that the weights come from.
         data: the section `data` of the run's own manifest.
+        beat: is told what goes on.
     """
 
-    def __init__(self, directory: Path, data: Mapping[str, Any]) -> None:
-        self.directory = directory
+    def __init__(
+        self, directory: Path, data: Mapping[str, Any], beat: Callable[[str], None]
+    ) -> None:
+        self.directory, self.beat = directory, beat
         self.stored = stored_losses(directory, data)
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -78,7 +82,8 @@ class LoadedLoss(Callback):
         if not self.stored or state.timestamp.batch.value > 0:
             return
         with torch.random.fork_rng(devices=[]):  # loaders draw from the generator
-            found = {name: _held_out_loss(state, name) for name in self.stored}
+            domains = [e for e in state.evaluators if e.label in self.stored]
+            found = measure(state, domains, _without_masks, self.beat)
         log.info(
             "held-out loss of the loaded weights, and as stored with them: %s",
             ", ".join(f"{n} {found[n]:.4f} {self.stored[n]:.4f}" for n in found),
@@ -121,19 +126,8 @@ def stored_losses(directory: Path, data: Mapping[str, Any]) -> dict[str, float]:
     return manifest["losses"]
 
 
-def _held_out_loss(state: State, domain: str) -> float:
-    """The decoder's loss on a domain, without masks."""
-    model = unwrapped(state.model)
+def _without_masks(model: ShearingModel, batch: dict[str, Tensor], metric: HeldOutLoss) -> None:
     if model.masks is not None:
         set_gates(model.sites, model.masks.table, {})
-    loader = next(e.dataloader for e in state.evaluators if e.label == domain)
-    metric = state.device.module_to_device(HeldOutLoss())
-    training = model.training
-    model.eval()
-    with torch.no_grad(), get_precision_context(state.precision):
-        for batch in loader.dataloader:
-            here = state.device.batch_to_device(batch)
-            losses, counted = model.decoder_losses(here)
-            metric.update(losses.each, counted)
-    model.train(training)
-    return float(metric.compute())
+    losses, counted = model.decoder_losses(batch)
+    metric.update(losses.each, counted)

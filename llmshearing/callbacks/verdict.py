@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from composer.core import Callback, State
-from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
+from torch import Tensor
 
+from llmshearing.callbacks.held_out import at_end, measure
 from llmshearing.callbacks.manifest import held_out_losses
 from llmshearing.files import write_json
 from llmshearing.models.metrics import HeldOutLoss
@@ -22,24 +23,35 @@ log = logging.getLogger(__name__)
 
 
 class VerdictWriter(Callback):
-    """Logs the verdict when training ends and writes it to `verdict.json`.
+    """Logs the verdict when training ends and writes it to `verdict.json`, before the checkpoint.
+
+    A run that is killed once its last checkpoint is whole is a finished one, with its verdict.
 
     Args:
         directory: the run directory.
+        beat: is told what goes on.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, beat: Callable[[str], None]) -> None:
+        self.directory, self.beat = directory, beat
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Measure both models on the held-out rows, on all ranks, and judge."""
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Judge after the last step."""
         del logger
-        model = unwrapped(state.model)
-        masks = model.masks
+        if at_end(state):
+            self.judge(state)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Judge where the data is used up."""
+        self.batch_checkpoint(state, logger)
+
+    def judge(self, state: State) -> None:
+        """Measure both models on the held-out rows, on all ranks, and judge."""
+        masks = unwrapped(state.model).masks
         if masks is None:
             return
         exact = _mean(held_out_losses(state))  # of the evaluation that ends every run
-        soft = exact if masks.moment.settled else _mean(_soft_losses(state, model, masks))
+        soft = exact if masks.moment.settled else _mean(_soft_losses(state, masks, self.beat))
         verdict = dataclasses.replace(masks.verdict(), soft_loss=soft, exact_loss=exact)
         if dist.get_global_rank() != 0:
             return
@@ -49,23 +61,17 @@ class VerdictWriter(Callback):
             log.warning("verdict: %s", problem)
 
 
-def _soft_losses(state: State, model: ShearingModel, masks: Masks) -> dict[str, float]:
+def _soft_losses(state: State, masks: Masks, beat: Callable[[str], None]) -> dict[str, float]:
     """Held-out loss per domain without the cut to size, nats per token; on all ranks."""
-    losses = {}
-    model.eval()
+
+    def add(model: ShearingModel, batch: dict[str, Tensor], metric: HeldOutLoss) -> None:
+        model.update_metric(batch, model.eval_forward(batch), metric)
+
     masks.cuts_evaluation = False
     try:
-        for evaluator in state.evaluators:
-            metric = state.device.module_to_device(HeldOutLoss())
-            for batch in evaluator.dataloader.dataloader:
-                moved = state.device.batch_to_device(batch)
-                with torch.no_grad(), get_precision_context(state.precision):
-                    model.update_metric(moved, model.eval_forward(moved), metric)
-            losses[evaluator.label] = float(metric.compute())
+        return measure(state, state.evaluators, add, beat)
     finally:
         masks.cuts_evaluation = True
-        model.train()
-    return losses
 
 
 def _mean(losses: dict[str, float]) -> float | None:

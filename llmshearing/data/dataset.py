@@ -40,6 +40,7 @@ class TrainRows(Dataset):
     ) -> None:
         self.domains = list(domains)
         self.sequence_length, self.vocabulary, self.sampler = sequence_length, vocabulary, sampler
+        self.epoch_begun = 0  # sample at which the epoch began; a later one where data was used up
 
     def __len__(self) -> int:
         return sum(map(len, self.domains))
@@ -62,16 +63,21 @@ class TrainRows(Dataset):
         """What Composer keeps in a checkpoint.
 
         Args:
-            num_samples: samples that were trained on; 0 right after the data was used up.
+            num_samples: samples of the epoch that were trained on; 0 right after the data was used
+                up, which ends an epoch.
             from_beginning: has to be True, as in Composer's call.
         """
         assert from_beginning
-        ended = num_samples == 0 and self.sampler.used_up
-        return self.sampler.state_dict(None if ended else num_samples)
+        if num_samples == 0 and self.sampler.used_up:
+            state = self.sampler.state_dict()
+            return state | {"epoch_begun": state["sample"]}
+        state = self.sampler.state_dict(self.epoch_begun + num_samples)
+        return state | {"epoch_begun": self.epoch_begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, without reading what was used."""
         self.sampler.load_state_dict(state)
+        self.epoch_begun = state["epoch_begun"]
 
 
 class HeldOutRows(Dataset):

@@ -14,6 +14,7 @@ from llmshearing import preflight
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.errors import UserError
 from llmshearing.loading.policies import Limits, update
+from llmshearing.train import main
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
@@ -199,6 +200,28 @@ def test_used_up_data_ends_the_run_well(recipe, tmp_path):
     assert max(passes.values()) > 0.9
     assert max(passes.values()) <= 1
     assert lines[-1]["batch"] == len(batches)
+
+
+def test_a_run_whose_data_was_used_up_goes_on_with_more_passes(recipe, tmp_path):
+    """The same samples, in the same order, as where it was allowed from the start."""
+    large = ("run.duration=24ba", "data.eval_rows=2", "data.global_batch=32", "data.microbatch=32",
+             "run.eval_interval=24ba", "run.checkpoint_interval=7ba", "loading.policy=constant",
+             "loading.references=null", "loading.used_up=stop")  # fmt: skip
+    _, whole = run(recipe, *large, "loading.max_passes=4", f"run.directory={tmp_path}/whole")
+    _, first = run(recipe, *large)
+    assert 10 < len(first) < len(whole)
+    for duration in ("22ba", "24ba"):  # resumed twice, the second time in the middle of an epoch
+        lines, batches = run(recipe, *large, "loading.max_passes=4", f"run.duration={duration}")
+    assert batches == whole
+    assert lines[-1]["batch"] == 24
+
+
+def test_data_that_fills_no_batch_is_refused(recipe_file, capfd):
+    given = ("loading.used_up=stop", "data.global_batch=1024", "data.microbatch=32")
+    assert main([str(recipe_file), *given]) == 2
+    told = capfd.readouterr().err
+    assert "found too few rows for one batch of 1024" in told
+    assert "Traceback" not in told
 
 
 def test_the_table_of_expected_use_stands_in_the_log(recipe, tmp_path):

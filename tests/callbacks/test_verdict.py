@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from runs import run_here, series
+from runs import metrics, run_here, series
 
+from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
 
@@ -36,6 +37,28 @@ def test_an_unsettled_run_is_told_what_the_cut_costs(recipe_file):
     log = (recipe_file.parent / "run" / "log.txt").read_text()
     assert "verdict on the masks" in log
     assert verdict["problems"][0] in log
+
+
+@pytest.mark.parametrize("settle", ["1dur", "4ba"])
+def test_all_is_told_before_the_last_checkpoint(recipe_file, monkeypatch, settle):
+    """A run killed after it counts as finished, whatever the interval of evaluations."""
+
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(ManifestWriter, "fit_end", killed)
+    given = ("run.eval_interval=3ba", "pruning.warmup=2ba", f"pruning.settle={settle}")
+    with pytest.raises(RuntimeError, match="killed"):
+        run_here(recipe_file, *given)
+    run = recipe_file.parent / "run"
+    assert (run / "checkpoints/ba8.json").is_file()
+    assert (run / "mixture.yaml").is_file()
+    losses = {n: series(metrics(run), f"metrics/{n}/loss") for n in ("prose", "code", "letters")}
+    assert all(list(found) == [3, 6, 8] for found in losses.values())
+    mean = sum(found[8] for found in losses.values()) / 3
+    assert verdict_of(recipe_file)["exact_loss"] == pytest.approx(mean, rel=1e-6)
+    manifest = json.loads((run / "checkpoints/ba8.json").read_text())
+    assert manifest["losses_at"]["batch"] == 8
 
 
 def test_a_run_without_masks_has_no_verdict(recipe_file):

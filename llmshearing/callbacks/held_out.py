@@ -1,0 +1,71 @@
+"""When the held-out rows are evaluated, and measuring their loss beside the trainer's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from composer.core import Evaluator, Event, State
+from composer.core.precision import get_precision_context
+
+from llmshearing.models.metrics import HeldOutLoss
+from llmshearing.models.shearing import ShearingModel, unwrapped
+
+
+def at_end(state: State) -> bool:
+    """Whether no step is left: the run's steps are done, or its data is used up."""
+    assert state.max_duration is not None
+    return state.timestamp.get(state.max_duration.unit) >= state.max_duration
+
+
+class EvaluationTimes:
+    """Every so many steps and at the end, before the last checkpoint.
+
+    Composer's own schedule evaluates the end after the last checkpoint and after every callback's
+    end, none of which would know of it.
+
+    Args:
+        interval: steps.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.last: int | None = None
+
+    def __call__(self, state: State, event: Event) -> bool:
+        """Whether to evaluate now."""
+        batch = state.timestamp.batch.value
+        if event not in (Event.BATCH_END, Event.EPOCH_END) or batch == self.last:
+            return False
+        due = at_end(state) or (event == Event.BATCH_END and batch % self.interval == 0)
+        if due:
+            self.last = batch
+        return due
+
+
+def measure(
+    state: State,
+    evaluators: Iterable[Evaluator],
+    add: Callable[[ShearingModel, dict[str, torch.Tensor], HeldOutLoss], None],
+    beat: Callable[[str], None],
+) -> dict[str, float]:
+    """Held-out loss per domain, nats per token; all ranks call it together.
+
+    Args:
+        state: the trainer's.
+        evaluators: the domains to measure.
+        add: adds a batch, which is on the device, to a metric.
+        beat: is told before each batch what goes on.
+    """
+    model, losses = unwrapped(state.model), {}
+    training = model.training
+    model.eval()
+    for evaluator in evaluators:
+        metric = state.device.module_to_device(HeldOutLoss())
+        for number, batch in enumerate(evaluator.dataloader.dataloader):
+            beat(f"the held-out loss of {evaluator.label}, batch {number}")
+            with torch.no_grad(), get_precision_context(state.precision):
+                add(model, state.device.batch_to_device(batch), metric)
+        losses[evaluator.label] = float(metric.compute())
+    model.train(training)
+    return losses
