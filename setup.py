@@ -1,5 +1,6 @@
 """Package metadata. The one place that pins versions."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -40,9 +41,12 @@ DEV = [
     "pdoc>=15,<17",
 ]
 
+PACKAGE = Path(__file__).parent / "llmshearing"
+VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text())[1]
+
 setup(
     name="llmshearing",
-    version="0.1.0",
+    version=VERSION,
     description="Small language models out of large ones: structured pruning, then continued "
     "pre-training with dynamic batch loading",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),

@@ -11,17 +11,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmshearing.errors import exits_on_user_error
+import llmshearing
+from llmshearing.errors import UserError, exits_on_user_error
 
+# Options of `evaluate` that one of its forms alone takes: their defaults, and that form.
+EVALUATE_OPTIONS = {
+    "tasks": ([], "benchmarks"),
+    "dry_run": (False, "benchmarks"),
+    "include_path": (None, "benchmarks"),
+    "limit": (None, "benchmarks"),
+    "against": (None, "--throughput"),
+    "batch_sizes": ([1, 8], "--throughput"),
+    "prompt": (128, "--throughput"),
+    "new_tokens": (64, "--throughput"),
+    "dtype": ("float32", "--throughput"),
+}
 RECIPE_EXAMPLE = "yamls/prune/tiny-llama-to-half.yaml data.root=data/sample"
 
 
 @exits_on_user_error
 def main(arguments: list[str] | None = None) -> int | None:
     """Run one verb."""
-    options = build_parser().parse_args(arguments)
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return options.function(options)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The verb's options; `key=value` may stand before them and behind."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in x and x[0] != "-" for x in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="llmshearing",
         description="Prune a language model to a target shape, recover it, look at the result.",
         epilog="Runs of either stage: composer -n N -m llmshearing.train RECIPE.yaml key=value",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"llmshearing {llmshearing.__version__}"
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -40,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
     verb.add_argument("recipe", type=Path)
     verb.add_argument("overrides", nargs="*", metavar="key=value")
+    verb.add_argument("--ranks", type=int, default=1, metavar="N", help="of the run; default 1")
 
     verb = _verb(
         verbs, "plan", plan, "memory, time, disk and data of a run", f"{RECIPE_EXAMPLE} --gpus 8"
@@ -110,15 +138,16 @@ def _evaluate_verb(verbs) -> None:
     kind.add_argument("--data", type=Path, metavar="ROOT/eval", help="loss per domain of a split")
     kind.add_argument("--suite", help="benchmarks: sheared-llama, or the path of a YAML file")
     kind.add_argument("--throughput", action="store_true", help="latency and tokens a second")
-    verb.add_argument("--tasks", nargs="+", default=[], help="some of the suite's; else lm-eval's")
+    verb.set_defaults(**{name: default for name, (default, _) in EVALUATE_OPTIONS.items()})
+    verb.add_argument("--tasks", nargs="+", help="some of the suite's; else lm-eval's")
     verb.add_argument("--dry-run", action="store_true", help="print what the benchmarks would be")
     verb.add_argument("--include-path", type=Path, metavar="DIR", help="lm-eval task files")
     verb.add_argument("--limit", type=int, help="documents of each task, for a quick look")
     verb.add_argument("--against", type=Path, metavar="HF_DIR", help="a model to time beside it")
-    verb.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="to time")
-    verb.add_argument("--prompt", type=int, default=128, help="tokens of a prompt to time")
-    verb.add_argument("--new-tokens", type=int, default=64, help="tokens to generate and time")
-    verb.add_argument("--dtype", default="float32", help="of the weights to time")
+    verb.add_argument("--batch-sizes", type=int, nargs="+", help="to time; default 1 and 8")
+    verb.add_argument("--prompt", type=int, help="tokens of a prompt to time; default 128")
+    verb.add_argument("--new-tokens", type=int, help="tokens to generate and time; default 64")
+    verb.add_argument("--dtype", help="of the weights to time; default float32")
     verb.add_argument("--batch-size", type=int, default=16)
     verb.add_argument("--json", type=Path, help="also write the result here")
 
@@ -173,7 +202,7 @@ def validate(options: argparse.Namespace) -> None:
     from llmshearing.architecture.budget import Budget
     from llmshearing.preflight import check
 
-    _, inputs = check(options.recipe, options.overrides)
+    _, inputs = check(options.recipe, options.overrides, options.ranks)
     table = inputs.source.table
     print(f"{options.recipe}: no errors")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")
@@ -235,17 +264,25 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from llmshearing.files import write_json
 
-    if options.data is not None:
-        result = _domain_losses(options)
-    elif options.throughput:
-        result = _speed(options)
-    else:
-        result = _benchmarks(options)
+    forms = {"--data": _domain_losses, "--throughput": _speed, "benchmarks": _benchmarks}
+    form = "--data" if options.data else "--throughput" if options.throughput else "benchmarks"
+    _refuse_options_of_others(options, form)
+    if form != "--data" and dist.get_world_size() > 1:
+        raise UserError(f"evaluate: found {dist.get_world_size()} ranks, expected one for {form}")
+    result = forms[form](options)
     if result is None or dist.get_global_rank() != 0:
         return
     print(result.as_table())
     if options.json is not None:
         write_json(options.json, result.as_dict())
+
+
+def _refuse_options_of_others(options: argparse.Namespace, form: str) -> None:
+    """Raise where an option was given that this form of `evaluate` would not look at."""
+    for name, (default, its_form) in EVALUATE_OPTIONS.items():
+        if its_form != form and getattr(options, name) != default:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"evaluate: found {option}, which is for {its_form}, not for {form}")
 
 
 def _domain_losses(options: argparse.Namespace) -> Any:
@@ -326,7 +363,6 @@ def prune_oneshot(options: argparse.Namespace) -> None:
     """Keep the units of highest score, and write the directory."""
     from llmshearing.checkpoints import oneshot
     from llmshearing.config import parse_target
-    from llmshearing.errors import UserError
 
     if (options.importance is None) == (options.method is None):
         raise UserError("expected one of --importance FILE and --method NAME")

@@ -333,6 +333,8 @@ def own_errors(recipe: Recipe) -> list[str]:
         value = OmegaConf.select(config, key)
         if value is not None and not holds(value):
             errors.append(f"{key}: found {value!r}, expected {words}")
+    if not errors:
+        errors += _late(recipe)
     if recipe.shard_ranks is not None and recipe.parallelism == "ddp":
         errors.append(
             "shard_ranks: found with parallelism ddp, which shards nothing; leave it out or give "
@@ -343,4 +345,19 @@ def own_errors(recipe: Recipe) -> list[str]:
             f"data.microbatch: found {recipe.data.microbatch}, expected at most "
             f"data.global_batch = {recipe.data.global_batch}"
         )
+    return errors
+
+
+def _late(recipe: Recipe) -> list[str]:
+    """Phases that would not end within the run, so that its target would never be reached."""
+    total, errors = steps(recipe.run.duration), []
+    pruning = ("warmup", "choose", "sharpen_until", "settle") if recipe.prunes else ()
+    for key in ("optimizer.warmup", *(f"pruning.{name}" for name in pruning)):
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        if steps(value, total) > total:
+            errors.append(
+                f"{key}: found {value!r}, expected at most run.duration = {recipe.run.duration}; "
+                "a time such as 0.2dur grows with it"
+            )
     return errors

@@ -10,6 +10,7 @@ from typing import ParamSpec
 
 EXIT_STATUS = 2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
 FAILURE_STATUS = 3
 
 P = ParamSpec("P")
@@ -32,7 +33,7 @@ class RunError(Exception):
 def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a command's `main` so that a known end becomes one message and an exit status.
 
-    2 for a `UserError` and for a disk that takes no more, 3 for a `RunError`.
+    2 for a `UserError` and for a place or a disk that takes no more, 3 for a `RunError`.
     """
 
     @functools.wraps(main)
@@ -43,11 +44,12 @@ def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
             sys.stderr.write(f"error: {error}\n")
             return EXIT_STATUS
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in (*NO_ROOM, *NO_PLACE):
                 raise
-            where = f" {error.filename}" if error.filename else ""
+            where = f" {error.filename2 or error.filename}" if error.filename else ""
+            remedy = "Make room" if error.errno in NO_ROOM else "Give another place"
             sys.stderr.write(
-                f"error: cannot write{where}: {error.strerror}. Make room, then start again\n"
+                f"error: cannot write{where}: {error.strerror}. {remedy}, then start again\n"
             )
             return EXIT_STATUS
         except RunError as error:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from composer.utils import dist
+
 from llmshearing.config import RunSettings
 from llmshearing.errors import UserError
+from llmshearing.files import write_text
 
 if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
@@ -32,10 +36,17 @@ def loggers(run: RunSettings) -> list[LoggerDestination]:
     from composer.loggers import WandBLogger
 
     directory = Path(run.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    name = directory.resolve().name
-    settings = {"dir": str(directory), "id": name, "resume": "allow"}
+    settings = {"dir": str(directory), "id": _run_id(directory), "resume": "allow"}
+    name = "/".join(directory.resolve().parts[-2:])
     return [WandBLogger(project=run.wandb, name=name, init_kwargs=settings)]
+
+
+def _run_id(directory: Path) -> str:
+    """What the project knows the run by; kept in its directory, for others have the same name."""
+    path = directory / "wandb-id.txt"
+    if not path.is_file() and dist.get_global_rank() == 0:
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8") if path.is_file() else ""  # only the first rank tracks
 
 
 @contextmanager

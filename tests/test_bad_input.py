@@ -24,6 +24,7 @@ CASES = {
     "never on": (["pruning.start=-1"], "pruning.start: found -1.0, expected above 0"),
     "start": (["pruning.start=6"], "pruning.start: found 6.0, expected within -5.0 and 5.0"),
     "mask rate": (["pruning.learning_rate=0"], "pruning.learning_rate: found 0.0, expected more"),
+    "never ends": (["pruning.warmup=9ba"], "pruning.warmup: found '9ba', expected at most run.dur"),
     "no tree": (["data.root=nowhere"], "found no data tree at nowhere"),
     "no split": (["data.split=train"], "expected `train`"),
     "no model": (["model.path=nowhere"], "found no config.json in nowhere"),
@@ -53,6 +54,27 @@ def test_each_mistake_has_its_message(recipe_file, case, capsys):
 def test_a_right_recipe_is_told_its_sizes(recipe_file, capsys):
     assert main(["validate", str(recipe_file)]) == 0
     assert "no errors" in capsys.readouterr().out
+
+
+def test_overrides_may_stand_behind_options(recipe_file, capsys):
+    given = ["validate", str(recipe_file), "data.microbatch=2", "--ranks", "3", "data.workers=-1"]
+    assert main(given) == 2
+    told = capsys.readouterr().err
+    assert "data.workers: found -1" in told
+    assert "data.global_batch: found 8 rows for 3 ranks" in told
+    with pytest.raises(SystemExit):
+        main(["validate", str(recipe_file), "--rnks=3"])
+
+
+@pytest.mark.parametrize("place", ["folder", "file/under"])
+def test_a_place_that_cannot_be_written_to(recipe_file, tmp_path, place, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    given = ["plan", str(recipe_file), "--gpu", "cpu", "--gpus", "1", "--json"]
+    assert main([*given, str(tmp_path / place)]) == 2
+    told = capsys.readouterr().err
+    assert f"error: cannot write {tmp_path / place.split('/')[0]}" in told
+    assert "Give another place, then start again" in told
 
 
 def test_all_errors_at_once(recipe_file):

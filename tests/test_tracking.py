@@ -3,6 +3,8 @@ import importlib.util
 import pytest
 from runs import run_here
 
+from llmshearing import tracking
+from llmshearing.config import RunSettings
 from llmshearing.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's and wandb's own warnings
@@ -27,10 +29,20 @@ def anew():
 def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_here(recipe_file, *SHORT)
-    (tracked,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-run.wandb")
+    own = (tmp_path / "run/wandb-id.txt").read_text()
+    (tracked,) = (tmp_path / "run/wandb").glob(f"offline-run-*/run-{own}.wandb")
     content = tracked.read_bytes()
     for name in (b"metrics/prose/loss", b"loading/train_loss/code", b"loss/train/ce"):
         assert name in content
+
+
+@installed
+def test_runs_of_one_name_are_two_and_a_resumed_one_is_itself(tmp_path):
+    settings = [
+        RunSettings(directory=str(tmp_path / n / "prune"), wandb="p") for n in ("a", "a", "b")
+    ]
+    ids = [tracking.loggers(one)[0]._init_kwargs["id"] for one in settings]
+    assert ids[0] == ids[1] != ids[2]
 
 
 @installed

@@ -6,7 +6,6 @@ import logging
 import time
 from dataclasses import dataclass
 
-import torch
 from composer.core import Callback, State, TimeUnit
 from composer.loggers import Logger
 
@@ -113,13 +112,11 @@ class Progress(Callback):
             measured["throughput/model_flops_utilisation"] = utilisation
         measured |= pruning_metrics(model)
         logger.log_metrics(measured)
-        loss = state.loss["ce"] if isinstance(state.loss, dict) else state.loss
-        assert isinstance(loss, torch.Tensor)
         log.info(
             "step %d/%d  ce %.4f  %s%s  %s left",
             step,
             self.total,
-            loss.item(),
+            float(state.total_loss_dict["loss/train/ce"]),  # of all rows on all ranks
             _sizes(model),
             _speed(tokens, self.world_size, utilisation),
             duration((self.total - step) / rate),

@@ -72,7 +72,10 @@ def write_report(
     sections = [
         template.Section("Overview", [template.cards(first)]),
         template.Section("Comparison" if len(runs) > 1 else "Summary", _comparison(runs, pictures)),
-        *(template.Section(run.name, _of_a_run(run, pictures)) for run in runs),
+        *(
+            template.Section(run.name, _of_a_run(run, pictures, number if len(runs) > 1 else None))
+            for number, run in enumerate(runs, 1)
+        ),
     ]
     for name, content in pictures.items():
         write_bytes(out.with_suffix("") / name, content)
@@ -99,13 +102,16 @@ def _comparison(runs: Sequence[Run], pictures: dict[str, bytes]) -> list[str]:
     ]
 
 
-def _of_a_run(run: Run, pictures: dict[str, bytes]) -> list[str]:
+def _of_a_run(run: Run, pictures: dict[str, bytes], number: int | None = None) -> list[str]:
+    """Plots and tables of a run; its number tells names apart that look alike in a file name."""
+    of = run.name if number is None else f"{number} {run.name}"
     drawn = ((name, caption, draw(run)) for name, caption, draw in OF_A_RUN)
     return [
-        template.plots([*_pictures(drawn, pictures, run.name)]),
+        template.plots([*_pictures(drawn, pictures, of)]),
         template.cards(
             [
                 tables.domains(run),
+                tables.verdict(run),
                 masks.units_table(run),
                 masks.layers_table(run),
                 tables.facts(run),

@@ -124,6 +124,13 @@ def test_tasks_without_a_suite(tiny_model, tasks):
     assert list(found.scores) == ["sciq", "nq_open"]
 
 
+@pytest.mark.parametrize("form", [["--tasks", "sciq"], ["--throughput"]])
+def test_several_ranks_are_refused(tiny_model, form, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", str(tiny_model), *form]) == 2
+    assert "found 2 ranks, expected one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,6 +139,8 @@ def test_tasks_without_a_suite(tiny_model, tasks):
         pytest.param(["--tasks", "no_such_task"], "lm-eval does not know", marks=pytest.mark.slow),
         (["--tasks", "sciq", "--include-path", "nowhere"], "found no folder nowhere"),
         ([], "expected one of --data, --suite, --tasks and --throughput"),
+        (["--data", "D", "--tasks", "sciq"], "found --tasks, which is for benchmarks, not for --d"),
+        (["--tasks", "sciq", "--dtype", "float16"], "found --dtype, which is for --throughput"),
     ],
 )
 def test_what_cannot_be_evaluated_says_so(tiny_model, arguments, message, capsys):

@@ -58,7 +58,7 @@ def test_a_page_of_several_runs(two_runs, page_of_two):
     assert len(set(page.ids)) == len(page.ids)
     pictures = sorted(file.name for file in (runs[0] / "report").iterdir())
     assert len(pictures) == page.count["figure"]
-    assert "prune-masks.png" in pictures
+    assert "1-prune-masks.png" in pictures
     assert all((runs[0] / "report" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
     text = path.read_text()
     for title in (*(drawn[0] for drawn in OF_A_RUN), "Throughput"):
