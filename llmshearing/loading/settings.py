@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llmshearing.errors import UserError
-from llmshearing.loading.policies import POLICIES, TOLERANCE, Limits
+from llmshearing.loading.policies import POLICIES, TOLERANCE, Limits, bounded
 from llmshearing.loading.sampler import Supply
 
 SIGNALS = ("held_out", "train")
@@ -243,7 +243,7 @@ def _domain_errors(settings: LoadingSettings, domains: Sequence[str]) -> list[st
             errors.append(f"{key}.{wrong}: unknown key; known: {', '.join(sorted(known))}")
         for entry in known & set(given or {}):
             errors += _type_errors(f"{key}.{entry}", entry, (given or {})[entry])
-        if any(error.startswith(key) for error in errors):
+        if any(error.startswith(f"{key}.") for error in errors):
             continue
         own = domain_settings(settings, name)
         errors += _range(f"{key}.eta", own.eta, 0, math.inf)
@@ -292,7 +292,7 @@ def _unknown(key: str, given: dict, domains: Sequence[str]) -> list[str]:
 def starting_weights(
     settings: LoadingSettings, domains: Sequence[str], rows: Sequence[int]
 ) -> np.ndarray:
-    """Weights at the start, in the domains' order.
+    """Weights at the start, in the domains' order and within their bounds.
 
     Raises:
         UserError: the mixture file cannot be read or does not fit.
@@ -307,5 +307,10 @@ def starting_weights(
     else:
         given = settings.weights
     if given:
-        return np.array([given[name] for name in domains], np.float64)
-    return np.asarray(rows, np.float64) / sum(rows)
+        weights = np.array([given[name] for name in domains], np.float64)
+    else:
+        weights = np.asarray(rows, np.float64) / sum(rows)
+    floor, ceiling = _each(settings, domains, "floor"), _each(settings, domains, "ceiling")
+    if ((weights >= floor) & (weights <= ceiling)).all():
+        return weights
+    return bounded(weights, floor, ceiling)

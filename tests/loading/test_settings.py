@@ -94,6 +94,13 @@ def test_stop_and_drop_mean_one_pass():
     assert supply(LoadingSettings(max_passes=2), "cc", 10, 5).limit == 20
 
 
+def test_weights_at_the_start_are_within_their_bounds():
+    shares = LoadingSettings(ceiling=0.7)
+    np.testing.assert_allclose(starting_weights(shares, DOMAINS, [90, 10]), [0.7, 0.3])
+    given = LoadingSettings(weights={"wiki": 0.1, "cc": 0.9}, domains={"wiki": {"floor": 0.2}})
+    np.testing.assert_allclose(starting_weights(given, DOMAINS, [1, 1]), [0.8, 0.2])
+
+
 def test_weights_at_the_start(tmp_path):
     np.testing.assert_allclose(starting_weights(LoadingSettings(), DOMAINS, [30, 10]), [0.75, 0.25])
     given = LoadingSettings(weights={"wiki": 0.4, "cc": 0.6})
