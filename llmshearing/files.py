@@ -39,6 +39,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_lines(content: bytes) -> list[dict[str, Any]]:
+    """The objects among lines of JSON; one that is being written, or was cut off, is left out."""
+    found = []
+    for line in content.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """Give a temporary directory that becomes `path` on success and vanishes on failure.

@@ -12,7 +12,9 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
-from llmshearing.files import write_text
+from llmshearing.files import json_lines, write_text
+
+UPDATE = "loading/weight/"  # a metric of the mixture's updates alone
 
 
 class MetricsFile(LoggerDestination):
@@ -20,7 +22,8 @@ class MetricsFile(LoggerDestination):
 
     Args:
         path: the file; a resumed run drops lines later than its checkpoint and goes on.
-        interval: steps between lines; steps that were evaluated are always written.
+        interval: steps between lines; steps that were evaluated, or at which the mixture was
+            updated, are always written.
         tokens_per_batch: tokens that one optimizer step consumes.
     """
 
@@ -45,12 +48,11 @@ class MetricsFile(LoggerDestination):
         if dist.get_global_rank() != 0 or not self.path.is_file():
             return
         batch = state.timestamp.batch.value
-        kept = [line for line in self.path.read_text().splitlines() if _batch(line) <= batch]
-        if batch == 0:
-            kept = []
-        elif kept:
-            self.start -= json.loads(kept[-1])["seconds"]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        lines = json_lines(self.path.read_bytes()) if batch > 0 else []
+        kept = [line for line in lines if line["batch"] <= batch]
+        if kept:
+            self.start -= kept[-1]["seconds"]
+        write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Evaluated steps are always written."""
@@ -70,7 +72,8 @@ class MetricsFile(LoggerDestination):
 
     def flush(self, state: State) -> None:
         """Write the step; also before its checkpoint, after which it is not repeated."""
-        if state.timestamp.batch.value % self.interval == 0 or self.evaluated:
+        updated = any(name.startswith(UPDATE) for name in self.pending)
+        if state.timestamp.batch.value % self.interval == 0 or self.evaluated or updated:
             self._write(state)
         self.pending.clear()
         self.evaluated = False
@@ -88,10 +91,3 @@ class MetricsFile(LoggerDestination):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.pending = {}
-
-
-def _batch(line: str) -> float:
-    try:
-        return json.loads(line)["batch"]
-    except (ValueError, KeyError):
-        return math.inf  # a line cut short by a kill

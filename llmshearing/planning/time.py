@@ -11,6 +11,7 @@ from llmshearing.architecture.families import family_of
 from llmshearing.architecture.flops import training_flops_per_token
 from llmshearing.config import Recipe, steps
 from llmshearing.errors import UserError
+from llmshearing.files import json_lines
 from llmshearing.planning.devices import Device
 
 # The paper's own runs: 0.27 while pruning 7B, 0.28 in continued pre-training at 1.3B.
@@ -126,8 +127,8 @@ def _rates(run: Path) -> list[float]:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise UserError(f"--run: found no metrics.jsonl in {run}, expected a run directory")
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rates = [line["metrics"][RATE] for line in lines if RATE in line["metrics"]]
+    found = [line.get("metrics", {}) for line in json_lines(file.read_bytes())]
+    rates = [metrics[RATE] for metrics in found if RATE in metrics]
     if not rates:
         raise UserError(f"--run: found no {RATE} in {file}; expected a run that logged steps")
     return rates[len(rates) // 2 :]  # the first steps warm up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from llmshearing.files import json_lines
 from llmshearing.quickstart.stages import Stage
 from llmshearing.reports.tables import duration
 
@@ -43,7 +43,7 @@ class Training:
             return None
         with metrics.open("rb") as file:
             file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
-            lines = [found for text in file.read().splitlines() if (found := _line(text))]
+            lines = [line for line in json_lines(file.read()) if "metrics" in line]
         steps = yaml.safe_load(config.read_text(encoding="utf-8"))["run"]["duration"]
         if not lines:
             return None
@@ -146,14 +146,6 @@ class PathProgress:
         planned = self.worked_planned + part * stage.seconds
         slow = (self.worked + elapsed) / planned if planned > 5 else 1.0
         return max(0.0, self.planned - self.behind - part * stage.seconds) * slow
-
-
-def _line(text: bytes) -> dict | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and "metrics" in line else None
 
 
 def _newest(lines: Sequence[dict], name: str) -> float | None:

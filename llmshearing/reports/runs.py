@@ -19,6 +19,7 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
+from llmshearing.files import json_lines
 
 HELD_OUT = "metrics/{}/loss"
 
@@ -218,15 +219,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl`; one that is being written, or was cut off, is left out."""
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and {"batch", "tokens", "seconds", "metrics"} <= line.keys():
-            lines.append(line)
-    return lines
+    keys = {"batch", "tokens", "seconds", "metrics"}
+    return [line for line in json_lines(path.read_bytes()) if keys <= line.keys()]
 
 
 def short_names(paths: list[Path]) -> list[str]:

@@ -150,6 +150,12 @@ def test_an_update_needs_no_evaluation_on_its_step(recipe):
     )
 
 
+def test_every_update_is_written_whatever_the_interval_of_lines(recipe):
+    given = ("loading.signal=train", "loading.update_interval=3ba", "run.log_interval=5ba")
+    lines, _ = run(recipe, *given, "run.eval_interval=8ba", "run.checkpoint_interval=8ba")
+    assert list(by_domain(lines, "loading/weight")) == [3, 6]
+
+
 def test_the_first_update_may_come_later(recipe):
     lines, _ = run(recipe, "loading.first_update=3")
     assert list(by_domain(lines, "loading/weight")) == [6, 8]

@@ -155,7 +155,7 @@ def test_a_run_gives_its_speed(recipe_file, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     lines = [{"metrics": {"throughput/tokens_per_second_per_device": v}} for v in (1, 100, 100)]
-    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (run / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), '{"met']))
     facts = {"source": {"config": config}, "data": {"sequence_length": 4096}}
     (run / "manifest.json").write_text(json.dumps(facts))
     plan = make_plan(CONTINUE, [SMALL], Machine(A100, 8), run=run)
