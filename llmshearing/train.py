@@ -90,7 +90,8 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
         log_phase(what, took)
     checkpoint = resume_path(recipe)
     if checkpoint is not None:
-        check_fits(Path(checkpoint), facts(recipe, inputs))
+        for change in check_fits(Path(checkpoint), facts(recipe, inputs)):
+            log.warning("the recipe has changed since %s: %s", Path(checkpoint).name, change)
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
@@ -144,7 +145,7 @@ def build_trainer(
         stream = dist.get_global_rank() if recipe.pruning.noise == "per_rank" else 0
         algorithms.append(MaskClock(model.masks, optimization.mask_schedule(recipe), stream))
     interval = steps(recipe.run.log_interval)
-    metrics = MetricsFile(directory / "metrics.jsonl", interval, tokens_per_batch)
+    metrics = MetricsFile(directory / "metrics.jsonl", interval, inputs.tree.sequence_length)
     manifest = ManifestWriter(directory, facts(recipe, inputs), loading.mixture)
     heartbeat = Heartbeat(watchdog, start, seconds(recipe.run.step_timeout))
     every = steps(recipe.run.eval_interval)

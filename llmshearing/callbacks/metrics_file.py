@@ -24,11 +24,11 @@ class MetricsFile(LoggerDestination):
         path: the file; a resumed run drops lines later than its checkpoint and goes on.
         interval: steps between lines; steps that were evaluated, or at which the mixture was
             updated, are always written.
-        tokens_per_batch: tokens that one optimizer step consumes.
+        sequence_length: tokens of a row.
     """
 
-    def __init__(self, path: Path, interval: int, tokens_per_batch: int) -> None:
-        self.path, self.interval, self.tokens_per_batch = path, interval, tokens_per_batch
+    def __init__(self, path: Path, interval: int, sequence_length: int) -> None:
+        self.path, self.interval, self.sequence_length = path, interval, sequence_length
         self.pending: dict[str, float] = {}
         self.start = time.monotonic()
         self.evaluated = False
@@ -81,10 +81,9 @@ class MetricsFile(LoggerDestination):
     def _write(self, state: State) -> None:
         if not self.pending or dist.get_global_rank() != 0:
             return
-        batch = state.timestamp.batch.value
         line = {
-            "batch": batch,
-            "tokens": batch * self.tokens_per_batch,
+            "batch": state.timestamp.batch.value,
+            "tokens": state.timestamp.sample.value * self.sequence_length,
             "seconds": round(time.monotonic() - self.start, 3),
             "metrics": self.pending,
         }

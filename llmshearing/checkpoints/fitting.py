@@ -12,12 +12,30 @@ from llmshearing.errors import UserError
 STAGES = {True: "pruning", False: "continued pre-training"}
 
 
-def check_fits(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+# What the masks of a checkpoint were learned by; with another they would mean something else.
+OF_THE_MASKS = ("distribution", "constraint")
+# What the checkpoint itself says, and a recipe only at the start of a run.
+FROM_THE_CHECKPOINT = (
+    "model.path",
+    "model.initialize",
+    "loading.weights",
+    "loading.mixture",
+    "loading.mixture_of",
+    "pruning.start",
+    "pruning.importance",
+    "pruning.importance_spread",
+)
+
+
+def check_fits(checkpoint: Path, facts: Mapping[str, Any]) -> list[str]:
     """Compare a checkpoint's manifest with what the run about itself says.
 
     Args:
         checkpoint: to go on from.
         facts: of the run, in the manifest's own form.
+
+    Returns:
+        What differs in the recipe and is no obstacle, and whether it takes effect.
 
     Raises:
         UserError: the checkpoint is not whole, or of another run.
@@ -28,6 +46,30 @@ def check_fits(checkpoint: Path, facts: Mapping[str, Any]) -> None:
         raise UserError(
             f"{checkpoint} {misfit}. Give another run.directory, or the recipe that wrote this one"
         )
+    return _changes(found["recipe"], facts["recipe"])
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    before, after = _leaves(was), _leaves(now)
+    changes = []
+    for key in sorted(before.keys() | after.keys()):
+        left, right = before.get(key), after.get(key)
+        if left != right:
+            fixed = any(key == one or key.startswith(f"{one}.") for one in FROM_THE_CHECKPOINT)
+            effect = ", without effect: the checkpoint's counts" if fixed else ""
+            changes.append(f"{key} was {left!r}, is {right!r}{effect}")
+    return changes
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key, as JSON has them."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _misfit(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -46,6 +88,10 @@ def _misfit(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     ):
         if left != right:
             return f"is {what}: {_differences(left, right)}"
+    for name in OF_THE_MASKS if now else ():
+        gate, own_gate = (recipe["pruning"][name] for recipe in (found["recipe"], facts["recipe"]))
+        if gate != own_gate:
+            return f"is of pruning.{name} {gate}, but this recipe says {own_gate}"
     data, own_data = found["data"], facts["data"]
     if data["tokenizer"]["fingerprint"] != own_data["tokenizer"]["fingerprint"]:
         return (
