@@ -207,10 +207,14 @@ def _leave_with_the_trainer(trainer: int) -> None:
     os._exit(0)
 
 
-def _num_tokens(batch: Batch) -> dict[str, int]:
+# Beside a count of targets: too little to move a mean, enough to divide by where there are none.
+NONE = 1e-9
+
+
+def _num_tokens(batch: Batch) -> dict[str, int | float]:
     """All tokens, and the targets, by which microbatches and ranks weigh where rows differ."""
     targets = int((batch["labels"][:, 1:] != IGNORED).sum())
-    return {"total": batch["input_ids"].numel(), "loss_generating": max(targets, 1)}
+    return {"total": batch["input_ids"].numel(), "loss_generating": targets + NONE}
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -17,12 +17,12 @@ class Distribution(Protocol):
 
     `sharpness` (1 at the start of a run, growing) makes the step from off to on steeper, so that
     fewer units lie in between.
-
-    Attributes:
-        off_below: logit up to which a unit never takes part and its loss has no gradient.
     """
 
-    off_below: float
+    @property
+    def off_below(self) -> float:
+        """Logit up to which a unit never takes part and the loss gives it no gradient."""
+        ...
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Gates for uniform noise in (0, 1); differentiable in `log_alpha`."""

@@ -101,6 +101,14 @@ def test_microbatches_may_be_larger_than_a_rank_s_batch(tree):
     assert [len(part["input_ids"]) for part in spec.split_batch(batch, 4)] == [4, 4]
     assert spec.get_num_samples_in_batch(batch) == 8
     assert spec.get_num_tokens_in_batch(batch) == 8 * tree.sequence_length
+    labels = batch["labels"].clone()
+    labels[:4] = -100
+    parts = [{**batch, "labels": part} for part in (*labels.split(2), labels)]
+    *parts, whole = [spec.get_num_tokens_in_batch(x, token_type="loss_generating") for x in parts]
+    half = 4 * (tree.sequence_length - 1)  # rows without a target weigh nothing, however cut
+    assert parts == pytest.approx([0, 0, half / 2, half / 2], abs=1e-8)
+    assert whole == pytest.approx(half)
+    assert parts[0] > 0  # a batch that has no target at all is divided by it
 
 
 @pytest.mark.parametrize(
