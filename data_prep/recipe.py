@@ -74,7 +74,7 @@ class Recipe:
         domains: the domains, in the order of the reports.
         splits: rules for `eval`, `prune` and `continue`; a split without a rule is not made,
             except `eval` where explicit files are given.
-        bad_documents: part of a domain's documents that may be bad before the run stops.
+        bad_documents: part of all documents that may be bad before the run stops.
         shard_bytes: size of an MDS shard.
         unit_bytes: size of a piece of work; it does not change the result.
         oversample: documents are chosen before they are tokenised, from an estimate; this many

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,19 @@ class Record:
         entry = self.done.get(stage.name)
         return entry is not None and entry["command"] == " ".join(stage.command)
 
-    def begin(self, stage: Stage) -> None:
-        """Take away what an attempt that was stopped, or another command, left behind."""
-        changed = stage.name in self.done
-        self.done.pop(stage.name, None)
+    def begin(self, stage: Stage, later: Sequence[Stage] = ()) -> None:
+        """Take away what an attempt that was stopped, or another command, left behind.
+
+        Args:
+            stage: which is run now.
+            later: stages after it; what they made of another command's result goes too.
+        """
+        changed = [stage, *later] if stage.name in self.done else []
+        for each in changed:
+            self.done.pop(each.name, None)
         self.write()
-        leftovers = [stage.makes] if stage.makes else []
-        if changed and stage.run_directory:
-            leftovers.append(stage.run_directory)
-        for path in leftovers:
+        leftovers = [stage.makes, *(p for s in changed for p in (s.makes, s.run_directory))]
+        for path in filter(None, leftovers):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

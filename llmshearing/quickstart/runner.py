@@ -45,12 +45,12 @@ def run_stages(
     logs.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _stop)
     with PathProgress(stages, console) as progress:
-        for stage in stages:
+        for number, stage in enumerate(stages, 1):
             if record.is_done(stage):
                 progress.skip(stage)
                 console.out(f"done before: {stage.title}", highlight=False)
                 continue
-            record.begin(stage)
+            record.begin(stage, stages[number:])
             if stage.command:
                 console.out(f"$ {' '.join(stage.command)}", style="bold", highlight=False)
             started = time.monotonic()

@@ -40,6 +40,19 @@ def test_leftovers_go_before_a_new_attempt(tmp_path):
     assert not run.exists()
 
 
+def test_what_was_made_of_another_result_goes_too(tmp_path):
+    """As where the source is trained anew with another number of processes."""
+    record = Record.open(tmp_path / "out", None)
+    made = tmp_path / "out/made"
+    made.mkdir()
+    source, later = stage(tmp_path), Stage("late", "late", 1.0, ("late",), run_directory=made)
+    for each in (source, later):
+        record.end(each, 1, 1)
+    record.begin(stage(tmp_path, "another"), [later])
+    assert not record.is_done(later)
+    assert not made.exists()
+
+
 def test_a_directory_in_use_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="in use"):
