@@ -27,11 +27,10 @@ fi
 # shellcheck disable=SC2317  # the trap calls it
 tell_ranks() {
   local child children
-  told=yes
   read -ra children <"/proc/$1/task/$1/children" || true
   for child in "${children[@]}"; do
     if grep --quiet --null-data '^LOCAL_RANK=' "/proc/$child/environ"; then
-      kill -USR1 "$child" || true
+      if kill -USR1 "$child"; then told=yes; fi
     else
       tell_ranks "$child"
     fi
@@ -40,13 +39,17 @@ tell_ranks() {
 
 "${CONTAINER[@]}" "$PYTHON" -m composer.cli "${flags[@]}" -m llmshearing.train "$@" &
 launcher=$!
-trap 'tell_ranks "$launcher"' USR1 TERM
+trap 'asked=yes' USR1 TERM
 trap : INT # the terminal sends it to the launcher too, which ends the ranks
 status=0
 while :; do
-  told='' code=0
+  asked='' told='' code=0
   wait "$launcher" || code=$?
   [[ $code -eq 127 ]] || status=$code # 127: waited for already
-  [[ -n $told ]] || break
+  [[ -n $asked ]] || break
+  while [[ -z $told ]] && kill -0 "$launcher" 2>/dev/null; do # the ranks may be still to come
+    tell_ranks "$launcher"
+    [[ -n $told ]] || sleep 0.2
+  done
 done
 exit "$status"

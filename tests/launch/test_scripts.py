@@ -65,6 +65,20 @@ def test_settings_of_no_site_are_the_defaults(site):
 
 
 @pytest.mark.slow
+def test_a_signal_before_there_are_ranks_is_not_lost(recipe_file, site, tmp_path):
+    command = [str(LAUNCH / "local.sh"), str(recipe_file), "run.duration=4000ba"]
+    machine = subprocess.Popen(command, env=site)
+    try:
+        time.sleep(0.3)  # the launcher itself is still importing
+        machine.send_signal(signal.SIGTERM)
+        end = machine.wait(DEADLINE_SECONDS)
+    finally:
+        machine.kill()
+    assert end == EXIT_STATUS
+    assert step_of(open_run(tmp_path / "run").path) < 4000
+
+
+@pytest.mark.slow
 @pytest.mark.world_size(2)
 def test_two_machines_stop_together_when_one_is_told(recipe_file, site, tmp_path):
     directory = tmp_path / "this site" / "run"
