@@ -24,17 +24,26 @@ if [[ ${NODES:-1} -gt 1 ]]; then
 fi
 
 # The launcher ends at a signal, and gives its ranks 30 seconds: so the ranks are told, not it.
-# shellcheck disable=SC2317  # the trap calls it
+# One that is told is enough; one that has only just begun would die of it.
 tell_ranks() {
   local child children
   read -ra children <"/proc/$1/task/$1/children" || true
   for child in "${children[@]}"; do
     if grep --quiet --null-data '^LOCAL_RANK=' "/proc/$child/environ"; then
-      if kill -USR1 "$child"; then told=yes; fi
+      if heeds "$child" && kill -USR1 "$child"; then told=yes; fi
     else
       tell_ranks "$child"
     fi
   done
+}
+
+# Whether a process blocks or catches SIGUSR1.
+heeds() {
+  local field mask
+  while read -r field mask; do
+    [[ $field == SigBlk: || $field == SigCgt: ]] && ((0x$mask & 0x200)) && return
+  done <"/proc/$1/status"
+  return 1
 }
 
 "${CONTAINER[@]}" "$PYTHON" -m composer.cli "${flags[@]}" -m llmshearing.train "$@" &
