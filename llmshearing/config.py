@@ -360,4 +360,18 @@ def _late(recipe: Recipe) -> list[str]:
                 f"{key}: found {value!r}, expected at most run.duration = {recipe.run.duration}; "
                 "a time such as 0.2dur grows with it"
             )
-    return errors
+    return errors or (_undecided(recipe, total) if recipe.prunes else [])
+
+
+def _undecided(recipe: Recipe, total: int) -> list[str]:
+    """Masks that would settle before the target stands, with no step to decide on it."""
+    settings = recipe.pruning
+    assert recipe.target is not None
+    settle, by_budget = steps(settings.settle, total), recipe.target.parameters is not None
+    for name in ("warmup", "choose") if by_budget else ("warmup",):
+        if settle <= steps(getattr(settings, name), total) < total and settle < total:
+            return [
+                f"pruning.settle: found {settings.settle!r}, expected a time after pruning.{name} "
+                f"= {getattr(settings, name)}, so that the masks can decide in between, or 1dur"
+            ]
+    return []

@@ -14,6 +14,9 @@ from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskSchedule
 from llmshearing.pruning.settings import PruningSettings
 
+# At least one in so many of the steps from the target's standing to the settling are for deciding.
+DECIDING_PART = 8
+
 
 def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over the weights and, while pruning, over masks and multipliers.
@@ -59,14 +62,17 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     warmup = steps(settings.warmup, total)
     by_budget = recipe.target is not None and recipe.target.parameters is not None
     choose = max(warmup, steps(settings.choose, total)) if by_budget else 0
-    settle = max(warmup, choose, steps(settings.settle, total))
+    shaped = max(warmup, choose)
+    settle = max(shaped, steps(settings.settle, total))
     sharpen_until = steps(settings.sharpen_until, total)
     never = total + 1  # the last evaluation is at `total`
     settles = settle < total
+    if settles:  # sharp before they decide, and decided before they settle
+        sharpen_until = min(sharpen_until, settle - max(1, (settle - shaped) // DECIDING_PART))
     return MaskSchedule(
         warmup=warmup,
         sharpen_until=sharpen_until,
-        decide=max(warmup, choose, sharpen_until) if settles else never,
+        decide=max(shaped, sharpen_until) if settles else never,
         settle=settle if settles else never,
         sharpness=settings.sharpness,
         choose=choose,

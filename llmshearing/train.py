@@ -40,7 +40,7 @@ from llmshearing.callbacks.progress import Arithmetic, Progress
 from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.fitting import check_fits
-from llmshearing.checkpoints.layout import latest_checkpoint, step_of
+from llmshearing.checkpoints.layout import latest_checkpoint, read_manifest, step_of
 from llmshearing.checkpoints.source import empty_model, fill, load_model
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.checkpoints.writing import check_writable
@@ -92,6 +92,8 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     if checkpoint is not None:
         for change in check_fits(Path(checkpoint), facts(recipe, inputs)):
             log.warning("the recipe has changed since %s: %s", Path(checkpoint).name, change)
+    if checkpoint is not None and recipe.prunes:
+        tell_reopened(Path(checkpoint), recipe)
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
@@ -257,6 +259,19 @@ def resume_path(recipe: Recipe) -> str | None:
     if shared[0] is not None:
         log.info("resuming from %s", shared[0])
     return shared[0]
+
+
+def tell_reopened(checkpoint: Path, recipe: Recipe) -> None:
+    """Warn where another duration asks less of the masks than was asked of them already."""
+    was = read_manifest(checkpoint).get("masks")
+    now = optimization.mask_schedule(recipe).at(step_of(checkpoint))
+    if was and (now.ramp < was["ramp"] or (was["settled"] and not now.settled)):
+        log.warning(
+            "at %s the masks were further than run.duration=%s has them there: their choice of "
+            "units is open again; to train that choice further, export it and continue from it",
+            checkpoint.name,
+            recipe.run.duration,
+        )
 
 
 def loaded_loss(recipe: Recipe, inputs: Inputs, beat: Callable[[str], None]) -> list[LoadedLoss]:

@@ -25,6 +25,10 @@ CASES = {
     "start": (["pruning.start=6"], "pruning.start: found 6.0, expected within -5.0 and 5.0"),
     "mask rate": (["pruning.learning_rate=0"], "pruning.learning_rate: found 0.0, expected more"),
     "never ends": (["pruning.warmup=9ba"], "pruning.warmup: found '9ba', expected at most run.dur"),
+    "no time to decide": (
+        ["pruning.settle=3ba", "pruning.warmup=3ba"],
+        "pruning.settle: found '3ba', expected a time after pruning.warmup = 3ba",
+    ),
     "no tree": (["data.root=nowhere"], "found no data tree at nowhere"),
     "no split": (["data.split=train"], "expected `train`"),
     "no model": (["model.path=nowhere"], "found no config.json in nowhere"),

@@ -84,6 +84,11 @@ def prune_oneshot(
     parse_size(max_shard_size)
     source = read_source(model)
     table = source.table
+    if target.parameters is not None:
+        raise UserError(
+            "--target: found parameters, expected sizes such as hidden=128: only masks that learn "
+            "choose a shape within a budget (target.parameters of a pruning recipe)"
+        )
     shape, errors = resolve_shape(table, target)
     if errors:
         raise UserError(error_list("--target", errors))

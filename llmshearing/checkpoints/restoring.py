@@ -65,6 +65,10 @@ def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
     )
 
 
+# What a recipe says of an optimizer group.
+SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
+
+
 def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
     """Put a checkpoint into a trainer's state. All ranks call it.
 
@@ -74,6 +78,7 @@ def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
     Raises:
         UserError: it is not whole, or not of this model.
     """
+    settings = [{k: group[k] for k in SETTINGS} for group in state.optimizers[0].param_groups]
     try:
         if kind_of(path) == "full":
             saved = load_trainer_state(path)
@@ -92,7 +97,20 @@ def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
     except (RuntimeError, KeyError) as error:
         raise _not_this_model(path, error) from error
     state.load_state_dict(saved["state"], logger)
+    _set(state, settings)
     return saved["rng"]
+
+
+def _set(state: State, settings: list[dict[str, Any]]) -> None:
+    """Go on with the recipe's rates, which may be others than the checkpoint's."""
+    groups = state.optimizers[0].param_groups
+    for group, own in zip(groups, settings, strict=True):
+        group.update(own)
+    for scheduler in state.schedulers:
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, factor in zip(groups, factors, strict=True):
+            group["lr"] = group["initial_lr"] * factor
 
 
 def _without_tensors(state: State) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class PruningSettings:
             own.
         sharpness: factor that the mask logits reach, so that few units end undecided; 1 is the
             paper's, none.
-        sharpen_until: time at which they reach it.
+        sharpen_until: time at which they reach it, some steps before they settle at the latest.
         settle: time from which on the choice of units is fixed and training goes on with exactly
             the model that export would write, not before the end of the warmup; `1dur` is the
             paper's, never.

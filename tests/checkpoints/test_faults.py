@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from runs import launch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -168,6 +169,15 @@ def test_what_changed_in_the_recipe_is_told(trained, recipe_file, tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rows = {line["batch"]: line["tokens"] // 32 for line in lines}
     assert rows == {1: 8, 2: 16, 3: 32, 4: 48}
+
+
+def test_a_lower_rate_takes_effect(trained, recipe_file, tmp_path):
+    """As the message about a gradient that is not finite advises."""
+    trained()
+    assert main([str(recipe_file), *LONGER, "optimizer.learning_rate=1e-30"]) == 0
+    first, last = (open_checkpoint(tmp_path / "run" / FOLDER / f"ba{n}.pt") for n in (2, 4))
+    name = next(name for name in first.names() if name.endswith("embed_tokens.weight"))
+    assert torch.equal(first.read(name), last.read(name))
 
 
 def test_of_another_tokenizer(trained, refused, tiny_model, tiny_tree, tmp_path):

@@ -57,10 +57,10 @@ def test_a_resumed_run_keeps_the_shape_that_was_chosen(budget_recipe, tmp_path):
 
 
 def test_before_the_choice_only_parameters_are_asked_for(budget_recipe, tmp_path):
-    run_here(budget_recipe, *SETTINGS, "run.duration=3ba", "run.checkpoint_interval=3ba")
-    tensors = open_run(tmp_path / "run").tensors
-    assert tensors.read("masks.chosen").tolist() == [0, 0, 0, 0]
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["target"] is None
+    run_here(budget_recipe, *SETTINGS, "run.checkpoint_interval=3ba", "run.keep_checkpoints=-1")
+    early = tmp_path / "run" / "checkpoints" / "ba3.pt"
+    assert open_run(early).tensors.read("masks.chosen").tolist() == [0, 0, 0, 0]
+    assert json.loads(early.with_suffix(".json").read_text())["target"] is None
     with pytest.raises(UserError, match="has not come to a shape yet"):
-        export(tmp_path / "run", tmp_path / "out")
+        export(early, tmp_path / "out")
     assert not (tmp_path / "out").exists()

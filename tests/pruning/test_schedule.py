@@ -1,5 +1,9 @@
+from pathlib import Path
+
 import pytest
 
+from llmshearing.config import load_recipe
+from llmshearing.optimization import mask_schedule
 from llmshearing.pruning.schedule import MaskSchedule
 
 SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, decide=80, settle=90, sharpness=16.0)
@@ -28,3 +32,18 @@ def test_the_papers_schedule_neither_sharpens_nor_settles():
     moments = [schedule.at(step) for step in range(101)]
     found = {(m.ramp, m.sharpness, m.deciding, m.settled) for m in moments}
     assert found == {(1.0, 1.0, False, False)}
+
+
+RECIPE = Path(__file__).parents[2] / "yamls/prune/tiny-llama-to-half.yaml"
+
+
+@pytest.mark.parametrize("settle", ["0.25dur", "0.5dur", "0.9dur"])
+def test_masks_are_sharp_and_decide_before_they_settle_at_any_time(settle):
+    given = ("model.path=M", "data.root=D", f"pruning.settle={settle}")
+    schedule = mask_schedule(load_recipe(RECIPE, given))
+    last = schedule.at(schedule.settle - 1)
+    assert last.deciding
+    assert not last.settled
+    assert last.sharpness == pytest.approx(schedule.sharpness)
+    assert schedule.at(schedule.settle).settled
+    assert schedule.settle - schedule.decide >= (schedule.settle - schedule.warmup) // 8
