@@ -60,6 +60,8 @@ ARMS = {
     "from-importance": Arm({"importance": "IMPORTANCE"}),
     "one-multiplier-rate": Arm({"linear_learning_rate": 1.0}),
     "mask-rate-0.3": Arm({"learning_rate": 0.3}),
+    "settle-0.6": Arm({"sharpen_until": "0.5dur", "settle": "0.6dur"}),
+    "settle-0.35": Arm({"warmup": "0.1dur", "sharpen_until": "0.25dur", "settle": "0.35dur"}),
     "rate-5e-4": Arm({}, first={"optimizer.learning_rate": 5e-4}),
     "rate-2e-3": Arm({}, first={"optimizer.learning_rate": 2e-3}),
     "importance": Arm(method="importance"),
