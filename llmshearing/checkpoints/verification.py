@@ -189,6 +189,11 @@ def _compare_rounded(weights: WeightFiles, tensors: Iterable[tuple[str, Tensor]]
         stored = weights.read(name)
         if not torch.equal(stored, tensor.to(stored.dtype)):
             raise UserError(f"the exported {name} is not what was written; nothing was kept")
+        if not torch.isfinite(stored).all():
+            raise UserError(
+                f"the exported {name} holds values that {stored.dtype} cannot; nothing was kept: "
+                "export with --dtype bfloat16 or float32"
+            )
 
 
 def _present(names: list[str], stored: Any) -> str:

@@ -95,6 +95,16 @@ def test_a_narrower_dtype_rounds_the_same_weights(run, tmp_path, dtype):
     assert AutoModelForCausalLM.from_pretrained(narrow, dtype="auto").dtype == getattr(torch, dtype)
 
 
+def test_weights_too_large_for_a_dtype_are_refused(run, tmp_path):
+    state = model_state(run)
+    name = next(name for name in state if name.endswith("embed_tokens.weight"))
+    state[name][0, 0] = 1e6
+    replace_checkpoint(run, state, "full")
+    with pytest.raises(UserError, match=r"embed_tokens.* holds values that torch\.float16 cannot"):
+        export(run, tmp_path / "narrow", Options(dtype="float16", allow_undecided=True))
+    assert not (tmp_path / "narrow").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
     options = Options(dtype=dtype, allow_undecided=True, verify=False)
