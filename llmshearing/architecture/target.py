@@ -92,6 +92,8 @@ def resolve_budget(
         if budget.step(axis) > table.sizes(table.source)[axis]
     ]:
         return table.source, out_of_reach
+    shrinking = tuple(a for a in known if table.sizes(table.source)[a] > budget.step(a))
+    budget = replace(budget, axes=shrinking)  # one that cannot shrink is not masked
     source, least = table.parameter_count(table.source), smallest(table, budget)
     if parameters >= source:
         return budget, [

@@ -21,7 +21,12 @@ from llmshearing.checkpoints.model_directory import (
     new_model_directory,
     write_model,
 )
-from llmshearing.checkpoints.source import Source, read_source
+from llmshearing.checkpoints.source import (
+    Source,
+    empty_model,
+    parameter_aliases,
+    read_source,
+)
 from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
@@ -153,15 +158,24 @@ class _Original:
 
 
 class _Tensors:
-    """A directory's tensors, with the names that the stock model gives to tied ones too."""
+    """A directory's tensors, with the names that the stock model gives to tied ones too.
+
+    Raises:
+        UserError: weights are missing, unexpected or of another size.
+    """
 
     mapped = False
 
     def __init__(self, source: Source) -> None:
         self._weights = WeightFiles(source.path)
+        stored = self._weights.stored
+        self._stored: dict[str, str] = {}  # by each of its names, the one it has in the files
+        for names in parameter_aliases(empty_model(source, self._weights)).values():
+            kept = next(name for name in names if name in stored)
+            self._stored |= dict.fromkeys(names, kept)
 
     def names(self) -> list[str]:
         return sorted(self._weights.stored)
 
     def read(self, name: str) -> Tensor:
-        return self._weights.read(name).to(torch.float32)
+        return self._weights.read(self._stored.get(name, name)).to(torch.float32)

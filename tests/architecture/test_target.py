@@ -18,6 +18,23 @@ GROUPED = table(Shape(256, 8, 8, 2, 32, 688, 4096))
 IMPLIED = table(MULTI_HEAD.source, implied_head_size=True)
 
 
+def test_a_budget_masks_only_what_can_shrink():
+    config = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+    }
+    multi_query = family_of(config).table(config)
+    settings = TargetSettings(parameters="80K", multiple_of={"intermediate": 96})
+    budget, errors = resolve_target(multi_query, settings)
+    assert not errors
+    assert {axis.value for axis in budget.axes} == {"hidden", "layer", "head"}
+
+
 @pytest.mark.parametrize(
     ("source", "settings", "changes"),
     [

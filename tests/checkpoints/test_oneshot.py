@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -82,6 +83,16 @@ def test_bad_input_is_one_message_and_writes_nothing(
     assert main(["prune-oneshot", str(tiny_model), str(out), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_weights_that_do_not_fit_the_config_are_named(tiny_model, tmp_path, capsys):
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    given = [str(broken), str(tmp_path / "out"), "--method", "magnitude", "--target", *TARGET]
+    assert main(["prune-oneshot", *given]) == 2
+    assert "do not fit its config (missing: model.layers.3." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_of_another_shape_are_refused(tiny_model, tmp_path):
