@@ -27,8 +27,11 @@ def anew():
 @installed
 @pytest.mark.usefixtures("anew")
 def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_here(recipe_file, *SHORT)
+    wandb.teardown()  # its own process writes the file; a run that ends waits for it
     own = (tmp_path / "run/wandb-id.txt").read_text()
     (tracked,) = (tmp_path / "run/wandb").glob(f"offline-run-*/run-{own}.wandb")
     content = tracked.read_bytes()
