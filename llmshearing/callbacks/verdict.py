@@ -34,12 +34,14 @@ class VerdictWriter(Callback):
 
     def __init__(self, directory: Path, beat: Callable[[str], None]) -> None:
         self.directory, self.beat = directory, beat
+        self.judged = False
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Judge after the last step."""
         del logger
-        if at_end(state):
+        if at_end(state) and not self.judged:  # the last step may end an epoch, too
             self.judge(state)
+            self.judged = True
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Judge where the data is used up."""
