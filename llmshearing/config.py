@@ -5,7 +5,7 @@ A recipe is YAML plus `key=value` overrides. Every error is found before any is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,15 @@ def error_list(what: str, errors: Sequence[str]) -> str:
     """One message out of all errors of a recipe."""
     lines = "\n".join(f"  - {error}" for error in errors)
     return f"{what} has {len(errors)} error{'s' if len(errors) > 1 else ''}:\n{lines}"
+
+
+def leaves(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a recipe's plain form by dotted key; an empty section is one."""
+    found: dict[str, Any] = {}
+    for name, value in recipe.items():
+        inner = isinstance(value, Mapping) and value
+        found |= leaves(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
 
 
 def to_yaml(recipe: Recipe) -> str:

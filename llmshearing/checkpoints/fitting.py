@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.checkpoints.layout import read_manifest
+from llmshearing.config import leaves
 from llmshearing.errors import UserError
 
 STAGES = {True: "pruning", False: "continued pre-training"}
@@ -50,7 +51,7 @@ def check_fits(checkpoint: Path, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    before, after = _leaves(was), _leaves(now)
+    before, after = _values(was), _values(now)
     changes = []
     for key in sorted(before.keys() | after.keys()):
         left, right = before.get(key), after.get(key)
@@ -61,15 +62,13 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key, as JSON has them."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+def _values(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, as JSON has them; an empty section has none."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in leaves(recipe).items()
+        if not isinstance(value, Mapping)
+    }
 
 
 def _misfit(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from llmshearing.config import leaves
 from llmshearing.reports.runs import HELD_OUT, Run, Series
 from llmshearing.reports.template import Table
 
@@ -57,7 +57,7 @@ def domains_of_runs(runs: Sequence[Run]) -> Table:
 
 def differences(runs: Sequence[Run]) -> Table:
     """One row for each setting in which the runs' recipes differ."""
-    recipes = [dict(_leaves(run.recipe)) for run in runs]
+    recipes = [leaves(run.recipe) for run in runs]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     cells = [(key, [str(recipe.get(key, "-")) for recipe in recipes]) for key in keys]
     rows = [(key, *values) for key, values in cells if len(set(values)) > 1]
@@ -126,14 +126,6 @@ def _overview_row(run: Run) -> tuple[str, ...]:
         "-" if speed is None else f"{speed.last:,.0f}",
         duration(run.seconds),
     )
-
-
-def _leaves(recipe: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in recipe.items():
-        inner = isinstance(value, Mapping) and value
-        found += _leaves(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
-    return found
 
 
 def _last(series: Series | None, digits: int = 4) -> str:
