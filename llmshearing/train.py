@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import torch
 from composer import Trainer
-from composer.core import Evaluator
+from composer.core import Callback, Evaluator
 from composer.loggers import TensorboardLogger
 from composer.utils import dist, reproducibility
 
@@ -120,8 +120,19 @@ def build_trainer(
     checkpoint: str | None = None,
     stop: StopSignal | None = None,
     watchdog: Watchdog | None = None,
+    extra_callbacks: Sequence[Callback] = (),
 ) -> Trainer:
-    """The Composer trainer of a checked recipe, at its start or at a checkpoint."""
+    """The Composer trainer of a checked recipe, at its start or at a checkpoint.
+
+    Args:
+        recipe: a checked recipe.
+        inputs: what the recipe names.
+        checkpoint: the checkpoint to resume from, if any.
+        stop: stops the run when a signal arrives.
+        watchdog: ends a run that hangs.
+        extra_callbacks: Composer callbacks that run after this project's own at every event. They
+            see what a step has done. They are the one extension point for users and tests.
+    """
     stop = stop or StopSignal()
     watchdog = watchdog or Watchdog(Path(recipe.run.directory))
     start = seconds(recipe.run.start_timeout)
@@ -189,6 +200,7 @@ def build_trainer(
             ),
             manifest,
             *loaded_loss(recipe, inputs, heartbeat.enter),
+            *extra_callbacks,
         ],
         loggers=[
             metrics,

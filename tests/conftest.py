@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,29 +104,39 @@ def document(domain: str, number: int) -> str:
     return " ".join(draw.choice(words) + str(draw.randrange(30)) for _ in range(40))
 
 
+@pytest.fixture(scope="session")
+def recipe_file_at(tmp_path_factory, tiny_model, tiny_tree) -> Callable[[Path], Path]:
+    """Writes a pruning recipe of a few steps on the tiny model, for a run directory."""
+
+    def write(run: Path) -> Path:
+        recipe = {
+            "run": {
+                "directory": str(run),
+                "duration": "8ba",
+                "eval_interval": "4ba",
+                "checkpoint_interval": "4ba",
+                "log_interval": "1ba",
+            },
+            "model": {"path": str(tiny_model)},
+            "target": {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 24},
+            "data": {
+                "root": str(tiny_tree),
+                "split": "prune",
+                "global_batch": 8,
+                "microbatch": 4,
+                "workers": 0,
+            },
+            "optimizer": {"learning_rate": 0.001},
+            "parallelism": "ddp",
+        }
+        path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        path.write_text(json.dumps(recipe))
+        return path
+
+    return write
+
+
 @pytest.fixture
-def recipe_file(tmp_path, tiny_model, tiny_tree) -> Path:
-    """A pruning recipe of a few steps on the tiny model; a second is enough for a run."""
-    recipe = {
-        "run": {
-            "directory": str(tmp_path / "run"),
-            "duration": "8ba",
-            "eval_interval": "4ba",
-            "checkpoint_interval": "4ba",
-            "log_interval": "1ba",
-        },
-        "model": {"path": str(tiny_model)},
-        "target": {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 24},
-        "data": {
-            "root": str(tiny_tree),
-            "split": "prune",
-            "global_batch": 8,
-            "microbatch": 4,
-            "workers": 0,
-        },
-        "optimizer": {"learning_rate": 0.001},
-        "parallelism": "ddp",
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe))
-    return path
+def recipe_file(tmp_path, recipe_file_at) -> Path:
+    """That recipe, for a run below the test's own folder; a second is enough for a run."""
+    return recipe_file_at(tmp_path / "run")

@@ -68,8 +68,8 @@ def run_recorded(recipe: Recipe, inputs: Inputs) -> None:
     directory = Path(recipe.run.directory)
     directory.mkdir(parents=True, exist_ok=True)
     set_up_log(directory)
-    trainer = build_trainer(recipe, inputs, resume_path(recipe))
-    trainer.state.callbacks.append(Witness(directory))
+    witness = Witness(directory)
+    trainer = build_trainer(recipe, inputs, resume_path(recipe), extra_callbacks=[witness])
     trainer.fit()
     trainer.close()
 
