@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from llmshearing.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+LOCK_PATIENCE_SECONDS = 3.0  # a killed owner may take a moment to die
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -73,3 +86,53 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def lock_directory(path: str | Path) -> Iterator[None]:
+    """Own the directory `path` until the block or the process ends, even if it is killed.
+
+    The lock is a POSIX record lock on `path/.lock`. The kernel releases it with the process, so it
+    is never stale; forked children do not inherit it; and it works across machines on NFS. A file
+    system without locks only gets a warning. The file stays: it names the last owner.
+
+    Raises:
+        UserError: another process owns the directory; the message names it.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            _acquire(file)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(
+                    f"{path} is in use by {owner}. Wait until it ends, stop it, or give another "
+                    "directory"
+                ) from None
+            log.warning(
+                "cannot lock %s (%s): nothing prevents a second process from writing to it",
+                path,
+                error.strerror,
+            )
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()}, "
+            f"started {datetime.now():%Y-%m-%d %H:%M:%S}\n"
+        )
+        file.flush()
+        yield
+
+
+def _acquire(file: TextIO) -> None:
+    """Lock a file; EACCES or EAGAIN if another process still has it after a moment."""
+    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)

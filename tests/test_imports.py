@@ -9,7 +9,8 @@ import llmshearing
 
 ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
-    {"errors", "files", "llmshearing"},
+    {"errors", "llmshearing", "processes"},
+    {"files"},
     {"architecture", "strict"},
     {"pruning", "loading"},
     {"models", "data"},

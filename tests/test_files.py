@@ -1,0 +1,75 @@
+"""The lock on a directory: one owner at a time, and never a stale one."""
+
+import errno
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from llmshearing import files
+from llmshearing.errors import UserError
+from llmshearing.files import lock_directory
+
+# Takes the lock, starts a child that outlives it, and says the child's number.
+OWNER = """
+import os, subprocess, sys, time
+from llmshearing.files import lock_directory
+with lock_directory(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A process that owns `tmp_path/run`, and the child it has forked."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    yield process
+    os.kill(child, signal.SIGKILL)
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_and_told_the_owner(owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
+    named = re.escape(f"process {owner.pid} on {socket.gethostname()}, started 2")
+    for _ in range(2):  # the refused one does not change who is named
+        with pytest.raises(UserError, match=named), lock_directory(tmp_path / "run"):
+            pytest.fail("two processes own the directory")
+
+
+def test_a_killed_owner_leaves_no_lock_even_if_its_child_lives(owner, tmp_path):
+    owner.kill()
+    with lock_directory(tmp_path / "run"):
+        assert f"process {os.getpid()} on" in (tmp_path / "run" / files.LOCK).read_text()
+    assert owner.wait() == -signal.SIGKILL
+
+
+def test_the_lock_ends_with_its_block(tmp_path):
+    for _ in range(2):
+        with lock_directory(tmp_path / "run"):
+            pass
+    script = "import sys; from llmshearing.files import lock_directory as l\nwith l(sys.argv[1]): 0"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=True)
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with lock_directory(tmp_path / "run"):
+        assert "(No locks available): nothing prevents a second process" in caplog.text
