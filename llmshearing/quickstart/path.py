@@ -11,6 +11,7 @@ import llmshearing
 from llmshearing.architecture.shape import Shape
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.files import lock_directory
 from llmshearing.loading.references import References
 from llmshearing.quickstart.record import Record
 from llmshearing.quickstart.runner import run_stages
@@ -27,7 +28,8 @@ def run(out: Path, model: Path | None = None, settings: Settings | None = None) 
         settings: a shorter path.
 
     Raises:
-        UserError: no clone of the project around, an output directory in use, or a failed command.
+        UserError: no clone of the project around, an output directory that holds something else
+            or that another process uses, or a failed command.
     """
     settings = settings or Settings()
     project = Path(llmshearing.__file__).absolute().parents[1]
@@ -41,10 +43,12 @@ def run(out: Path, model: Path | None = None, settings: Settings | None = None) 
     layout = Layout(_shown(out.absolute(), project), model)
     root = project / layout.root
     path = stages(layout, settings, lambda: _write_references(project, layout), target)
-    record = Record.open(root, model)
+    Record.open(root, model)  # refuses a directory of something else before the lock goes into it
     console = Console(stderr=True, soft_wrap=True)
-    run_stages(path, record, root / "logs", project, console)
-    write_results(project, layout, record, console)
+    with lock_directory(root):
+        record = Record.open(root, model)
+        run_stages(path, record, root / "logs", project, console)
+        write_results(project, layout, record, console)
 
 
 def half(source: Shape) -> list[str]:

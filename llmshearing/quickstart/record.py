@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import UserError
-from llmshearing.files import write_json
+from llmshearing.files import LOCK, write_json
 from llmshearing.quickstart.stages import Stage
 
 FILE = "quickstart.json"
@@ -32,21 +32,19 @@ class Record:
 
     @classmethod
     def open(cls, root: Path, model: Path | None) -> Record:
-        """Read the record of `root`, or begin one.
+        """Read the record of `root`; an empty one for a new or empty directory. Writes nothing.
 
         Raises:
-            UserError: the directory holds something else, or a path from another model.
+            UserError: the directory holds something else, or a quickstart from another model.
         """
         path, name = root / FILE, str(model) if model else None
         if not path.is_file():
-            if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            if root.exists() and not (root.is_dir() and {p.name for p in root.iterdir()} <= {LOCK}):
                 raise UserError(
                     f"found {root} in use, expected a new directory or one of an earlier "
                     "quickstart: choose another --out"
                 )
-            record = cls(path, name)
-            record.write()
-            return record
+            return cls(path, name)
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["model"] != name:
             raise UserError(

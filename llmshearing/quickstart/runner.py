@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from llmshearing.errors import UserError
@@ -24,7 +26,9 @@ from llmshearing.quickstart.stages import Stage
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+GRACE_SECONDS = 30.0
 TAIL_LINES = 15
+GUARD = Path(__file__).with_name("guard.py")
 
 
 def run_stages(
@@ -97,27 +101,32 @@ def _execute(stage: Stage, progress: PathProgress, log_file: Path, project: Path
             f"found no command {stage.command[0]} beside {sys.executable}, expected the project's "
             "environment: run `make env`, then .venv/bin/llmshearing quickstart"
         )
-    with log_file.open("wb") as output:
-        process = subprocess.Popen(
-            [executable, *stage.command[1:]],
+    with (
+        log_file.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), executable, *stage.command[1:]],
             cwd=project,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process ends
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        ) as process,
+    ):
         try:
             while process.poll() is None:
                 progress.tick(stage)
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(TICK_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
         except BaseException:
+            # Ranks outlive their launcher here: they write a checkpoint before they stop.
+            started = psutil.Process(process.pid).children(recursive=True)
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+            psutil.wait_procs(started, timeout=GRACE_SECONDS)
             raise
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])

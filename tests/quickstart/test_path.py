@@ -1,11 +1,17 @@
 """The whole path, made short: every command for real."""
 
 import json
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmshearing import files
 from llmshearing.errors import UserError
+from llmshearing.files import lock_directory
 from llmshearing.quickstart import run
 from llmshearing.quickstart.stages import Settings
 
@@ -52,3 +58,23 @@ def test_a_model_that_is_none(tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         run(tmp_path / "out", model=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_quickstart_per_directory_and_none_of_its_processes_outlives_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.1)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "llmshearing.cli", "quickstart", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        quickstart, deadline = psutil.Process(first.pid), time.monotonic() + 60
+        # The guard and the first stage.
+        while len(quickstart.children(recursive=True)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = quickstart.children(recursive=True)
+        with pytest.raises(UserError, match=f"in use by process {first.pid}"):
+            run(out)
+        first.kill()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert len(children) >= 2
+    assert not alive
+    with lock_directory(out):
+        pass

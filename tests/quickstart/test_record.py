@@ -27,6 +27,7 @@ def test_a_finished_stage_is_known_again(tmp_path):
 
 def test_leftovers_go_before_a_new_attempt(tmp_path):
     record = Record.open(tmp_path / "out", None)
+    record.write()
     makes, run = tmp_path / "out/model", tmp_path / "out/run"
     for folder in (makes, run):
         folder.mkdir()
@@ -43,6 +44,7 @@ def test_leftovers_go_before_a_new_attempt(tmp_path):
 def test_what_was_made_of_another_result_goes_too(tmp_path):
     """As where the source is trained anew with another number of processes."""
     record = Record.open(tmp_path / "out", None)
+    record.write()
     made = tmp_path / "out/made"
     made.mkdir()
     source, later = stage(tmp_path), Stage("late", "late", 1.0, ("late",), run_directory=made)
@@ -61,7 +63,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path):
 
 
 def test_another_model_needs_another_directory(tmp_path):
-    Record.open(tmp_path / "out", tmp_path / "llama")
+    Record.open(tmp_path / "out", tmp_path / "llama").write()
     assert json.loads((tmp_path / "out/quickstart.json").read_text())["model"]
     with pytest.raises(UserError, match="choose another --out"):
         Record.open(tmp_path / "out", None)

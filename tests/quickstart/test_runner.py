@@ -73,21 +73,22 @@ from llmshearing.quickstart.record import Record
 from llmshearing.quickstart.runner import run_stages
 from llmshearing.quickstart.stages import Stage
 root = pathlib.Path(sys.argv[1])
-code = "import time; print('up', flush=True); time.sleep(60)"
+sleeper = "import time; print('up', flush=True); time.sleep(60)"
+code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])"
 stage = Stage("a", "a", 1.0, ("python", "-c", code))
 run_stages([stage], Record.open(root, None), root / "logs", root, Console(quiet=True))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_from_outside_ends_the_command_too(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_command_and_its_children_end_with_the_quickstart(tmp_path, number):
     root = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(root)], stderr=subprocess.DEVNULL)
     log, deadline = root / "logs/a.log", time.monotonic() + 60
     while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert children
+    assert len(children) == 3  # the guard, the command and what the command started
     process.send_signal(number)
     assert process.wait(30) != 0
     _, alive = psutil.wait_procs(children, timeout=10)
