@@ -52,7 +52,7 @@ class Held:
     duplicates: int = 0
 
 
-def finish(plan: plans.Plan, processes: workers.Pool) -> None:
+def finish(plan: plans.Plan, processes: int) -> None:
     """Make the tree out of finished units.
 
     Raises:
@@ -175,7 +175,7 @@ def _refuse_empty(streams: list[packing.Stream]) -> None:
         )
 
 
-def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: workers.Pool) -> Path:
+def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: int) -> Path:
     """Write all shards that are not yet there; give the folder of the notes on them."""
     notes = plan.work / f"packed-{plan.identity[:16]}"
     if not notes.is_dir():  # the first time, or after other rules for the splits
@@ -189,7 +189,7 @@ def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: workers.Po
     total = sum(stream.rows * stream.layout.row.itemsize for stream in streams)
     small = total < plan.settings.unit_bytes  # starting a process takes longer
     progress = workers.Progress("packing", total)
-    for rows, size in processes.results(_packer, about, jobs, small=small):
+    for rows, size in workers.results(processes, _packer, about, jobs, small=small):
         progress.add(size, rows * plan.recipe.sequence_length)
     progress.close()
     return notes

@@ -62,12 +62,11 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
     if shard:
         mine = [unit for unit in todo if unit.index % shard[1] == shard[0] % shard[1]]
     processes = plan.recipe.processes or len(os.sched_getaffinity(0))
-    with workers.Pool(processes, plan.work) as pool:
-        _tokenise(plan, mine, pool)
-        if shard:
-            log.info("shard %d/%d is done; when all are, run with --merge", *shard)
-            return False
-        finish.finish(plan, pool)
+    _tokenise(plan, mine, processes)
+    if shard:
+        log.info("shard %d/%d is done; when all are, run with --merge", *shard)
+        return False
+    finish.finish(plan, processes)
     return True
 
 
@@ -107,7 +106,7 @@ def _only_work(root: Path, work: Path) -> bool:
     return root.is_dir() and all(path == work for path in root.iterdir())
 
 
-def _tokenise(plan: plans.Plan, todo: list[units.Unit], pool: workers.Pool) -> None:
+def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
     """Tokenise units, the largest first, and stop where too many documents are bad.
 
     Raises:
@@ -117,7 +116,7 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit], pool: workers.Pool) -> N
     todo = sorted(todo, key=lambda unit: -sizes[unit.index])
     progress = workers.Progress("tokenising", sum(sizes.values()))
     bad = seen = 0
-    for summary in pool.results(_worker, plan.settings, todo):
+    for summary in workers.results(processes, _worker, plan.settings, todo):
         unit = plan.units[summary.index]
         progress.add(sizes[unit.index], summary.tokens)
         bad += summary.bad

@@ -7,15 +7,12 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from llmshearing.errors import UserError
@@ -23,84 +20,68 @@ from llmshearing.errors import UserError
 log = logging.getLogger(__name__)
 
 
-class Pool:
-    """Processes that share out work: started with the first of it, and kept for what follows.
+def results(
+    processes: int,
+    make: Callable[[Any], Callable[[Any], Any]],
+    about: Any,
+    items: Sequence[Any],
+    *,
+    small: bool = False,
+) -> Iterator[Any]:
+    """Do `make(about)(item)` for each item and yield the results as they come.
 
     Args:
-        processes: their number; 1 works in this one.
-        folder: where a file tells them what a kind of work is about.
+        processes: number of worker processes; 1 works in this process.
+        make: called once in each process, so that a tokenizer is loaded once.
+        about: its argument.
+        items: the pieces of work, the longest first.
+        small: whether the work is too little to start processes for.
+
+    Raises:
+        UserError: raised by the work, or a process was killed.
     """
-
-    def __init__(self, processes: int, folder: Path) -> None:
-        self._processes, self._folder = processes, folder
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def results(
-        self,
-        make: Callable[[Any], Callable[[Any], Any]],
-        about: Any,
-        items: Sequence[Any],
-        *,
-        small: bool = False,
-    ) -> Iterator[Any]:
-        """Do `make(about)(item)` for each item and give the results as they come.
-
-        Args:
-            make: called once in each process, so that a tokenizer is loaded once.
-            about: its argument.
-            items: the pieces of work, the longest first.
-            small: whether it is too little work for other processes.
-
-        Raises:
-            UserError: raised by the work, or a process was killed.
-        """
-        if small or min(self._processes, len(items)) <= 1:
-            yield from map(make(about), items) if items else ()
-            return
-        if not self._pool:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start)
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".task.") as task:
-            task.write(pickle.dumps((make, about)))
-            task.flush()
-            try:
-                futures = [self._pool.submit(_do, task.name, item) for item in items]
-                for future in as_completed(futures):
-                    yield future.result()
-            except BrokenProcessPool:
-                raise UserError(
-                    "a worker process was killed, most likely for lack of memory: set processes= "
-                    "to fewer and run the same command again; finished pieces are kept"
-                ) from None
+    if small or min(processes, len(items)) <= 1:
+        yield from map(make(about), items) if items else ()
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start, (make, about)) as pool:
+        try:
+            for future in as_completed([pool.submit(_do, item) for item in items]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, most likely for lack of memory: set processes= "
+                "to fewer and run the same command again; finished pieces are kept"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start() -> None:
+_work: tuple[Callable[[Any], Callable[[Any], Any]], Any]
+
+
+def _start(make: Callable[[Any], Callable[[Any], Any]], about: Any) -> None:
+    global _work  # noqa: PLW0603 - set once, before the process does any work
+    _work = make, about
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Leave no process behind when the parent is killed."""
+    """Leave no process running when the parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
-@functools.lru_cache(maxsize=1)  # of the work under way; an error is not kept
-def _task(path: str) -> Callable[[Any], Any]:
-    make, about = pickle.loads(Path(path).read_bytes())  # noqa: S301 - written by the parent
+@functools.cache  # not in `_start`, where an exception would reach nobody
+def _worker() -> Callable[[Any], Any]:
+    make, about = _work
     return make(about)
 
 
-def _do(path: str, item: Any) -> Any:
-    return _task(path)(item)
+def _do(item: Any) -> Any:
+    return _worker()(item)
 
 
 class Progress:

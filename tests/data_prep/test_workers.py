@@ -6,6 +6,8 @@ import sys
 import pytest
 import workers
 
+from llmshearing.errors import UserError
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -44,3 +46,24 @@ def test_times_as_people_say_them():
     assert [workers.duration(x) for x in (0.4, 61, 3600 * 5 + 60)] == [
         "0 s", "1 min 01 s", "5 h 01 min",
     ]  # fmt: skip
+
+
+def add(about):
+    return lambda item: (about, item + 1)
+
+
+def refuse(about):
+    raise UserError(f"cannot start with {about}")
+
+
+def test_work_reaches_other_processes_without_a_file(tmp_path, monkeypatch):
+    """A file that holds a pickle could be replaced by another user of a shared folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert sorted(workers.results(2, add, "x", [1, 2, 3])) == [("x", 2), ("x", 3), ("x", 4)]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_at_the_start_of_a_worker_is_one_message(processes):
+    with pytest.raises(UserError, match="cannot start with 7"):
+        list(workers.results(processes, refuse, 7, [1, 2]))
