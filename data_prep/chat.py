@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,10 @@ from typing import Any
 import numpy as np
 
 from llmshearing.errors import UserError
+
+# What a template that prints today's date prints, so that two runs give the same rows. It is the
+# date that the templates of Llama 3 print where none is given.
+DATE = datetime.datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,14 @@ class ChatEncoder:
         """Number of ids, added tokens included."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that decides the ids of a dialogue: the template and the tokenizer."""
+        read = self._tokenizer
+        about = [read.chat_template, read.special_tokens_map, read.split_special_tokens]
+        text = json.dumps([*about, read.backend_tokenizer.to_str(), str(DATE)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def render(self, messages: Any) -> Dialogue:
         """Render a dialogue and find its answers.
 
@@ -100,7 +115,9 @@ class ChatEncoder:
         import jinja2
 
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, strftime_now=DATE.strftime, **options
+            )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses it: {error}") from None
 

@@ -1,6 +1,7 @@
 """Dialogues: the template's text, the loss on the answers alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -90,3 +91,30 @@ def test_a_dialogue_the_template_refuses_is_a_bad_document(json_folder):
     encoder._tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="roles must alternate"):
         encoder.render(TALK)
+
+
+def with_config(folder, target, **changes):
+    shutil.copytree(folder, target)
+    config = json.loads((target / "tokenizer_config.json").read_text())
+    (target / "tokenizer_config.json").write_text(json.dumps({**config, **changes}))
+    return target
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(json_folder, tmp_path):
+    template = json.loads((json_folder / "tokenizer_config.json").read_text())["chat_template"]
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + template
+    encoder = ChatEncoder(with_config(json_folder, tmp_path / "dated", chat_template=dated))
+    assert encoder.render(TALK).text.startswith("26 Jul 2024<|user|>")
+
+
+def test_the_identity_covers_what_decides_the_ids_and_nothing_else(json_folder, tmp_path):
+    """A tokenizer that is saved again is the same; another template or mark is another."""
+    given = ChatEncoder(json_folder).identity
+    copies = {
+        "same": ({"model_max_length": 512}, True),
+        "template": ({"chat_template": "{{ messages[0].content }}"}, False),
+        "mark": ({"eos_token": "<|user|>"}, False),
+    }
+    for name, (changes, same) in copies.items():
+        copy = with_config(json_folder, tmp_path / name, **changes)
+        assert (ChatEncoder(copy).identity == given) == same, name
