@@ -22,7 +22,7 @@ from llmshearing.errors import UserError
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-LOCK_PATIENCE_SECONDS = 3.0  # a killed owner may take a moment to die
+LOCK_PATIENCE_SECONDS = 2.0  # a killed owner may take a moment to die
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from composer.utils.parallelism import FSDP2Config, FSDPConfig
 
 from llmshearing import substrate
 from llmshearing.config import Recipe, seconds
-from llmshearing.errors import RunError, UserError
+from llmshearing.errors import EXIT_STATUS, RunError, UserError
+from llmshearing.files import lock_directory
 from llmshearing.models.shearing import ShearingModel
 
 
@@ -58,6 +60,29 @@ def meet(recipe: Recipe) -> None:
         ) from error
     # The watchdog has to come first: it shows the stacks.
     substrate.limit_collectives(2 * max(start, step) + 60)
+
+
+@contextlib.contextmanager
+def own_directory(directory: Path) -> Iterator[None]:
+    """Keep every other run out of a run's directory; rank 0 holds the lock for all ranks.
+
+    Raises:
+        UserError: another run owns it. Only rank 0 raises this; the others leave with its status.
+    """
+    refusal = None
+    with contextlib.ExitStack() as stack:
+        if dist.get_global_rank() == 0:
+            try:
+                stack.enter_context(lock_directory(directory))
+            except (UserError, OSError) as error:
+                refusal = error
+        refused = [refusal is not None]
+        dist.broadcast_object_list(refused, src=0)
+        if refusal is not None:
+            raise refusal
+        if refused[0]:
+            raise SystemExit(EXIT_STATUS)
+        yield
 
 
 def is_sharded(recipe: Recipe) -> bool:

@@ -7,6 +7,7 @@ Example:
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -15,7 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llmshearing.processes import exit_with_parent
+
 if __name__ == "__main__":
+    if "LOCAL_RANK" in os.environ:  # set by launchers; a run started from a shell outlives it
+        exit_with_parent()
     # The imports take a while; a signal that asks the run to stop waits until it can be heeded.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
 
@@ -67,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     checked = time.monotonic()
     parallelism.meet(recipe)
     times = {"config": checked - begun, "ranks": time.monotonic() - checked}
-    with parallelism.failures_explained():
+    directory = Path(recipe.run.directory)
+    with parallelism.failures_explained(), parallelism.own_directory(directory):
         return train(recipe, inputs, times)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import signal
@@ -71,5 +72,6 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(logging.getLogger("llmshearing"), "propagate", True)
     with lock_directory(tmp_path / "run"):
         assert "(No locks available): nothing prevents a second process" in caplog.text

@@ -20,6 +20,7 @@ from llmshearing.data.domains import DomainRows
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.loading.sampler import Sampler
+from llmshearing.processes import exit_with_parent
 
 
 class GlobalBatches(DistributedSampler):
@@ -113,7 +114,7 @@ def build_train_loader(
         num_workers=workers,
         prefetch_factor=prefetch // workers if workers else None,
         collate_fn=_as_it_is,
-        worker_init_fn=outlive_job_signals,
+        worker_init_fn=set_up_worker,
         pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(
@@ -191,24 +192,25 @@ def train_rows(domains: Sequence[DomainRows], tree: DataTree, sampler: Sampler) 
     return TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler)
 
 
-def outlive_job_signals(worker: int) -> None:
-    """In a worker: the SIGTERM that Slurm sends to all processes of a job is the trainer's to heed.
+def set_up_worker(worker: int) -> None:
+    """In a worker: end with the trainer, at its SIGTERM or when it is killed, and not before.
 
-    PyTorch ends a worker at a SIGTERM from any process, and the trainer with it, before there is a
-    checkpoint. From the trainer itself the signal still ends the worker.
+    Slurm sends SIGTERM to all processes of a job, and the trainer decides what it means: PyTorch's
+    handler would end the worker, and the trainer with it, before a checkpoint is written.
     """
     del worker
+    exit_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_leave_with_the_trainer, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_at_sigterm_of, args=(os.getppid(),), daemon=True).start()
 
 
-def _leave_with_the_trainer(trainer: int) -> None:
+def _exit_at_sigterm_of(trainer: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
 
 
-# Beside a count of targets: too little to move a mean, enough to divide by where there are none.
+# Added to the number of targets, so that a batch without any does not divide by zero.
 NONE = 1e-9
 
 
