@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="rows to show (1)")
     parser.add_argument("--domain", help="show rows of this domain only")
     given = parser.parse_args(arguments)
-    tree = DataTree.read(given.root)
+    tree = DataTree.read(given.root.expanduser())
     print(tables.after(tree))
     tokenizer = tree.tokenizer
     print(

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmshearing import strict
 from llmshearing.data.schema import SPLITS
 from llmshearing.errors import UserError
 
@@ -131,17 +132,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: unknown keys, missing or wrong values; all of them in one message.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"found no file {path}, expected a YAML recipe: see yamls/data/")
     try:
-        given = OmegaConf.load(path)
-        if not isinstance(given, DictConfig):
-            raise UserError(
-                f"found no mapping in {path}, expected keys such as `source` and `domains`"
-            )
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        assert isinstance(given, DictConfig)
+        found, problems = strict.read(path, overrides, Recipe)
+        if problems:
+            raise UserError(f"{path}: " + "; ".join(problems))
+        given = OmegaConf.create(found)
         problems = _unknown_keys(given)
         if problems:
             raise UserError(f"{path}: " + "; ".join(problems))
@@ -164,6 +162,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError(f"{path} is not YAML: {error}") from None
         raise
     assert isinstance(recipe, Recipe)
+    for name in ("source", "output", "tokenizer"):
+        setattr(recipe, name, str(Path(getattr(recipe, name)).expanduser()))
     problems = _problems(recipe)
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import llmshearing
 from llmshearing.errors import UserError, exits_on_user_error
@@ -27,6 +29,14 @@ EVALUATE_OPTIONS = {
     "dtype": ("float32", "--throughput"),
 }
 RECIPE_EXAMPLE = "yamls/prune/tiny-llama-to-half.yaml data.root=data/sample"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors end as every other mistake of the user's does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 @exits_on_user_error
@@ -50,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llmshearing",
         description="Prune a language model to a target shape, recover it, look at the result.",
         epilog="Runs of either stage: composer -n N -m llmshearing.train RECIPE.yaml key=value",
@@ -61,13 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     verb = _verb(verbs, "quickstart", quickstart, "the whole path on text found here", "--out demo")
-    verb.add_argument("--out", type=Path, default=Path("quickstart-out"), help="output directory")
-    verb.add_argument("--model", type=Path, help="a Hugging Face LLaMA instead of a new one")
+    verb.add_argument("--out", type=_path, default=Path("quickstart-out"), help="output directory")
+    verb.add_argument("--model", type=_path, help="a Hugging Face LLaMA instead of a new one")
 
     verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
-    verb.add_argument("recipe", type=Path)
+    verb.add_argument("recipe", type=_path)
     verb.add_argument("overrides", nargs="*", metavar="key=value")
-    verb.add_argument("--ranks", type=int, default=1, metavar="N", help="of the run; default 1")
+    verb.add_argument("--ranks", type=_count, default=1, metavar="N", help="of the run; default 1")
 
     verb = _verb(
         verbs, "plan", plan, "memory, time, disk and data of a run", f"{RECIPE_EXAMPLE} --gpus 8"
@@ -77,11 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _verb(
         verbs, "export", export, "a run as a Hugging Face directory", "runs/prune out/half"
     )
-    verb.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
-    verb.add_argument("out", type=Path, metavar="OUT_DIR")
+    verb.add_argument("run", type=_path, metavar="RUN_OR_CHECKPOINT")
+    verb.add_argument("out", type=_path, metavar="OUT_DIR")
     verb.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     verb.add_argument("--max-shard-size", default="5GB", help="of a weight file; default 5GB")
-    verb.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the run's source")
+    verb.add_argument("--tokenizer", type=_path, metavar="DIR", help="default: the run's source")
     verb.add_argument(
         "--allow-undecided", action="store_true", help="also where masks have not decided"
     )
@@ -98,11 +108,11 @@ def build_parser() -> argparse.ArgumentParser:
         "scores of a model's units from forward passes",
         "MODEL --data data/sample/prune --out importance.safetensors",
     )
-    verb.add_argument("model", type=Path, metavar="HF_DIR")
-    verb.add_argument("--data", type=Path, required=True, metavar="ROOT/prune")
-    verb.add_argument("--rows", type=int, default=512, help="rows of the split to read")
-    verb.add_argument("--batch-size", type=int, default=8)
-    verb.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    verb.add_argument("model", type=_path, metavar="HF_DIR")
+    verb.add_argument("--data", type=_path, required=True, metavar="ROOT/prune")
+    verb.add_argument("--rows", type=_count, default=512, help="rows of the split to read")
+    verb.add_argument("--batch-size", type=_count, default=8)
+    verb.add_argument("--out", type=_path, required=True, help="safetensors file to write")
 
     verb = _verb(
         verbs,
@@ -111,18 +121,42 @@ def build_parser() -> argparse.ArgumentParser:
         "cut a model to a shape without training",
         "MODEL out/half --target hidden=128 layers=6 --importance importance.safetensors",
     )
-    verb.add_argument("model", type=Path, metavar="HF_DIR")
-    verb.add_argument("out", type=Path, metavar="OUT_DIR")
+    verb.add_argument("model", type=_path, metavar="HF_DIR")
+    verb.add_argument("out", type=_path, metavar="OUT_DIR")
     verb.add_argument("--target", nargs="+", required=True, metavar="SIZE=N")
-    verb.add_argument("--importance", type=Path, help="scores made by llmshearing importance")
+    verb.add_argument("--importance", type=_path, help="scores made by llmshearing importance")
     verb.add_argument("--method", help="instead of scores: magnitude, random or spaced")
-    verb.add_argument("--seed", type=int, default=0, help="of --method random")
+    verb.add_argument("--seed", type=_seed, default=0, help="of --method random")
     verb.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
 
     verb = _verb(verbs, "report", report, "plots and tables as one HTML page", "runs/prune")
-    verb.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
-    verb.add_argument("--out", type=Path, help="page or folder; default RUN_DIR/report.html")
+    verb.add_argument("runs", type=_path, nargs="+", metavar="RUN_DIR")
+    verb.add_argument("--out", type=_path, help="page or folder; default RUN_DIR/report.html")
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"found {text}, expected {least} or more, below 2^31")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    return _count(text, 0)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a finite number above 0")
+    return value
 
 
 def _evaluate_verb(verbs) -> None:
@@ -133,23 +167,23 @@ def _evaluate_verb(verbs) -> None:
         "loss per domain, benchmark scores, or speed",
         "out/half --data data/sample/eval",
     )
-    verb.add_argument("model", type=Path, metavar="HF_DIR")
+    verb.add_argument("model", type=_path, metavar="HF_DIR")
     kind = verb.add_mutually_exclusive_group()
-    kind.add_argument("--data", type=Path, metavar="ROOT/eval", help="loss per domain of a split")
+    kind.add_argument("--data", type=_path, metavar="ROOT/eval", help="loss per domain of a split")
     kind.add_argument("--suite", help="benchmarks: sheared-llama, or the path of a YAML file")
     kind.add_argument("--throughput", action="store_true", help="latency and tokens a second")
     verb.set_defaults(**{name: default for name, (default, _) in EVALUATE_OPTIONS.items()})
     verb.add_argument("--tasks", nargs="+", help="some of the suite's; else lm-eval's")
     verb.add_argument("--dry-run", action="store_true", help="print what the benchmarks would be")
-    verb.add_argument("--include-path", type=Path, metavar="DIR", help="lm-eval task files")
-    verb.add_argument("--limit", type=int, help="documents of each task, for a quick look")
-    verb.add_argument("--against", type=Path, metavar="HF_DIR", help="a model to time beside it")
-    verb.add_argument("--batch-sizes", type=int, nargs="+", help="to time; default 1 and 8")
-    verb.add_argument("--prompt", type=int, help="tokens of a prompt to time; default 128")
-    verb.add_argument("--new-tokens", type=int, help="tokens to generate and time; default 64")
+    verb.add_argument("--include-path", type=_path, metavar="DIR", help="lm-eval task files")
+    verb.add_argument("--limit", type=_count, help="documents of each task, for a quick look")
+    verb.add_argument("--against", type=_path, metavar="HF_DIR", help="a model to time beside it")
+    verb.add_argument("--batch-sizes", type=_count, nargs="+", help="to time; default 1 and 8")
+    verb.add_argument("--prompt", type=_count, help="tokens of a prompt to time; default 128")
+    verb.add_argument("--new-tokens", type=_count, help="tokens to generate and time; default 64")
     verb.add_argument("--dtype", help="of the weights to time; default float32")
-    verb.add_argument("--batch-size", type=int, default=16)
-    verb.add_argument("--json", type=Path, help="also write the result here")
+    verb.add_argument("--batch-size", type=_count, default=16)
+    verb.add_argument("--json", type=_path, help="also write the result here")
 
 
 def _reference_loss_verbs(verbs) -> None:
@@ -159,28 +193,32 @@ def _reference_loss_verbs(verbs) -> None:
     verb = _verb(
         kinds, "measure", measure_reference, "a model's own losses", "out/half --data sample/eval"
     )
-    verb.add_argument("model", type=Path, metavar="HF_DIR")
-    verb.add_argument("--data", type=Path, required=True, metavar="ROOT/eval")
-    verb.add_argument("--batch-size", type=int, default=16)
-    verb.add_argument("--out", type=Path, help="write the YAML here, not to standard output")
+    verb.add_argument("model", type=_path, metavar="HF_DIR")
+    verb.add_argument("--data", type=_path, required=True, metavar="ROOT/eval")
+    verb.add_argument("--batch-size", type=_count, default=16)
+    verb.add_argument("--out", type=_path, help="write the YAML here, not to standard output")
 
     verb = _verb(
         kinds, "fit", fit_reference, "a scaling law per domain", "losses.yaml --parameters 1.3e9"
     )
-    verb.add_argument("losses", type=Path, metavar="LOSSES.yaml")
-    verb.add_argument("--parameters", type=float, required=True, help="size of the target model")
+    verb.add_argument("losses", type=_path, metavar="LOSSES.yaml")
+    verb.add_argument(
+        "--parameters", type=_positive, required=True, help="size of the target model"
+    )
 
 
 def _plan_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path)
+    verb.add_argument("recipe", type=_path)
     verb.add_argument("overrides", nargs="*", metavar="key=value")
-    verb.add_argument("--gpus", type=int, default=8, metavar="N", help="of the run; default 8")
+    verb.add_argument("--gpus", type=_count, default=8, metavar="N", help="of the run; default 8")
     verb.add_argument("--gpu", metavar="NAME", help="default A100-80GB; cpu plans for processes")
-    verb.add_argument("--gpu-memory", type=float, metavar="GB", help="GiB of each, for any GPU")
-    verb.add_argument("--mfu", type=float, metavar="X", help="model FLOPs utilisation, e.g. 0.3")
-    verb.add_argument("--run", type=Path, metavar="RUN_DIR", help="take the speed of this run")
-    verb.add_argument("--sequence-length", type=int, metavar="T", help="where no data tells it")
-    verb.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    verb.add_argument("--gpu-memory", type=_positive, metavar="GB", help="GiB of each, for any GPU")
+    verb.add_argument(
+        "--mfu", type=_positive, metavar="X", help="model FLOPs utilisation, e.g. 0.3"
+    )
+    verb.add_argument("--run", type=_path, metavar="RUN_DIR", help="take the speed of this run")
+    verb.add_argument("--sequence-length", type=_count, metavar="T", help="where no data tells it")
+    verb.add_argument("--json", type=_path, metavar="FILE", help="also write the numbers here")
 
 
 def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:

@@ -5,6 +5,9 @@ A recipe is YAML plus `key=value` overrides. Every error is found before any is 
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,13 +184,16 @@ def parse_recipe(
     Returns:
         The recipe without the keys that are wrong (None where a value is missing), and its errors.
     """
-    given, errors = strict.read(Path(path), overrides, INSTEAD)
+    given, errors = strict.read(Path(path), overrides, Recipe, INSTEAD)
     config = OmegaConf.structured(Recipe)
     errors += strict.fill(config, given, Recipe)
     missing = sorted(OmegaConf.missing_keys(config))
     errors += [f"{key}: not given; expected a value" for key in missing]
     if missing:
         return None, errors
+    for key in PATHS:
+        if value := OmegaConf.select(config, key):
+            OmegaConf.update(config, key, os.path.expanduser(value))  # noqa: PTH111 (of text)
     recipe = OmegaConf.to_object(config)
     assert isinstance(recipe, Recipe)
     return recipe, errors + own_errors(recipe)
@@ -200,7 +206,7 @@ def parse_target(sizes: Sequence[str]) -> TargetSettings:
         UserError: lists every unknown size and wrong value.
     """
     config = OmegaConf.structured(TargetSettings)
-    given, errors = strict.parse(sizes, "SIZE=N")
+    given, errors = strict.parse(sizes, TargetSettings, "SIZE=N")
     errors += strict.fill(config, given, TargetSettings, "target")
     if errors:
         raise UserError(error_list("--target", errors))
@@ -239,7 +245,7 @@ def steps(text: str, total: int | None = None) -> int:
     Raises:
         ValueError: no such time.
     """
-    if text.endswith("ba") and text[:-2].isdigit():
+    if re.fullmatch("[0-9]{1,9}ba", text):
         return int(text[:-2])
     if text.endswith("dur") and total is not None:
         fraction = float(text[:-3])
@@ -254,12 +260,17 @@ def seconds(text: str) -> float:
     Raises:
         ValueError: no such time.
     """
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    if unit is None or not text[:-1].isdigit() or int(text[:-1]) == 0:
+    found = re.fullmatch("([0-9]{1,6})([smh])", text)
+    if found is None or int(found[1]) == 0:
         raise ValueError(text)
-    return float(int(text[:-1]) * unit)
+    return float(int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]])
 
 
+# Keys whose value is a path; `~` in them is the user's home.
+PATHS = (
+    "run.directory", "model.path", "data.root", "data.remote", "pruning.importance",
+    "loading.mixture", "loading.references",
+)  # fmt: skip
 Rule = tuple[Callable[[Any], bool], str]  # of one value: what must hold, and its words
 
 
@@ -279,14 +290,15 @@ def _readable(read: Callable[[str], float], words: str) -> Rule:
     return holds, words
 
 
-POSITIVE: Rule = (lambda number: number > 0, "more than 0")
-NOT_NEGATIVE: Rule = (lambda number: number >= 0, "0 or more")
+POSITIVE: Rule = (lambda number: 0 < number < math.inf, "more than 0 and finite")
+NOT_NEGATIVE: Rule = (lambda number: 0 <= number < math.inf, "0 or more and finite")
+COUNT: Rule = (lambda count: 1 <= count < 1 << 31, "1 or more, below 2^31")
 FRACTION: Rule = (lambda part: 0 <= part <= 1, "a number from 0 to 1")
-INTERVAL = _readable(steps, "steps with a unit, e.g. 300ba")
+INTERVAL = _readable(steps, "steps with a unit, e.g. 300ba, below 1e9")
 MOMENT = _readable(lambda text: steps(text, 1) + 1, "a time such as 0.1dur or 320ba")
 LIMIT = _readable(seconds, "a time with a unit, e.g. 30m")
 RULES: dict[str, Rule] = {
-    "run.seed": NOT_NEGATIVE,
+    "run.seed": (lambda seed: 0 <= seed < 1 << 31, "0 or more, below 2^31"),
     "run.duration": INTERVAL,
     "run.eval_interval": INTERVAL,
     "run.log_interval": INTERVAL,
@@ -305,8 +317,8 @@ RULES: dict[str, Rule] = {
     "pruning.sharpen_until": MOMENT,
     "pruning.settle": MOMENT,
     "pruning.sharpness": (
-        lambda factor: factor >= 1,
-        "at least 1 (1 leaves the masks as the paper has them)",
+        lambda factor: 1 <= factor < math.inf,
+        "at least 1 and finite (1 leaves the masks as the paper has them)",
     ),
     "pruning.importance_spread": NOT_NEGATIVE,
     "pruning.learning_rate": POSITIVE,
@@ -314,10 +326,10 @@ RULES: dict[str, Rule] = {
     "pruning.quadratic_learning_rate": NOT_NEGATIVE,
     "pruning.final_fraction": FRACTION,
     "pruning.clip_norm": NOT_NEGATIVE,
-    "data.global_batch": POSITIVE,
-    "data.microbatch": POSITIVE,
-    "data.eval_batch": POSITIVE,
-    "data.eval_rows": POSITIVE,
+    "data.global_batch": COUNT,
+    "data.microbatch": COUNT,
+    "data.eval_batch": COUNT,
+    "data.eval_rows": COUNT,
     "data.workers": NOT_NEGATIVE,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.warmup": MOMENT,
@@ -330,7 +342,7 @@ RULES: dict[str, Rule] = {
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.clip_norm": NOT_NEGATIVE,
     "parallelism": _one_of("fsdp2", "fsdp1", "ddp"),
-    "shard_ranks": (lambda ranks: ranks >= 1, "at least 1"),
+    "shard_ranks": COUNT,
 }
 
 

@@ -6,14 +6,14 @@ import shutil
 import pytest
 from runs import launch
 
-from llmshearing.cli import main
+from llmshearing.cli import main, parse
 from llmshearing.errors import UserError
 from llmshearing.preflight import check
 
 CASES = {
     "misspelled key": (["data.workrs=1"], "unknown key in data; did you mean data.workers?"),
     "misspelled section": (["optimiser.eps=1"], "did you mean optimizer?"),
-    "wrong type": (["data.microbatch=many"], "data.microbatch: Value 'many'"),
+    "wrong type": (["data.microbatch=many"], "data.microbatch: found 'many', expected a whole"),
     "no unit": (["run.duration=300"], "run.duration: found '300', expected steps with a unit"),
     "target larger": (["target.hidden=64"], "target.hidden: found 64, but the source has 32"),
     "weights": (["loading.weights={prose: 0.5, code: 0.5, letters: 0.5}"], "they sum to 1.5"),
@@ -35,8 +35,18 @@ CASES = {
     "microbatch": (["data.microbatch=16"], "expected at most data.global_batch = 8"),
     "parallelism": (["parallelism=fsdp3"], "parallelism: found 'fsdp3', expected one of fsdp2"),
     "checkpoint": (["run.checkpoint=split"], "run.checkpoint: found 'split', expected one of full"),
-    "no rows": (["data.eval_rows=0"], "data.eval_rows: found 0, expected more than 0"),
+    "no rows": (["data.eval_rows=0"], "data.eval_rows: found 0, expected 1 or more"),
     "workers": (["data.workers=-1"], "data.workers: found -1, expected 0 or more"),
+    "infinite rate": (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: found inf"),
+    "no rate": (["pruning.learning_rate=.nan"], "pruning.learning_rate: found nan, expected more"),
+    "infinite decay": (["optimizer.weight_decay=1e999"], "weight_decay: found inf, expected 0 or"),
+    "infinite eta": (["loading.eta=.inf"], "loading.eta: found inf, expected 0 or more and finite"),
+    "endless": (["run.duration=100000000000000000000ba"], "expected steps with a unit, e.g. 300ba"),
+    "1e20": (["run.duration=1e20"], "run.duration: found '1e20', expected steps with a unit"),
+    "seed": (["run.seed=4294967296"], "run.seed: found 4294967296, expected 0 or more, below 2^31"),
+    "seed below": (["run.seed=-1"], "run.seed: found -1, expected 0 or more"),
+    "batch": (["data.global_batch=99999999999"], "data.global_batch: found 99999999999, expected"),
+    "timeout": (["run.step_timeout=99999999999h"], "run.step_timeout: found '99999999999h'"),
     "betas": (["optimizer.betas=[0.9]"], "optimizer.betas: found [0.9], expected two numbers"),
     "fraction": (["optimizer.final_fraction=10"], "expected a number from 0 to 1"),
     "none kept": (["run.keep_checkpoints=0"], "run.keep_checkpoints: found 0, expected 1 or more"),
@@ -66,8 +76,39 @@ def test_overrides_may_stand_behind_options(recipe_file, capsys):
     told = capsys.readouterr().err
     assert "data.workers: found -1" in told
     assert "data.global_batch: found 8 rows for 3 ranks" in told
-    with pytest.raises(SystemExit):
-        main(["validate", str(recipe_file), "--rnks=3"])
+    assert main(["validate", str(recipe_file), "--rnks=3"]) == 2
+    assert "unrecognized arguments: --rnks=3" in capsys.readouterr().err
+
+
+NUMBERS = {
+    "validate R --ranks 0": "--ranks: found 0, expected 1 or more",
+    "plan R --gpus -8": "--gpus: found -8, expected 1 or more",
+    "plan R --gpu-memory nan": "--gpu-memory: found nan, expected a finite number above 0",
+    "plan R --mfu inf": "--mfu: found inf, expected a finite number",
+    "evaluate M --tasks piqa --limit -1": "--limit: found -1, expected 1 or more",
+    "evaluate M --tasks piqa --limit 2.5": "--limit: found 2.5, expected 1 or more",
+    "evaluate M --data D --batch-size 0": "--batch-size: found 0",
+    "evaluate M --throughput --batch-sizes 1 0": "--batch-sizes: found 0",
+    "importance M --data D --out F --rows 99999999999": "found 99999999999, expected 1 or more, be",
+    "prune-oneshot M O --target hidden=1 --seed -1": "--seed: found -1, expected 0 or more",
+    "reference-loss fit L --parameters -1": "--parameters: found -1",
+    "export R": "the following arguments are required: OUT_DIR; see llmshearing export --help",
+    "exprt R": "invalid choice: 'exprt'",
+}
+
+
+@pytest.mark.parametrize("line", NUMBERS)
+def test_arguments_out_of_range_are_refused(line, capsys):
+    assert main(line.split()) == 2
+    assert NUMBERS[line] in capsys.readouterr().err
+
+
+def test_paths_of_arguments_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    options = parse(["export", "~/run", "~/out", "--tokenizer", "~/t"])
+    assert [str(p) for p in (options.run, options.out, options.tokenizer)] == [
+        "/home/someone/run", "/home/someone/out", "/home/someone/t"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["folder", "file/under"])

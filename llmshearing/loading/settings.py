@@ -225,9 +225,9 @@ def _numbers(settings: LoadingSettings) -> list[str]:
 
 
 def _range(key: str, value: float | None, low: float, high: float) -> list[str]:
-    if value is None or low <= value <= high:
+    if value is None or (low <= value <= high and value < math.inf):
         return []
-    bound = f"from {low} to {high}" if high < math.inf else f"{low} or more"
+    bound = f"from {low} to {high}" if high < math.inf else f"{low} or more and finite"
     return [f"{key}: found {value}, expected {bound}"]
 
 

@@ -46,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a run may be named a$b$
 }
 
 

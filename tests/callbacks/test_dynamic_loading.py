@@ -112,7 +112,7 @@ def test_the_step_s_loss_is_the_mean_of_its_domains_losses(recipe):
     "loading",
     [
         pytest.param(("loading.policy=paper",), marks=pytest.mark.slow),
-        pytest.param(("loading.policy=dro", "loading.references=null"), marks=pytest.mark.slow),
+        pytest.param(("loading.policy=dro", "loading.references="), marks=pytest.mark.slow),
         ("loading.policy=released", "loading.signal=train", "loading.update_interval=3ba"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_run_leaves_a_mixture_that_another_takes(recipe, tmp_path):
     )
     counts = np.bincount([row[1] for rows in batches.values() for row in rows], minlength=3)
     np.testing.assert_allclose([mixture["shares"][name] for name in DOMAINS], counts / 64)
-    settings = ("loading.policy=constant", "loading.references=null")
+    settings = ("loading.policy=constant", "loading.references=")
     for what, expected in (("weights", mixture["weights"]), ("shares", mixture["shares"])):
         again, _ = run(
             recipe,
@@ -212,7 +212,7 @@ def test_a_run_whose_data_was_used_up_goes_on_with_more_passes(recipe, tmp_path)
     """The same samples, in the same order, as where it was allowed from the start."""
     large = ("run.duration=24ba", "data.eval_rows=2", "data.global_batch=32", "data.microbatch=32",
              "run.eval_interval=24ba", "run.checkpoint_interval=7ba", "loading.policy=constant",
-             "loading.references=null", "loading.used_up=stop")  # fmt: skip
+             "loading.references=", "loading.used_up=stop")  # fmt: skip
     _, whole = run(recipe, *large, "loading.max_passes=4", f"run.directory={tmp_path}/whole")
     _, first = run(recipe, *large)
     assert 10 < len(first) < len(whole)

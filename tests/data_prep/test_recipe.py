@@ -61,10 +61,10 @@ def test_sizes():
 def test_a_file_that_is_no_yaml_is_told(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("a: [1\nb: }")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         recipes.load(path)
     path.write_text("- a\n- b\n")
-    with pytest.raises(UserError, match="no mapping"):
+    with pytest.raises(UserError, match="holds no mapping"):
         recipes.load(path)
     with pytest.raises(UserError, match="found no file"):
         recipes.load(tmp_path / "nothing.yaml")

@@ -1,5 +1,6 @@
 """What the plots draw."""
 
+import html
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from llmshearing.reports import plots
 from llmshearing.reports.runs import Series, read_run
+from llmshearing.reports.style import as_svg
 
 
 @pytest.fixture
@@ -68,6 +70,12 @@ def test_one_line_a_run(make_run, run):
     lines = lines_of(plots.held_out_mean([run, other]))
     assert set(lines) == {"prune", "other"}
     assert len(lines["other"].get_ydata()) == 3
+
+
+@pytest.mark.parametrize("name", ["run$\\frac$", "a$b_{c$", "x^2_\\alpha", "$"])
+def test_run_names_are_not_parsed_as_math(make_run, name):
+    figure = plots.training_loss([read_run(make_run(name))])
+    assert f">{html.escape(name)}</text>" in as_svg(figure, "x")
 
 
 def test_nothing_to_draw(make_run):

@@ -1,0 +1,136 @@
+"""Text in files and overrides stays as written, and no value is read as another type."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from llmshearing import strict
+from llmshearing.config import load_recipe, parse_recipe
+from llmshearing.errors import UserError
+
+BASE = """
+run: {directory: here, duration: 10ba}
+model: {path: m}
+data: {root: d, split: prune, global_batch: 2, microbatch: 1}
+optimizer: {learning_rate: 0.1}
+"""
+LITERAL = [
+    "2026_01_15", "exp #7/prune", "0012", "2026-01-15", "null", "no", "~x", "1e3", "0o17", "0x1F",
+    "12:30", "a ", " a", "a=b", "'a'", '"a"', "{a: b}", "[a]", "a: b", "- a", "true", "1_000",
+    "!!int 3", "&a b", "*a", "run$\\frac$", "$HOME", "%x", "a\\b", "é", "@x", "`x`", "?", "",
+]  # fmt: skip
+
+
+@pytest.fixture
+def recipe_text(tmp_path):
+    def write(text=BASE):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("text", [text for text in LITERAL if text])
+def test_an_override_of_text_is_taken_literally(recipe_text, text):
+    assert load_recipe(recipe_text(), [f"run.directory={text}"]).run.directory == text
+    assert load_recipe(recipe_text(), [f"run.wandb={text}"]).run.wandb == text
+
+
+def test_an_empty_override_clears_optional_text(recipe_text):
+    file = recipe_text(BASE + "loading: {references: r.yaml}\n")
+    assert load_recipe(file).loading.references == "r.yaml"
+    assert load_recipe(file, ["loading.references="]).loading.references is None
+
+
+@pytest.mark.parametrize(
+    "written", ["2026_01_15", "20260115", "no", "on", "true", "1e3", "1.50", "-3", ".inf"]
+)
+def test_a_file_that_gives_no_text_where_text_is_due_is_refused(recipe_text, written):
+    with pytest.raises(UserError, match=r"run.directory: .*expected text; put the value in quotes"):
+        load_recipe(recipe_text(BASE.replace("here", written)))
+    quoted = load_recipe(recipe_text(BASE.replace("here", f'"{written}"')))
+    assert quoted.run.directory == written
+
+
+@pytest.mark.parametrize("written", ["0012", "2026-01-15", "0o17", "12:30", "0x1F", "1.2.3"])
+def test_a_file_that_gives_text_of_digits_keeps_it(recipe_text, written):
+    assert load_recipe(recipe_text(BASE.replace("here", written))).run.directory == written
+
+
+@pytest.mark.parametrize("value", ["0012", "0o17", "0x1F", "1:30", "2026-01-15", "1.5", "no"])
+def test_no_number_is_read_in_another_base(recipe_text, value):
+    _, errors = parse_recipe(recipe_text(), [f"run.seed={value}"])
+    assert len(errors) == 1
+    assert errors[0].startswith("run.seed: ")
+
+
+NAMES = ("no", "2023", "c4.en", "~", "null", "0012", "1e3", "2026-01-15", "off.eta")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_mappings_are_text(recipe_text, name):
+    inline = load_recipe(recipe_text(), [f"loading.weights={{{name}: 0.5, b: 0.5}}"])
+    assert inline.loading.weights == {name: 0.5, "b": 0.5}
+    single = load_recipe(recipe_text(), [f"loading.weights.{name}=0.5"])
+    assert single.loading.weights == {name: 0.5}
+    own = load_recipe(recipe_text(), [f"loading.domains.{name}.eta=2"])
+    assert own.loading.domains == {name: {"eta": 2}}
+    file = recipe_text(BASE + f"loading:\n  weights:\n    {name}: 1.0\n")
+    assert load_recipe(file, ["run.seed=3"]).loading.weights == {name: 1.0}
+
+
+@dataclass
+class Part:
+    where: dict[str, str] = field(default_factory=dict)
+    weight: float | None = None
+
+
+@dataclass
+class Whole:
+    parts: dict[str, Part] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+
+def test_lists_and_mappings_of_text_keep_it_too():
+    given, errors = strict.parse(["names=[no, 2023, 0012, ~]"], Whole, "key=value")
+    assert (given, errors) == ({"names": ["no", "2023", "0012", "~"]}, [])
+    overrides = ["parts.c4.en.where.meta.dump=2023", "parts.c4.en.where={lang: no, 1: ~}"]
+    given, errors = strict.parse([*overrides, "parts.c4.en.weight=1"], Whole, "key=value")
+    where = {"meta.dump": "2023", "lang": "no", "1": "~"}
+    assert (given, errors) == ({"parts": {"c4.en": {"where": where, "weight": 1}}}, [])
+
+
+def test_a_preparation_takes_text_literally(tiny_data_recipe, monkeypatch):
+    monkeypatch.syspath_prepend("data_prep")
+    recipe = pytest.importorskip("recipe")
+    overrides = ["output=2026_01_15", "text_field=no", "domains.prose.where={dump: 2023, lang: no}"]
+    loaded = recipe.load(tiny_data_recipe, overrides)
+    assert (loaded.output, loaded.text_field) == ("2026_01_15", "no")
+    assert loaded.domains["prose"].where == {"dump": "2023", "lang": "no"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {seed: 1}\nrun: {seed: 2}\n", "the key run twice"),
+        ("run: {seed: 1, seed: 2}\n", "the key seed twice"),
+        ("? [a, b]\n: 1\n", "a key that is no text"),
+        ("run: [\n", "not valid YAML"),
+        ("- run\n", "holds no mapping"),
+        ("", "holds no mapping"),
+        ("run: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_not_a_recipe(recipe_text, text, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(recipe_text(text))
+
+
+def test_paths_may_begin_at_home(recipe_text, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    keys = ("run.directory", "model.path", "data.root", "loading.references", "pruning.importance")
+    recipe = load_recipe(recipe_text(), [f"{key}=~/x" for key in keys])
+    for key in keys:
+        section, name = key.split(".")
+        assert getattr(getattr(recipe, section), name) == "/home/someone/x"
