@@ -10,7 +10,7 @@ import llmshearing
 ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
     {"errors", "llmshearing", "processes"},
-    {"files"},
+    {"files", "progress", "tables"},
     {"architecture", "strict"},
     {"pruning", "loading"},
     {"models", "data"},
