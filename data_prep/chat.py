@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import encoders
 import numpy as np
 
 from llmshearing.errors import UserError
@@ -45,34 +47,36 @@ class ChatEncoder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        import transformers  # seconds to import, and only chat needs it
+        import tokenizers
 
-        if not Path(path).is_dir():
+        folder = Path(path)
+        if not folder.is_dir():
             raise UserError(
                 f"found the tokenizer file {path}, expected for chat data a Hugging Face directory "
                 "with a chat template: set tokenizer="
             )
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the tokenizer in {path}: {error}") from None
-        if not self._tokenizer.chat_template or not self._tokenizer.is_fast:
+            self._template = _template(folder)
+            self._tokens = encoders.special_tokens(folder)
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises bare Exceptions
             raise UserError(
-                f"found no chat template in {path}, expected `chat_template` in "
-                "tokenizer_config.json and a tokenizer.json: add them, or set text_field"
-            )
+                f"cannot read the chat template and the tokenizer.json in {path} ({error}): "
+                "add them, or set text_field"
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     @property
     def vocabulary(self) -> int:
         """Number of ids, added tokens included."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def identity(self) -> str:
         """SHA-256 of all that decides the ids of a dialogue: the template and the tokenizer."""
-        read = self._tokenizer
-        about = [read.chat_template, read.special_tokens_map, read.split_special_tokens]
-        text = json.dumps([*about, read.backend_tokenizer.to_str(), str(DATE)], sort_keys=True)
+        about = [self._template, self._tokens, self._tokenizer.to_str(), str(DATE)]
+        text = json.dumps(about, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def render(self, messages: Any) -> Dialogue:
@@ -87,7 +91,7 @@ class ChatEncoder:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._rendered(messages[:index], add_generation_prompt=True) if index else ""
+            before = self._prompt(messages, index)
             after = self._rendered(messages[: index + 1])
             if not (after.startswith(before) and text.startswith(after)):
                 raise ValueError(f"the chat template rewrites what came before turn {index + 1}")
@@ -99,27 +103,61 @@ class ChatEncoder:
         ids: list[int] = []
         loss, lengths = [], []
         for dialogue in dialogues:
-            encoded = self._tokenizer(
-                dialogue.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )
-            begins = np.array([begin for begin, _ in encoded["offset_mapping"]], np.int64)
+            encoded = self._tokenizer.encode(dialogue.text, add_special_tokens=False)
+            begins = np.array([begin for begin, _ in encoded.offsets], np.int64)
             counted = np.zeros(len(begins), np.uint8)
             for begin, end in dialogue.answers:
                 counted[(begins >= begin) & (begins < end)] = 1
-            ids += encoded["input_ids"]
+            ids += encoded.ids
             loss.append(counted)
             lengths.append(len(begins))
         return np.array(ids, np.uint32), np.array(lengths, np.int64), np.concatenate(loss)
 
-    def _rendered(self, messages: list[dict[str, str]], **options: Any) -> str:
-        import jinja2
+    def _prompt(self, messages: list[dict[str, Any]], index: int) -> str:
+        """Render what the model reads before it writes message `index`."""
+        if index:
+            return self._rendered(messages[:index], add_generation_prompt=True)
+        # Many templates cannot render zero messages. Everything before the content, such as BOS, a
+        # default system turn and the header, is what two different answers have in common.
+        answers = ([{"role": "assistant", "content": content}] for content in "AB")
+        return _common_prefix([*map(self._rendered, answers), self._rendered(messages[:1])])
 
+    def _rendered(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        options |= {"chat_template": self._template, "strftime_now": DATE.strftime}
         try:
-            return self._tokenizer.apply_chat_template(
-                messages, tokenize=False, strftime_now=DATE.strftime, **options
-            )
+            return render_jinja_template([messages], **self._tokens, **options)[0][0]
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses it: {error}") from None
+
+
+def _common_prefix(texts: list[str]) -> str:
+    low, high = min(texts), max(texts)
+    equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))
+    return low[: sum(1 for _ in equal)]
+
+
+def _template(folder: Path) -> str:
+    """Read the default chat template of a Hugging Face directory, without loading any class.
+
+    Transformers imports the class that `tokenizer_config.json` names, which may be code that came
+    with the directory.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    if not found:
+        raise ValueError("found no `chat_template` in tokenizer_config.json")
+    return found
 
 
 def _check(messages: Any) -> None:

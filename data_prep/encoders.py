@@ -145,7 +145,7 @@ def _inspect_json(file: Path) -> dict[str, Any]:
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
     added = tokenizer.get_added_tokens_decoder()
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
-    named = _special_tokens(file.parent)
+    named = special_tokens(file.parent)
     return {
         "vocabulary": max(ids) + 1,
         "bos": tokenizer.token_to_id(named["bos_token"]) if "bos_token" in named else None,
@@ -154,17 +154,16 @@ def _inspect_json(file: Path) -> dict[str, Any]:
     }
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Read the special tokens of a Hugging Face directory: `bos_token`, `eos_token` and others."""
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name
         if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
-            for key in ("bos_token", "eos_token"):
-                value = values.get(key)
-                value = value.get("content") if isinstance(value, dict) else value
-                if isinstance(value, str):
-                    named[key] = value
+            for key, value in json.loads(file.read_text(encoding="utf-8")).items():
+                token = value.get("content") if isinstance(value, dict) else value
+                if key.endswith("_token") and isinstance(token, str):
+                    named[key] = token
     return named
 
 

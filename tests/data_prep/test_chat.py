@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import encoders
 import numpy as np
 import pytest
 import tokenizers
@@ -53,7 +54,7 @@ def test_what_is_no_dialogue_says_so(json_folder, messages, problem):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(json_folder):
     encoder = ChatEncoder(json_folder)
-    encoder._tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
+    encoder._template = "{{ messages | length }}{{ messages[-1].content }}"
     with pytest.raises(ValueError, match="rewrites"):
         encoder.render(TALK)
 
@@ -88,7 +89,7 @@ def test_a_chat_domain_beside_a_text_domain(config, source, json_folder, tmp_pat
 
 def test_a_dialogue_the_template_refuses_is_a_bad_document(json_folder):
     encoder = ChatEncoder(json_folder)
-    encoder._tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    encoder._template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="roles must alternate"):
         encoder.render(TALK)
 
@@ -118,3 +119,57 @@ def test_the_identity_covers_what_decides_the_ids_and_nothing_else(json_folder, 
     for name, (changes, same) in copies.items():
         copy = with_config(json_folder, tmp_path / name, **changes)
         assert (ChatEncoder(copy).identity == given) == same, name
+
+
+def test_code_in_a_tokenizer_directory_is_never_run(json_folder, tmp_path, monkeypatch):
+    folder, marker = tmp_path / "tokenizer", tmp_path / "code_was_run"
+    shutil.copytree(json_folder, folder)
+    (folder / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Evil(PreTrainedTokenizerFast): pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}})
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the answer to "run the custom code?"
+    assert ChatEncoder(folder).render(TALK).text == ChatEncoder(json_folder).render(TALK).text
+    assert encoders.inspect(folder).bos == 0
+    assert not marker.exists()
+
+
+HEADERS = {
+    "chatml, default system turn": (
+        "{% if messages[0].role != 'system' %}<|begin|>system\nBe kind.<|end|>\n{% endif %}"
+        "{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+    ),
+    "llama 3, BOS and trimmed content": (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]\n\n{{ m.content | trim }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
+    ),
+    "zephyr": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content + eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "no generation prompt, header in the loop": (
+        "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ eos_token }}"
+        "{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("first", ["Hello", "A", "B and more", " leading space"])
+def test_nothing_before_a_first_answer_is_a_target(json_folder, template, first):
+    encoder = ChatEncoder(json_folder)
+    encoder._template = template
+    talk = [{"role": "assistant", "content": first}, *TALK]
+    dialogue = encoder.render(talk)
+    targets = [dialogue.text[begin:end] for begin, end in dialogue.answers]
+    assert targets[0].startswith(first.strip() if "trim" in template else first)
+    assert len(targets) == 3
+    assert "".join(targets).count("<|begin|>") == 0
