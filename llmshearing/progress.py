@@ -67,9 +67,10 @@ class Progress:
         self.started = self.shown = time.monotonic()
         if in_place() and not self.quiet:
             self._bar.start()
+            CONSOLE.show_cursor()  # a killed process would leave it hidden
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if in_place() and not self.quiet:
             self._bar.stop()
         if kind is None and self.seconds_between_lines is not None and not self.quiet:

@@ -41,8 +41,8 @@ from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.metrics_file import MetricsFile
-from llmshearing.callbacks.progress import Arithmetic, Progress
 from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
+from llmshearing.callbacks.training_progress import FlopsModel, TrainingProgress
 from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.fitting import check_fits
 from llmshearing.checkpoints.layout import latest_checkpoint, read_manifest, step_of
@@ -55,6 +55,7 @@ from llmshearing.files import write_text
 from llmshearing.models.compiled import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
+from llmshearing.progress import ConsoleHandler
 from llmshearing.pruning.masks import Masks
 from llmshearing.watchdog import Watchdog, log_phase
 
@@ -191,9 +192,7 @@ def build_trainer(
             stop,
             loading,
             heartbeat,
-            Progress(
-                interval, tokens_per_batch, total, dist.get_world_size(), arithmetic(recipe, inputs)
-            ),
+            TrainingProgress(interval, tokens_per_batch, total, flops_model(recipe, inputs)),
             VerdictWriter(directory, heartbeat.enter),
             Checkpointing(
                 directory,
@@ -227,10 +226,10 @@ def build_trainer(
     return trainer
 
 
-def arithmetic(recipe: Recipe, inputs: Inputs) -> Arithmetic:
+def flops_model(recipe: Recipe, inputs: Inputs) -> FlopsModel:
     """What the run computes per token, and on what. Masked, the source is computed in full."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this processor"
-    return Arithmetic(
+    return FlopsModel(
         training_flops_per_token(inputs.source.table, inputs.tree.sequence_length),
         recipe.run.peak_flops or peak_flops(device),
         device,
@@ -341,7 +340,7 @@ def set_up_log(directory: Path) -> None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     logger.setLevel(logging.INFO)
-    for handler in (logging.StreamHandler(), logging.FileHandler(directory / "log.txt")):
+    for handler in (ConsoleHandler(), logging.FileHandler(directory / "log.txt")):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
 

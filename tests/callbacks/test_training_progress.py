@@ -1,25 +1,34 @@
-"""Speed, utilisation and the parts of the start, as they stand in the log of a real run."""
+"""Speed, utilisation and start-up times in the log of a real run."""
 
 import re
 
 import pytest
+from rich.console import Console
 from runs import run_here, series
+from terminals import pseudo_terminal
 
-from llmshearing.callbacks.progress import Arithmetic
+from llmshearing import progress
+from llmshearing.callbacks.training_progress import FlopsModel
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
 
 def test_utilisation_is_tokens_times_operations_over_the_peak():
-    one = Arithmetic(flops_per_token=6_000, peak=3e6, device="a device")
+    one = FlopsModel(flops_per_token=6_000, peak=3e6, device="a device")
     assert one.utilisation(100) == pytest.approx(0.2)
-    assert "6000 operations per token" in one.told()
-    assert "3e+06 operations per second, the peak of a device" in one.told()
-    assert Arithmetic(6_000, None, "a device").utilisation(100) is None
+    assert "6000 operations per token" in str(one)
+    assert "3e+06 operations per second, the peak of a device" in str(one)
+    assert FlopsModel(6_000, None, "a device").utilisation(100) is None
 
 
-def test_the_log_says_how_fast_and_of_what(recipe_file, tmp_path):
-    lines = run_here(recipe_file, "run.duration=2ba", "run.peak_flops=1e9")
+def test_the_log_and_the_bar_show_speed_and_utilisation(recipe_file, tmp_path, monkeypatch):
+    with pseudo_terminal() as (file, read):
+        monkeypatch.setattr(progress, "CONSOLE", Console(file=file, width=200, highlight=False))
+        lines = run_here(recipe_file, "run.duration=2ba", "run.peak_flops=1e9")
+        shown = read()
+    assert re.search(r"2/2 steps, ce \d\.\d{4} .* tokens/s \(\d+\.\d% MFU\), 0s left", shown)
+    assert "step 2/2" not in shown  # the bar replaces it
+    assert "MFU (model FLOPs utilisation) is" in shown
     text = (tmp_path / "run/log.txt").read_text()
     # 3 layers: 4 x 32 x 32 + 3 x 32 x 48 each, the head 128 x 32; attention 12 x 3 x 32 x 32.
     operations = 6 * (3 * (4096 + 4608) + 4096) + 36_864
@@ -33,9 +42,9 @@ def test_the_log_says_how_fast_and_of_what(recipe_file, tmp_path):
         assert re.search(rf"start: {what} took \d+\.\d s", text), what
 
 
-def test_without_a_peak_there_is_no_utilisation(recipe_file, tmp_path):
+def test_without_a_known_peak_no_utilisation_is_reported(recipe_file, tmp_path):
     lines = run_here(recipe_file, "run.duration=1ba")
     assert not series(lines, "throughput/model_flops_utilisation")
     text = (tmp_path / "run/log.txt").read_text()
-    assert "no utilisation, since the peak of this processor is not known" in text
-    assert "MFU" not in text
+    assert "MFU is not reported because the peak of this processor is unknown" in text
+    assert "% MFU" not in text
