@@ -105,8 +105,8 @@ def document(domain: str, number: int) -> str:
 
 
 @pytest.fixture(scope="session")
-def recipe_file_at(tmp_path_factory, tiny_model, tiny_tree) -> Callable[[Path], Path]:
-    """Writes a pruning recipe of a few steps on the tiny model, for a run directory."""
+def recipe_file_at(tiny_model, tiny_tree) -> Callable[[Path], Path]:
+    """Writes a pruning recipe of a few steps on the tiny model, next to a run directory."""
 
     def write(run: Path) -> Path:
         recipe = {
@@ -129,7 +129,7 @@ def recipe_file_at(tmp_path_factory, tiny_model, tiny_tree) -> Callable[[Path], 
             "optimizer": {"learning_rate": 0.001},
             "parallelism": "ddp",
         }
-        path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        path = run.with_name("recipe.yaml")
         path.write_text(json.dumps(recipe))
         return path
 
