@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import inputs
 import mds_files
 import numpy as np
 import packing
@@ -44,11 +45,13 @@ class Held:
         counts: lines, documents, tokenised documents, their tokens and bytes, bad and empty ones.
         tokens: tokens by bucket of hashes and by pool. [buckets]
         problems: file, line and problem of bad documents.
+        files: bytes read and lost, and good documents, by file.
     """
 
     counts: dict[str, int]
     tokens: dict[str, np.ndarray]
     problems: list[dict[str, Any]]
+    files: dict[str, Counter[str]]
     duplicates: int = 0
 
 
@@ -65,6 +68,7 @@ def finish(plan: plans.Plan, processes: int) -> None:
     if bad > plan.recipe.bad_documents * total:
         problems = [problem for domain in held.values() for problem in domain.problems]
         raise too_many_bad(plan, bad, total, problems)
+    _refuse_unreadable(plan, held)
     cuts = {domain.name: _cuts(domain, held[domain.name]) for domain in plan.domains}
     streams = [
         _stream(plan, domain, pool, cut, excluded)
@@ -88,6 +92,23 @@ def too_many_bad(
     )
 
 
+def _refuse_unreadable(plan: plans.Plan, held: dict[str, Held]) -> None:
+    lost = {}
+    for domain in held.values():
+        first = {p["file"]: p for p in reversed(domain.problems) if p["problem"] != units.EMPTY}
+        for name, file in domain.files.items():
+            part = file["bad_bytes"] / max(1, file["read_bytes"])
+            if part > plan.recipe.bad_bytes or (part and not file["documents"]):
+                bad = first.get(name, {"line": "?", "problem": "not listed"})
+                lost[name] = f"{part:.1%} is lost, first at line {bad['line']}: {bad['problem']}"
+    if lost:
+        raise UserError(
+            f"found too many bytes in bad documents in {len(lost):,} files, expected at most "
+            f"{plan.recipe.bad_bytes:.1%} of each file (bad_bytes) and some good documents: "
+            f"repair or remove the files{inputs.listed(lost)}"
+        )
+
+
 def _files(plan: plans.Plan, domain: str, pool: str) -> Iterator[tuple[units.Unit, units.UnitFile]]:
     for unit in plan.units:
         if unit.domain == domain and unit.pool == pool:
@@ -107,14 +128,16 @@ def _held_out(plan: plans.Plan) -> np.ndarray:
 
 
 def _held(plan: plans.Plan, domain: plans.Domain, excluded: np.ndarray) -> Held:
-    names = ("lines", "documents", "tokenised", "tokens", "bytes", "bad", "empty")
-    held = Held(dict.fromkeys(names, 0), {}, [])
+    names = ("lines", "documents", "tokenised", "tokens", "bytes", "bad", "bad_bytes", "empty")
+    held = Held(dict.fromkeys(names, 0), {}, [], defaultdict(Counter))
     for pool in sorted(domain.pools):
         tokens = np.zeros(splits.BUCKETS, np.int64)
         before: dict[str, int] = defaultdict(int)  # lines of the file before the unit
         for unit, file in _files(plan, domain.name, pool):
             for name in names:
                 held.counts[name] += file.head[name]
+            for name in ("read_bytes", "bad_bytes", "documents"):
+                held.files[unit.source.name][name] += file.head[name]
             where = {"domain": domain.name, "file": unit.source.name}
             for line, problem in file.head["problems"]:
                 number = before[unit.source.name] + line
@@ -267,6 +290,7 @@ def _described(domain: plans.Domain, held: Held) -> dict[str, Any]:
         "file_bytes": sum(file.size for pool in domain.pools.values() for file in pool),
         **held.counts,
         "repeats_of_held_out_text": held.duplicates,
+        "skipped": domain.skipped,
     }
 
 

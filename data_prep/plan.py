@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import encoders
+import inputs
 import recipe as recipes
 import sources
 import splits
@@ -36,6 +38,7 @@ class Domain:
         asks: what each split asks of each pool.
         estimate: tokens of the train pool, roughly; None where no budget needs it.
         keep: bound on the hashes of documents to tokenise.
+        skipped: files and folders that are not read, and why.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Domain:
     asks: dict[str, list[splits.Ask]]
     estimate: int | None
     keep: int
+    skipped: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def _domains(
     encoder: encoders.Encoder | None = None
     domains = []
     for name, rule in rules.items():
-        pools = {"train": sources.find(source, _listed(rule.files or name), f"domain {name}")}
+        train, skipped = inputs.find(source, _listed(rule.files or name), f"domain {name}")
+        pools = {"train": train}
         asks = {
             split: splits.Ask(split, recipes.domain_tokens(recipe, name, entry), entry.share)
             for split, entry in recipe.splits.items()
@@ -138,9 +143,10 @@ def _domains(
         held_out: list[splits.Ask] = []
         if rule.eval_files is not None:
             what = f"domain {name}, eval_files"
-            pools["eval"] = sources.find(source, _listed(rule.eval_files), what)
-            held = {entry.name for entry in pools["eval"]}
-            pools["train"] = [entry for entry in pools["train"] if entry.name not in held]
+            pools["eval"], others = inputs.find(source, _listed(rule.eval_files), what)
+            skipped |= others
+            held = {os.path.realpath(entry.path) for entry in pools["eval"]}
+            pools["train"] = [one for one in train if os.path.realpath(one.path) not in held]
             if not pools["train"] and any(split in asks for split in SPLITS[1:]):
                 raise UserError(f"domain {name}: found no file beside its eval_files: set files")
             ask = asks.pop("eval", None)  # a share is of text that is split off, not of these
@@ -157,7 +163,7 @@ def _domains(
         if estimate is not None:
             keep = splits.keep_bound(ordered, estimate, recipe.oversample, SMALL)
         pool_asks = {"train": ordered, "eval": held_out}
-        domains.append(Domain(name, pools, reads, chat, pool_asks, estimate, keep))
+        domains.append(Domain(name, pools, reads, chat, pool_asks, estimate, keep, skipped))
     return domains
 
 

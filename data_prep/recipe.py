@@ -76,6 +76,7 @@ class Recipe:
         splits: rules for `eval`, `prune` and `continue`; a split without a rule is not made,
             except `eval` where explicit files are given.
         bad_documents: part of all documents that may be bad before the run stops.
+        bad_bytes: part of a file's bytes that may be in bad documents before the run stops.
         shard_bytes: size of an MDS shard.
         unit_bytes: size of a piece of work; it does not change the result.
         oversample: documents are chosen before they are tokenised, from an estimate; this many
@@ -94,6 +95,7 @@ class Recipe:
     domains: dict[str, DomainRule] = MISSING
     splits: dict[str, SplitRule] = field(default_factory=dict)
     bad_documents: float = 0.001
+    bad_bytes: float = 0.1
     shard_bytes: Any = "64MiB"
     unit_bytes: Any = "32MiB"
     oversample: float = 1.25
@@ -198,8 +200,11 @@ def _problems(recipe: Recipe) -> list[str]:
         problems.append(f"sequence_length is {recipe.sequence_length}, expected at least 2")
     if not recipe.domains:
         problems.append("domains is empty, expected at least one")
-    if not 0 <= recipe.bad_documents <= 1:
-        problems.append(f"bad_documents is {recipe.bad_documents}, expected 0 to 1")
+    problems += [
+        f"{name} is {getattr(recipe, name)}, expected 0 to 1"
+        for name in ("bad_documents", "bad_bytes")
+        if not 0 <= getattr(recipe, name) <= 1
+    ]
     if recipe.oversample < 1:
         problems.append(f"oversample is {recipe.oversample}, expected at least 1")
     if recipe.processes < 0:

@@ -1,16 +1,18 @@
 """Raw files, cut into units of work, and the documents in them.
 
-A unit is a range of blocks of one file. Blocks are fixed pieces: of the bytes of a plain file, of
-the compressed bytes of a .gz or .zst, the row groups of a Parquet file. A line belongs to the unit
-that holds the block with its first byte, so that any cut into units gives each line to exactly one.
+A unit is a range of blocks of one file. Blocks are fixed pieces: of the bytes of a plain or a
+compressed file, or the row groups of a Parquet file. A line belongs to the unit that holds the
+block with its first byte, so that any cut into units gives each line to exactly one.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import json
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,18 @@ import zstandard
 
 from llmshearing.errors import UserError
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet")
+DECODERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
+    ".xz": lzma.LZMADecompressor,
+    ".bz2": bz2.BZ2Decompressor,
+}
+# In lower case; files are matched in any case.
+SUFFIXES = (
+    *(f"{text}{packed}" for packed in ("", *DECODERS) for text in (".jsonl", ".json")),
+    ".parquet",
+)
+HEAD_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 20
 COMPRESSED_BLOCK_BYTES = 1 << 16
 # Each unit of a compressed file decompresses from the start of the file, which is cheap beside
@@ -44,8 +57,9 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """One of plain, gz, zst, parquet."""
-        return {".gz": "gz", ".zst": "zst", ".parquet": "parquet"}.get(self.path.suffix, "plain")
+        """`parquet`, a suffix in `DECODERS`, or `plain`."""
+        suffix = self.path.suffix.lower()
+        return "parquet" if suffix == ".parquet" else suffix if suffix in DECODERS else "plain"
 
 
 class Document(NamedTuple):
@@ -56,53 +70,14 @@ class Document(NamedTuple):
         value: the field asked for, or None.
         problem: why there is no value, or None.
         blank: whether there is no document: an empty line, or text of another domain.
+        size: bytes of its line; in Parquet, the mean size of a row.
     """
 
     line: int
     value: Any
     problem: str | None = None
     blank: bool = False
-
-
-def find(root: Path, patterns: list[str], what: str) -> list[Source]:
-    """List the files that folders and globs below `root` name, in the order of their names.
-
-    Raises:
-        UserError: a pattern finds nothing, or a file is of no known kind.
-    """
-    if not root.is_dir():
-        raise UserError(f"found no folder {root}, expected the source of the text: set source=")
-    found: dict[str, Source] = {}
-    for pattern in patterns:
-        place = root / pattern
-        if place.is_dir():
-            files = [path for path in place.rglob("*") if path.name.endswith(SUFFIXES)]
-        elif place.is_file():
-            files = [place]
-        else:
-            files = list(root.glob(pattern)) if not Path(pattern).is_absolute() else _glob(pattern)
-        files = [path for path in files if path.is_file()]
-        if not files:
-            raise UserError(
-                f"{what}: found no file for `{pattern}` below {root}, "
-                f"expected a folder or glob of {', '.join(SUFFIXES)}"
-            )
-        for path in files:
-            if not path.name.endswith(SUFFIXES):
-                raise UserError(f"{what}: found {path}, expected one of {', '.join(SUFFIXES)}")
-            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-            found[name] = Source(path, name, path.stat().st_size)
-    for source in found.values():
-        if source.size == 0:
-            raise UserError(
-                f"{what}: found an empty file {source.path}, expected documents: remove it"
-            )
-    return [found[name] for name in sorted(found)]
-
-
-def _glob(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    return list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    size: int = 0
 
 
 def block_ranges(source: Source, unit_bytes: int) -> list[tuple[int, int]]:
@@ -175,29 +150,33 @@ def _parse(number: int, line: bytes, reads: Reads) -> Document:
     try:
         record = orjson.loads(line)
         if not reads.where or reads.of(record):
-            return Document(number, record[reads.field])
+            return Document(number, record[reads.field], size=len(line))
     except (ValueError, KeyError, TypeError):
-        return _parse_with_care(number, line, reads)
-    return Document(number, None, blank=True)
+        return Document(number, *_parse_with_care(line, reads), len(line))
+    return Document(number, None, None, True, len(line))
 
 
-def _parse_with_care(number: int, line: bytes, reads: Reads) -> Document:
-    """Parse what the fast parser refuses, which may still be JSON, or say what is wrong."""
+def _parse_with_care(line: bytes, reads: Reads) -> tuple[Any, str | None, bool]:
+    """Parse what the fast parser refuses, which may still be JSON, or say what is wrong.
+
+    Returns:
+        The value, the problem, and whether there is no document.
+    """
     if not line or line.isspace():
-        return Document(number, None, blank=True)
+        return None, None, True
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Document(number, None, f"invalid UTF-8 at byte {error.start}")
+        return None, f"invalid UTF-8 at byte {error.start}", False
     except (ValueError, RecursionError) as error:
-        return Document(number, None, f"malformed JSON: {error}")
+        return None, f"malformed JSON: {error}", False
     if not isinstance(record, dict):
-        return Document(number, None, f"found {type(record).__name__}, expected an object")
+        return None, f"found {type(record).__name__}, expected an object", False
     if not reads.of(record):
-        return Document(number, None, blank=True)
+        return None, None, True
     if reads.field not in record:
-        return Document(number, None, f"no field `{reads.field}`")
-    return Document(number, record[reads.field])
+        return None, f"no field `{reads.field}`", False
+    return record[reads.field], None, False
 
 
 def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
@@ -254,10 +233,10 @@ def _decompressed(source: Source, file: Any) -> Iterator[tuple[int, bytes]]:
     while data := file.read(COMPRESSED_BLOCK_BYTES):
         while data:
             if decoder is None:
-                decoder = _decoder(source.kind)
+                decoder = DECODERS[source.kind]()
             try:
                 text = decoder.decompress(data)
-            except (zlib.error, zstandard.ZstdError) as error:
+            except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:
                 raise UserError(
                     f"found damaged data in {source.path} ({error}): get the file again"
                 ) from None
@@ -272,10 +251,12 @@ def _decompressed(source: Source, file: Any) -> Iterator[tuple[int, bytes]]:
         )
 
 
-def _decoder(kind: str) -> Any:
-    if kind == "gz":
-        return zlib.decompressobj(wbits=31)
-    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+def beginning(source: Source) -> bytes:
+    """Read the first bytes of a plain or compressed file, decompressed."""
+    with source.path.open("rb") as file:
+        if source.kind == "plain":
+            return file.read(HEAD_BYTES)
+        return next((piece for _, piece in _decompressed(source, file) if piece), b"")[:HEAD_BYTES]
 
 
 def _parquet(source: Source) -> Any:
@@ -298,7 +279,7 @@ def _parquet_documents(source: Source, blocks: tuple[int, int], reads: Reads) ->
             f"found the columns {', '.join(file.schema_arrow.names)} in {source.path}, "
             f"expected {', '.join(columns)}: set text_field or where"
         )
-    number = 0
+    number, size = 0, source.size // max(1, file.metadata.num_rows)
     try:
         batches = file.iter_batches(batch_size=256, row_groups=range(*blocks), columns=columns)
         for batch in batches:
@@ -307,9 +288,10 @@ def _parquet_documents(source: Source, blocks: tuple[int, int], reads: Reads) ->
                 try:
                     record = {name: batch.column(name)[row].as_py() for name in columns}
                     blank = not reads.of(record)
-                    yield Document(number, record[reads.field], blank=blank)
+                    yield Document(number, record[reads.field], None, blank, size)
                 except UnicodeDecodeError as error:
-                    yield Document(number, None, f"invalid UTF-8 at byte {error.start}")
+                    problem = f"invalid UTF-8 at byte {error.start}"
+                    yield Document(number, None, problem, size=size)
     except pyarrow.ArrowException as error:
         raise UserError(f"found damaged data in {source.path} ({error}): get it again") from None
 

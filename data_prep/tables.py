@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import inputs
 import plan as plans
 
 from llmshearing.data.tree import DataTree
@@ -53,6 +54,10 @@ def before(plan: plans.Plan) -> str:
             f"warning: the text of {', '.join(lacking)} is less than the budgets ask; the splits "
             "take what there is, in the order eval, prune, continue\n"
         )
+    for domain in plan.domains:
+        if domain.skipped:
+            number = f"{len(domain.skipped):,} inputs"
+            note += f"domain {domain.name}: {number} are skipped{inputs.listed(domain.skipped)}\n"
     return table(head, rows) + note
 
 

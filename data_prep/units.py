@@ -90,6 +90,8 @@ class UnitSummary:
         tokens: of those.
         bytes: UTF-8 bytes of their text.
         bad: bad documents.
+        read_bytes: bytes of all lines.
+        bad_bytes: bytes of the lines of bad documents.
         empty: documents without text; nothing is lost with them, so that they are listed but
             are not counted as bad.
         problems: line within the unit and problem of the first of them.
@@ -102,6 +104,8 @@ class UnitSummary:
     tokens: int = 0
     bytes: int = 0
     bad: int = 0
+    read_bytes: int = 0
+    bad_bytes: int = 0
     empty: int = 0
     problems: list[tuple[int, str]] = field(default_factory=list)
 
@@ -149,7 +153,8 @@ class UnitWorker:
         batch: list[Any] = []
         size = line = 0
         for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, reads):
-            line, value, problem, blank = document
+            line, value, problem, blank, read = document
+            summary.read_bytes += read
             if blank:
                 continue
             content = canonical = b""
@@ -161,6 +166,7 @@ class UnitWorker:
                     problem = str(error)
             if problem is not None:
                 summary.bad += problem != EMPTY
+                summary.bad_bytes += read * (problem != EMPTY)
                 summary.empty += problem == EMPTY
                 if len(summary.problems) < LISTED_BAD_DOCUMENTS:
                     summary.problems.append((line, problem))

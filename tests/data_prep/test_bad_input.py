@@ -101,9 +101,9 @@ def test_an_unreadable_file_is_named(config, source, capsys, monkeypatch):
     if os.geteuid() != 0:
         (source / "web" / "a.jsonl").chmod(0)
     else:  # nothing is unreadable to root, but a folder in place of a file is
-        import sources
+        import inputs
 
-        found = sources.find
+        found = inputs.find
 
         def find(root, patterns, what):
             listed = found(root, patterns, what)
@@ -111,7 +111,7 @@ def test_an_unreadable_file_is_named(config, source, capsys, monkeypatch):
             (root / "web" / "a.jsonl").mkdir(parents=True)
             return listed
 
-        monkeypatch.setattr(sources, "find", find)
+        monkeypatch.setattr(inputs, "find", find)
     assert prepare(config, "domains={web: {files: web/a.jsonl}, code: {}}") == 2
     told = capsys.readouterr().err
     assert "a.jsonl" in told
