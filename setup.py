@@ -12,6 +12,7 @@ REQUIRED = [
     "mosaicml-streaming==0.13.0",
     "transformers>=4.57,<5",
     "omegaconf>=2.3,<2.5",
+    "pydantic>=2.10,<3",
     "sentencepiece>=0.2,<0.3",
     "gigatoken>=0.10,<0.11",
     "orjson>=3.9",

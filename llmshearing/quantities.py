@@ -1,0 +1,107 @@
+"""Quantities in recipes and arguments: steps, seconds, counts and bytes, and their field types.
+
+A field keeps the text; the functions read it, and raise ValueError for any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+BYTES = {"": 1, "B": 1}
+BYTES |= {f"{prefix}B": 10 ** (3 * n) for n, prefix in enumerate("KMGT", start=1)}
+BYTES |= {f"{prefix}IB": 2 ** (10 * n) for n, prefix in enumerate("KMGT", start=1)}
+LARGEST = 1 << 62
+NUMBER = r"[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?"
+
+
+def steps(text: str, total: int | None = None) -> int:
+    """Optimizer steps.
+
+    Args:
+        text: `320ba`, or a part of the run such as `0.1dur` where `total` is given.
+        total: steps of the whole run.
+    """
+    if re.fullmatch("[0-9]{1,9}ba", text):
+        return int(text[:-2])
+    if total is not None and re.fullmatch(f"{NUMBER}dur", text):
+        fraction = float(text[:-3])
+        if fraction <= 1:
+            return round(fraction * total)
+    raise ValueError(text)
+
+
+def seconds(text: str) -> float:
+    """Seconds of `90s`, `30m` or `2h`; more than none."""
+    found = re.fullmatch("([0-9]{1,6})([smh])", text)
+    if found is None or int(found[1]) == 0:
+        raise ValueError(text)
+    return float(int(found[1]) * SECONDS[found[2]])
+
+
+def count(text: str | int | float) -> int:
+    """A count such as `1.3B`, `370M`, `2.2e6` or `1_000`, rounded to a whole number."""
+    return _scaled(text, COUNTS)
+
+
+def byte_size(text: str | int | float) -> int:
+    """Bytes of `64MiB`, `5GB` or a plain number; binary prefixes are powers of 1,024."""
+    return _scaled(text, BYTES)
+
+
+def _scaled(text: str | int | float, units: dict[str, int]) -> int:
+    found = re.fullmatch(rf"\s*({NUMBER})\s*([A-Z]*)\s*", str(text), re.IGNORECASE | re.ASCII)
+    if found is None or isinstance(text, bool) or found[2].upper() not in units:
+        raise ValueError(text)
+    digits, unit = found[1].replace("_", ""), units[found[2].upper()]
+    value = int(digits) * unit if digits.isdigit() else float(digits) * unit
+    if value >= LARGEST:
+        raise ValueError(text)
+    return round(value)
+
+
+def quantity(
+    parse: Callable[[Any], float], expected: str, pattern: str, *, numbers: bool = False
+) -> Any:
+    """The type of a value that stays text and that `parse` reads as more than nothing.
+
+    Args:
+        parse: raises ValueError for text it cannot read.
+        expected: what a value has to be, for the message.
+        pattern: a regular expression of such text, for editors.
+        numbers: whether a plain number will do as well.
+    """
+
+    def check(value: Any) -> str:
+        if isinstance(value, str) or (numbers and isinstance(value, (int, float))):
+            try:
+                if parse(value):
+                    return str(value)
+            except ValueError:
+                pass
+        raise PydanticCustomError("quantity", "{words}", {"words": expected})
+
+    schema = {"type": ["string", "number"] if numbers else "string", "pattern": f"^({pattern})$"}
+    return Annotated[str, BeforeValidator(check), WithJsonSchema(schema)]
+
+
+Steps = quantity(steps, "steps with a unit, e.g. 300ba, below 1e9", "[0-9]{1,9}ba")
+Moment = quantity(
+    lambda text: steps(text, 1) + 1,
+    "a time such as 0.1dur or 320ba",
+    r"[0-9]{1,9}ba|[0-9._]+(e-?[0-9]+)?dur",
+)
+Time = quantity(seconds, "a time with a unit, e.g. 30m", "[0-9]{1,6}[smh]")
+Quantity = quantity(count, "a number such as 1.3B", "[0-9._e+]+ *[kKmMbBtT]?", numbers=True)
+ByteSize = quantity(byte_size, "a size such as 64MiB", "[0-9._]+ *([kKMGT]i?)?B?", numbers=True)
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
