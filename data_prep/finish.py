@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import fingerprints
 import inputs
 import mds_files
 import numpy as np
@@ -76,8 +77,9 @@ def finish(plan: plans.Plan, processes: int) -> None:
         for pool, cut in cuts[domain.name]
     ]
     _refuse_empty(streams)
-    notes = _pack(plan, streams, processes)
-    _write_tree(plan, streams, notes, held, cuts)
+    digests = _digests(plan)
+    notes = _pack(plan, streams, processes, fingerprints.combined(digests))
+    _write_tree(plan, streams, notes, held, cuts, digests)
 
 
 def too_many_bad(
@@ -114,6 +116,16 @@ def _files(plan: plans.Plan, domain: str, pool: str) -> Iterator[tuple[units.Uni
         if unit.domain == domain and unit.pool == pool:
             path = plan.settings.folder / unit.file_name
             yield unit, units.UnitFile.open(path, plan.settings.dtype)
+
+
+def _digests(plan: plans.Plan) -> dict[str, str]:
+    """Put together the digests of the raw files from their units'; domains may share a file."""
+    chunks: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for domain in plan.domains:
+        for pool in domain.pools:
+            for unit, file in _files(plan, domain.name, pool):
+                chunks[unit.source.name, domain.name, pool] += file.head["chunks"]
+    return {name: fingerprints.digest(hashed) for (name, _, _), hashed in chunks.items()}
 
 
 def _held_out(plan: plans.Plan) -> np.ndarray:
@@ -198,10 +210,10 @@ def _refuse_empty(streams: list[packing.Stream]) -> None:
         )
 
 
-def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: int) -> Path:
+def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: int, content: str) -> Path:
     """Write all shards that are not yet there; give the folder of the notes on them."""
-    notes = plan.work / f"packed-{plan.identity[:16]}"
-    if not notes.is_dir():  # the first time, or after other rules for the splits
+    notes = plan.work / f"packed-{plans.digest([plan.identity, content])[:16]}"
+    if not notes.is_dir():  # the first time, or after other rules for the splits or an edit
         for split in SPLITS:
             shutil.rmtree(plan.root / split, ignore_errors=True)
         notes.mkdir()
@@ -236,6 +248,7 @@ def _write_tree(
     notes: Path,
     held: dict[str, Held],
     cuts: dict[str, list[tuple[str, splits.Cut]]],
+    digests: dict[str, str],
 ) -> None:
     described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     for stream in streams:
@@ -260,10 +273,12 @@ def _write_tree(
         plan.root / BAD_DOCUMENTS,
         "".join(f"{json.dumps(p, ensure_ascii=False)}\n" for p in problems),
     )
+    _write(plan, plan.root / fingerprints.INPUTS, fingerprints.record(plan.stamps, digests))
     _copy_tokenizer(plan)
     manifest = {
         "format": FORMAT_VERSION,
         "identity": plan.identity,
+        "inputs": fingerprints.combined(digests),
         "sequence_length": plan.recipe.sequence_length,
         "token_dtype": plan.settings.dtype,
         "vocabulary": plan.tokenizer.vocabulary,

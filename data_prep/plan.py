@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import encoders
+import fingerprints
 import inputs
 import recipe as recipes
 import sources
@@ -37,7 +39,7 @@ class Domain:
         chat: whether that is a chat.
         asks: what each split asks of each pool.
         estimate: tokens of the train pool, roughly; None where no budget needs it.
-        keep: bound on the hashes of documents to tokenise.
+        keep: bound on the hashes of documents to tokenise at first.
         skipped: files and folders that are not read, and why.
     """
 
@@ -62,8 +64,10 @@ class Plan:
         domains: the domains.
         units: the pieces of work, in the order of the text.
         settings: what the pieces share.
-        identity: digest of all that the result depends on.
-        work_identity: digest of all that finished units depend on.
+        paths: the raw files, by name.
+        stamps: of these files.
+        identity: digest of all that the result depends on, but for the content of the files.
+        work_identity: the same of finished units.
     """
 
     recipe: recipes.Recipe
@@ -72,6 +76,8 @@ class Plan:
     domains: list[Domain]
     units: list[units.Unit] = field(repr=False)
     settings: units.UnitSettings = field(repr=False)
+    paths: dict[str, Path] = field(repr=False)
+    stamps: dict[str, fingerprints.Stamp] = field(repr=False)
     identity: str = ""
     work_identity: str = ""
 
@@ -96,8 +102,10 @@ def make(recipe: recipes.Recipe) -> Plan:
             )
     rules = {name: rule or recipes.DomainRule() for name, rule in recipe.domains.items()}
     vocabulary = facts.vocabulary
+    chat = None
     if any(rule.messages_field for rule in rules.values()):
-        vocabulary = max(vocabulary, units.ChatEncoder(recipe.tokenizer).vocabulary)
+        chat = units.ChatEncoder(recipe.tokenizer)
+        vocabulary = max(vocabulary, chat.vocabulary)
     domains = _domains(recipe, rules, facts)
     settings = units.UnitSettings(
         folder=root / WORK_FOLDER / "units",
@@ -110,16 +118,18 @@ def make(recipe: recipes.Recipe) -> Plan:
         unit_bytes=recipes.byte_size(recipe.unit_bytes),
         reads={domain.name: domain.reads for domain in domains},
         chats=frozenset(domain.name for domain in domains if domain.chat),
-        keep={domain.name: domain.keep for domain in domains},
     )
-    identity, work_identity = _identities(recipe, settings, domains)
+    identity, work_identity = _identities(recipe, settings, domains, chat)
+    work = _units(domains, settings.unit_bytes)
     return Plan(
         recipe=recipe,
         root=root,
         tokenizer=facts if vocabulary == facts.vocabulary else facts.with_vocabulary(vocabulary),
         domains=domains,
-        units=_units(domains, settings.unit_bytes),
+        units=work,
         settings=settings,
+        paths={unit.source.name: unit.source.path for unit in work},
+        stamps={unit.source.name: unit.stamp for unit in work},
         identity=identity,
         work_identity=work_identity,
     )
@@ -172,13 +182,20 @@ def _listed(value: Any) -> list[str]:
 
 
 def _units(domains: list[Domain], unit_bytes: int) -> list[units.Unit]:
-    made = []
+    stamp = functools.cache(fingerprints.stamp)  # a file may be of several domains
+    made: list[units.Unit] = []
     for domain in domains:
         for pool, files in sorted(domain.pools.items()):
-            if domain.asks[pool]:
-                for source in files:
-                    for blocks in sources.block_ranges(source, unit_bytes):
-                        made.append(units.Unit(len(made), domain.name, pool, source, blocks))
+            keep = units.WHOLE if pool == "eval" else domain.keep
+            for source in files if domain.asks[pool] else ():
+                ranges = sources.block_ranges(source, unit_bytes)
+                for index, blocks in enumerate(ranges):
+                    part, changed = (index, len(ranges)), stamp(source.path)
+                    made.append(
+                        units.Unit(
+                            len(made), domain.name, pool, source, blocks, part, changed, keep
+                        )
+                    )
     return made
 
 
@@ -195,10 +212,14 @@ def size(unit: units.Unit, unit_bytes: int) -> int:
 
 
 def _identities(
-    recipe: recipes.Recipe, settings: units.UnitSettings, domains: list[Domain]
+    recipe: recipes.Recipe,
+    settings: units.UnitSettings,
+    domains: list[Domain],
+    chat: units.ChatEncoder | None,
 ) -> tuple[str, str]:
     text = {
         "tokenizer": settings.tokenizer.fingerprint,
+        "chat": chat and chat.identity,
         "dtype": settings.dtype,
         "marks": [settings.bos, settings.eos],
         "seed": settings.seed,
@@ -208,7 +229,6 @@ def _identities(
                 "field": domain.reads.field,
                 "where": domain.reads.where,
                 "chat": domain.chat,
-                "keep": domain.keep,
                 "files": [
                     [pool, file.name, file.size]
                     for pool, files in sorted(domain.pools.items())
@@ -218,12 +238,6 @@ def _identities(
             for domain in domains
         ],
     }
-    changed = [
-        file.path.stat().st_mtime_ns
-        for domain in domains
-        for _, files in sorted(domain.pools.items())
-        for file in files
-    ]
     result = [text, recipe.sequence_length, recipes.byte_size(recipe.shard_bytes)]
     result += [
         [domain.name, pool, ask.split, ask.tokens, ask.share]
@@ -231,10 +245,11 @@ def _identities(
         for pool, asks in sorted(domain.asks.items())
         for ask in asks
     ]
-    return _digest(result), _digest([text, settings.unit_bytes, changed])
+    return digest(result), digest([text, settings.unit_bytes])
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

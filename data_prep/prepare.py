@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import fingerprints
 import finish
 import plan as plans
 import recipe as recipes
@@ -52,7 +53,7 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
     """
     if not _begin(plan):
         return True
-    todo = [unit for unit in plan.units if not (plan.settings.folder / unit.file_name).is_file()]
+    todo = _todo(plan)
     if merge and todo:
         raise UserError(
             f"found {len(plan.units) - len(todo)} of {len(plan.units)} pieces tokenised in "
@@ -74,19 +75,24 @@ def _begin(plan: plans.Plan) -> bool:
     """Take the target folder, or see that it is done; say whether work is left."""
     root, state = plan.root, plan.work / STATE
     if (root / MANIFEST).is_file():
-        held = DataTree.read(root).manifest.get("identity")
-        if held != plan.identity:
+        tree = DataTree.read(root)
+        if tree.manifest.get("identity") != plan.identity:
             raise UserError(
                 f"found another preparation in {root} (other text, tokenizer or settings), "
                 "expected an empty folder: choose another output= or remove it"
+            )
+        if edited := fingerprints.changed(root, tree.manifest["inputs"], plan.paths):
+            raise UserError(
+                f"found a tree in {root} that was made before {_listed(edited)} changed, expected "
+                "the same text: choose another output= or remove it"
             )
         shutil.rmtree(plan.work, ignore_errors=True)
         return False
     if state.is_file():
         if state.read_text(encoding="utf-8") != plan.work_identity:
             raise UserError(
-                f"found another, unfinished preparation in {root}, or one of text that has changed "
-                "since: choose another output= or remove it"
+                f"found another, unfinished preparation in {root}, or one of other files: choose "
+                "another output= or remove it"
             )
     elif root.exists() and not _only_work(root, plan.work):
         raise UserError(
@@ -100,6 +106,25 @@ def _begin(plan: plans.Plan) -> bool:
             f"cannot write to {root} ({error.strerror}): choose another output="
         ) from None
     return True
+
+
+def _todo(plan: plans.Plan) -> list[units.Unit]:
+    """List the units without a finished file, or with one of a file that has changed since."""
+    todo, edited = [], set()
+    for unit in plan.units:
+        path = plan.settings.folder / unit.file_name
+        head = units.UnitFile.read_head(path) if path.is_file() else None
+        if head is None or (tuple(head["stamp"]), head["keep"]) != (unit.stamp, unit.keep):
+            todo.append(unit)
+        if head is not None and tuple(head["stamp"]) != unit.stamp:
+            edited.add(unit.source.name)
+    if edited:
+        log.warning("%s changed since: tokenising the pieces again", _listed(sorted(edited)))
+    return todo
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _only_work(root: Path, work: Path) -> bool:

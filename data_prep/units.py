@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import encoders
+import fingerprints
 import numpy as np
 import sources
 import xxhash
@@ -33,6 +34,9 @@ class Unit:
         pool: `train`, to be split by hash, or `eval`, held out as a whole.
         source: the file.
         blocks: half-open range of the file's blocks.
+        part: its place among the units of the file, and their number.
+        stamp: of the file when the work was planned.
+        keep: bound on the hashes of the documents to tokenise.
     """
 
     index: int
@@ -40,6 +44,9 @@ class Unit:
     pool: str
     source: sources.Source
     blocks: tuple[int, int]
+    part: tuple[int, int]
+    stamp: fingerprints.Stamp
+    keep: int = WHOLE
 
     @property
     def file_name(self) -> str:
@@ -62,7 +69,6 @@ class UnitSettings:
         unit_bytes: size of units, from which the blocks follow.
         reads: what to read of a record, by domain.
         chats: the domains whose records are chats.
-        keep: bound on the hash of documents that are tokenised, by domain.
     """
 
     folder: Path
@@ -75,7 +81,6 @@ class UnitSettings:
     unit_bytes: int
     reads: dict[str, sources.Reads]
     chats: frozenset[str]
-    keep: dict[str, int]
 
 
 @dataclass
@@ -84,6 +89,9 @@ class UnitSummary:
 
     Attributes:
         index: the unit.
+        stamp: of the file that it was read from.
+        keep: bound on the hashes of the documents that were tokenised.
+        chunks: digests of the unit's part of the file.
         lines: lines or rows read, blank ones included.
         documents: good documents.
         tokenised: documents chosen by their hash and tokenised.
@@ -98,6 +106,9 @@ class UnitSummary:
     """
 
     index: int
+    stamp: fingerprints.Stamp
+    keep: int
+    chunks: list[str] = field(default_factory=list)
     lines: int = 0
     documents: int = 0
     tokenised: int = 0
@@ -125,7 +136,7 @@ class UnitWorker:
         Raises:
             UserError: the source cannot be read or the file cannot be written.
         """
-        summary = UnitSummary(unit.index)
+        summary = UnitSummary(unit.index, unit.stamp, unit.keep)
         hashes: list[int] = []
         lengths, tokens, loss = [], [], []
         for batch in self._batches(unit, summary, hashes):
@@ -137,6 +148,7 @@ class UnitWorker:
                 flat, counts = self._encoder.encode(batch, self._marks)
             tokens.append(flat.astype(self.settings.dtype))
             lengths.append(counts)
+        summary.chunks = fingerprints.chunks(unit.source.path, unit.stamp, unit.part)
         table = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         summary.tokenised, summary.tokens = len(table), int(table.sum())
         _write(self.settings.folder / unit.file_name, summary, hashes, table, tokens, loss)
@@ -147,7 +159,6 @@ class UnitWorker:
         settings = self.settings
         chat = self._chat if unit.domain in settings.chats else None
         reads = settings.reads[unit.domain]
-        keep = WHOLE if unit.pool == "eval" else settings.keep[unit.domain]
         seed = settings.seed % (1 << 64)
         digest = xxhash.xxh3_64_intdigest
         batch: list[Any] = []
@@ -173,7 +184,7 @@ class UnitWorker:
                 continue
             summary.documents += 1
             number = digest(canonical, seed)
-            if number >= keep:
+            if number >= unit.keep:
                 continue
             hashes.append(number)
             summary.bytes += len(canonical)
@@ -313,8 +324,9 @@ class UnitFile:
         """
         try:
             with path.open("rb") as file:
-                head = json.loads(np.load(file).tobytes())
-                hashes, lengths = np.load(file), np.load(file).astype(np.int64)
+                head = _head(file)
+                hashes = np.load(file, allow_pickle=False)
+                lengths = np.load(file, allow_pickle=False).astype(np.int64)
                 unit = cls(path, head, hashes, lengths, file.tell())
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
@@ -322,6 +334,19 @@ class UnitFile:
         if path.stat().st_size != unit.offset + int(lengths.sum()) * each:
             raise UserError(f"found {path} cut off: remove it and run again")
         return unit
+
+    @staticmethod
+    def read_head(path: Path) -> dict[str, Any]:
+        """Read only the summary of a unit.
+
+        Raises:
+            UserError: the file is not as it was written.
+        """
+        try:
+            with path.open("rb") as file:
+                return _head(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
 
     def tokens(self, dtype: str) -> np.ndarray:
         """Map the ids."""
@@ -337,3 +362,7 @@ class UnitFile:
             return np.zeros(0, dtype)
         mapped = np.memmap(self.path, dtype, mode="r", offset=offset, shape=(count,))
         return mapped.view(np.ndarray)  # whose slices are cheap
+
+
+def _head(file: BinaryIO) -> dict[str, Any]:
+    return json.loads(np.load(file, allow_pickle=False).tobytes())

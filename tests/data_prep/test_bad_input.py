@@ -172,4 +172,4 @@ def test_text_that_changed_since_is_refused(config, source, capsys):
     assert prepare(config, "--shard", "0/2") == 0
     write_jsonl(source / "web" / "new.jsonl", [text(1, 9)])
     assert prepare(config) == 2
-    assert "text that has changed" in capsys.readouterr().err
+    assert "of other files" in capsys.readouterr().err
