@@ -45,7 +45,12 @@ from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.training_progress import FlopsModel, TrainingProgress
 from llmshearing.callbacks.verdict import VerdictWriter
 from llmshearing.checkpoints.fitting import check_fits
-from llmshearing.checkpoints.layout import latest_checkpoint, read_manifest, step_of
+from llmshearing.checkpoints.layout import (
+    check_contents,
+    latest_checkpoint,
+    read_manifest,
+    step_of,
+)
 from llmshearing.checkpoints.source import empty_model, fill, load_model
 from llmshearing.checkpoints.weight_files import WeightFiles
 from llmshearing.checkpoints.writing import check_writable
@@ -104,6 +109,10 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
+    if checkpoint is not None:
+        begun = time.monotonic()
+        check_contents(checkpoint)
+        log_phase("checkpoint checksums", time.monotonic() - begun)
     if dist.get_global_rank() == 0:  # only now: a recipe that is refused leaves the other's
         write_text(directory / "config.yaml", to_yaml(recipe))
     log.info("recipe\n%s", to_yaml(recipe))

@@ -20,7 +20,7 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from llmshearing.callbacks.held_out import measure
-from llmshearing.checkpoints.model_directory import MANIFEST
+from llmshearing.checkpoints.weight_files import MANIFEST
 from llmshearing.errors import UserError
 from llmshearing.models.gated import set_gates
 from llmshearing.models.metrics import HeldOutLoss

@@ -20,17 +20,19 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.checkpoints import tokenizer_files
+from llmshearing.checkpoints.checksums import SEAL
+from llmshearing.checkpoints.layout import FORMAT
 from llmshearing.checkpoints.mapped import OneAtATime
 from llmshearing.checkpoints.model_card import model_card
 from llmshearing.checkpoints.model_directory import (
     DTYPES,
-    MANIFEST,
     copy_files,
     new_model_directory,
     write_model,
 )
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
 from llmshearing.checkpoints.verification import gated_logits, verify
+from llmshearing.checkpoints.weight_files import FILES, MANIFEST, weight_records
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.errors import UserError
 from llmshearing.files import write_json, write_text
@@ -128,6 +130,7 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
     with new_model_directory(out) as directory:
         shape, difference = _write(directory, checkpoint, table, decision, options, tokenizer)
         manifest = _manifest(checkpoint, shape, decision, options, difference)
+        manifest |= {"format": FORMAT, FILES: weight_records(directory)}
         write_json(directory / MANIFEST, manifest)
         parameters = table.parameter_count(shape)
         card = model_card(Path(out).name, manifest, parameters)
@@ -237,7 +240,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """The run's manifest with what the export decided; kept units in source numbering."""
     return {
-        **checkpoint.manifest,
+        **{k: v for k, v in checkpoint.manifest.items() if k not in (FILES, SEAL)},
         "checkpoint": checkpoint.path.name,
         "shape": asdict(shape),
         "dtype": options.dtype,

@@ -101,12 +101,17 @@ def _misfit(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     length, own_length = data["sequence_length"], own_data["sequence_length"]
     if length != own_length:
         return f"was trained on rows of {length} tokens, but data.root has rows of {own_length}"
-    if data["fingerprints"] != own_data["fingerprints"]:
-        names = data["fingerprints"].keys() | own_data["fingerprints"].keys()
-        other = sorted(
-            n for n in names if data["fingerprints"].get(n) != own_data["fingerprints"].get(n)
-        )
-        return f"was trained on other data: data.root differs in {', '.join(other)}"
+    for what, part, own_part in (
+        ("was trained on other data", data, own_data),
+        ("was evaluated on other held-out data", data.get("held_out"), own_data["held_out"]),
+    ):
+        if part is None:
+            continue  # old manifests do not record what was held out
+        prints, own_prints = part["fingerprints"], own_part["fingerprints"]
+        names = prints.keys() | own_prints.keys()
+        other = sorted(n for n in names if prints.get(n) != own_prints.get(n))
+        if other:
+            return f"{what}: data.root differs in {', '.join(other)}"
     return ""
 
 

@@ -20,7 +20,6 @@ from llmshearing.checkpoints.weight_writer import Flusher, write_weights
 from llmshearing.errors import UserError
 from llmshearing.files import new_directory
 
-MANIFEST = "llmshearing.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
 

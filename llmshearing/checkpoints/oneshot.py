@@ -14,9 +14,9 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
+from llmshearing.checkpoints.layout import FORMAT
 from llmshearing.checkpoints.model_directory import (
     DTYPES,
-    MANIFEST,
     copy_files,
     new_model_directory,
     write_model,
@@ -28,7 +28,7 @@ from llmshearing.checkpoints.source import (
     read_source,
 )
 from llmshearing.checkpoints.verification import gated_logits, verify
-from llmshearing.checkpoints.weight_files import WeightFiles
+from llmshearing.checkpoints.weight_files import FILES, MANIFEST, WeightFiles, weight_records
 from llmshearing.checkpoints.weight_writer import Flusher, parse_size
 from llmshearing.config import error_list
 from llmshearing.errors import UserError
@@ -116,6 +116,8 @@ def prune_oneshot(
             copy_files(directory, source.path)
             difference = verify(directory, logits, tensors())
         manifest = {
+            "format": FORMAT,
+            FILES: weight_records(directory),
             "source": {"path": str(source.path.resolve()), "shape": asdict(table.source)},
             "shape": asdict(written),
             "method": method,

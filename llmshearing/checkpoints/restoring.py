@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from llmshearing.checkpoints.layout import kind_of
-from llmshearing.checkpoints.tensors import SafeReader, not_whole
+from llmshearing.checkpoints.tensors import UNREADABLE, SafeReader, not_whole
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.checkpoints.writing import TRAINER_FILE, without_remarks, write_full, write_sharded
 from llmshearing.errors import UserError
@@ -91,11 +91,9 @@ def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
             saved = load_trainer_state(path / TRAINER_FILE)
             _load_sharded(path, state, saved["param_groups"])
     except CheckpointException as error:
-        raise _not_this_model(path, next(iter(error.failures.values()))[0]) from error
-    except (EOFError, OSError, UnpicklingError) as error:
-        raise not_whole(path, error) from error
-    except (RuntimeError, KeyError) as error:
-        raise _not_this_model(path, error) from error
+        raise _refusal(path, next(iter(error.failures.values()))[0]) from error
+    except (*UNREADABLE, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise _refusal(path, error) from error
     state.load_state_dict(saved["state"], logger)
     _set(state, settings)
     return saved["rng"]
@@ -148,7 +146,12 @@ def restore_generators(states: list[dict[str, Any]]) -> None:
         )
 
 
-def _not_this_model(path: Path, error: BaseException) -> UserError:
+def _refusal(path: Path, error: BaseException) -> UserError:
+    """The message about a checkpoint that cannot be put into this run."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, EOFError | OSError | UnpicklingError):
+        return not_whole(path, error)
     return UserError(
         f"{path} does not fit the model of this recipe ({str(error).splitlines()[0]}); give the "
         "recipe that wrote it, or another run.directory"

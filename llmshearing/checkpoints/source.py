@@ -59,7 +59,7 @@ def read_source(path: str | Path) -> Source:
     """
     path = Path(path)
     family = family_of(read_config(path))
-    config = AutoConfig.from_pretrained(path).to_dict()
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     return Source(path, config, family, family.table(config))
 
 
@@ -89,9 +89,12 @@ def empty_model(
 ) -> PreTrainedModel:
     """The stock model whose parameters have no memory yet, known to fit the weights.
 
+    All ranks call it: the checksums of an exported directory's files are compared here.
+
     Raises:
-        UserError: weights are missing, unexpected or of another size.
+        UserError: weights are missing, unexpected, of another size or damaged.
     """
+    weights.check_contents()
     with init_empty_weights():
         model = _stock_model(source, attention)
     model.tie_weights()  # the context gives every parameter an object of its own
@@ -149,10 +152,13 @@ def _read_parameter(
 
 
 def _stock_model(source: Source, attention: str) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source.path)
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     try:
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, dtype=torch.float32
+            config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     except (ValueError, ImportError) as error:
         raise UserError(

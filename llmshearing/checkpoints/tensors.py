@@ -19,27 +19,33 @@ import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from llmshearing.checkpoints.layout import find_checkpoint, kind_of, read_manifest
+from llmshearing.checkpoints.layout import (
+    FILES,
+    check_contents,
+    find_checkpoint,
+    kind_of,
+    read_manifest,
+)
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.errors import UserError
 
 MODEL_PREFIX = "model."  # the trained module holds the stock model under this name, masks beside it
 METADATA = ".metadata"
 
-# What the index of a sharded checkpoint is made of. Its dtypes and sizes are torch's own names.
+# What the index of a sharded checkpoint consists of, besides torch's dtypes. BytesStorageMetadata
+# is left out: torch's planner unpickles such an entry without restriction, and we save none.
 INDEX_CLASSES = {
     ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
     ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
     ("torch.distributed.checkpoint.metadata", "Metadata"),
     ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
@@ -49,6 +55,8 @@ INDEX_CLASSES = {
     ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
     ("torch.serialization", "_get_layout"),
 }
+# What reading a damaged file raises.
+UNREADABLE = (RuntimeError, EOFError, OSError, UnpicklingError)
 
 
 class CheckpointTensors(ABC):
@@ -83,14 +91,14 @@ class CheckpointTensors(ABC):
 
 
 def open_checkpoint(path: str | Path) -> CheckpointTensors:
-    """Open a checkpoint of either kind, or a run directory's latest.
+    """Open a checkpoint of either kind, or a run directory's latest; its checksums are compared.
 
     Raises:
-        UserError: there is none, or it is not whole.
+        UserError: there is none, or it is not whole, or damaged.
     """
     found = find_checkpoint(path)
-    manifest = read_manifest(found)
-    return _READERS[kind_of(found)](found, manifest)
+    check_contents(found)
+    return _READERS[kind_of(found)](found, read_manifest(found))
 
 
 class FullTensors(CheckpointTensors):
@@ -102,9 +110,9 @@ class FullTensors(CheckpointTensors):
         super().__init__(path, manifest)
         try:
             state = load_trainer_state(path)["state"]["model"]
-        except (RuntimeError, EOFError, OSError, UnpicklingError, KeyError) as error:
+            self._tensors: dict[str, Tensor] = {own_name(n): state[n] for n in state}
+        except (*UNREADABLE, KeyError, TypeError) as error:
             raise not_whole(path, error) from error
-        self._tensors = {own_name(name): tensor for name, tensor in state.items()}
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -130,11 +138,12 @@ class ShardedTensors(CheckpointTensors):
         super().__init__(path, manifest)
         self._reader = SafeReader(path)
         self._index = self._reader.read_metadata()
-        stored = {}
-        for key, entry in self._index.state_dict_metadata.items():
-            if key.startswith(MODEL_PREFIX) and isinstance(entry, TensorStorageMetadata):
-                stored[own_name(key.removeprefix(MODEL_PREFIX))] = (key, entry)
-        self._stored: dict[str, tuple[str, TensorStorageMetadata]] = stored
+        entries: dict[str, Any] = self._index.state_dict_metadata
+        self._stored: dict[str, tuple[str, TensorStorageMetadata]] = {
+            own_name(key.removeprefix(MODEL_PREFIX)): (key, entry)
+            for key, entry in entries.items()
+            if key.startswith(MODEL_PREFIX)
+        }
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -155,10 +164,10 @@ class ShardedTensors(CheckpointTensors):
         planner = DefaultLoadPlanner()
         planner.set_up_planner({key: whole}, self._index, is_coordinator=True)
         self._reader.set_up_storage_reader(self._index, is_coordinator=True)
-        plan = planner.create_global_plan([planner.create_local_plan()])[0]
         try:
+            plan = planner.create_global_plan([planner.create_local_plan()])[0]
             self._reader.read_data(plan, planner).wait()
-        except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        except (*UNREADABLE, KeyError, ValueError, AssertionError) as error:
             raise not_whole(self.path, error) from error
         return whole
 
@@ -167,33 +176,70 @@ _READERS: dict[str, type[CheckpointTensors]] = {"full": FullTensors, "sharded": 
 
 
 class SafeReader(FileSystemReader):
-    """Reads a sharded checkpoint whose index can only be an index.
+    """Reads a sharded checkpoint whose index can only be an index of tensors in its own files.
 
-    torch unpickles the index (`.metadata`) without restriction, so that a checkpoint from elsewhere
-    could run code. Here a class that no index is made of ends the reading.
+    torch unpickles the index (`.metadata`) without restriction, and then every entry that the index
+    calls bytes, so that a checkpoint from elsewhere could run code. Here the index is refused if it
+    contains anything but the places of tensors.
     """
 
     def read_metadata(self) -> Metadata:
-        """The index: which tensor lies where."""
-        path = Path(self.path) / METADATA
+        """The index: which tensor is where.
+
+        Raises:
+            UserError: it is damaged, or contains something else.
+        """
+        folder = Path(self.path)
         try:
-            with path.open("rb") as file:
+            with (folder / METADATA).open("rb") as file:
                 index = _IndexUnpickler(file).load()
-        except (OSError, EOFError, UnpicklingError, AttributeError, ValueError) as error:
-            raise not_whole(path, error) from error
-        if index.storage_meta is None:
-            index.storage_meta = StorageMeta()
-        index.storage_meta.load_id = self.load_id
+            _check_index(index, {Path(name).name for name in read_manifest(folder).get(FILES, {})})
+        except (*UNREADABLE, AttributeError, ValueError, TypeError, LookupError) as error:
+            raise not_whole(folder / METADATA, error) from error
+        index.storage_meta = StorageMeta(load_id=self.load_id)
         return index
 
 
-class _IndexUnpickler(pickle.Unpickler):
+def _check_index(index: Any, files: set[str]) -> None:
+    """See that an index has the types that torch's planner and reader rely on.
+
+    Raises:
+        UnpicklingError: it has others, or names a file that the checkpoint does not have.
+    """
+    if type(index) is not Metadata:
+        raise UnpicklingError(f"found {type(index).__name__}, expected Metadata")
+    for key, entry in index.state_dict_metadata.items():
+        if type(entry) is not TensorStorageMetadata:
+            raise UnpicklingError(f"{key} is {type(entry).__name__}, expected a tensor")
+        if type(entry.properties.dtype) is not torch.dtype or type(entry.size) is not torch.Size:
+            raise UnpicklingError(f"{key} has no dtype or no size")
+    for place in (index.storage_data or {}).values():
+        if place.relative_path not in files:
+            raise UnpicklingError(f"it names the file {place.relative_path}, expected its own")
+
+
+# Python's unpickler in Python: the one in C cannot be told what to set attributes on.
+_Unpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _IndexUnpickler(_Unpickler):
+    """Makes objects of INDEX_CLASSES only, and changes no class."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in INDEX_CLASSES:
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise UnpicklingError(f"it names {module}.{name}, which no index is made of")
+        raise UnpicklingError(f"it names {module}.{name}, which no index contains")
+
+    def load_build(self) -> None:
+        if not type(self.stack[-2]).__module__.startswith("torch.distributed.checkpoint."):
+            raise UnpicklingError("it sets attributes of something that no index contains")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def own_name(key: str) -> str:
@@ -201,6 +247,7 @@ def own_name(key: str) -> str:
     return key.removeprefix(MODEL_PREFIX)
 
 
-def not_whole(path: Path, error: Exception) -> UserError:
-    """What to say of a checkpoint that cannot be read."""
-    return UserError(f"{path} is not a whole checkpoint ({error}); take an earlier one")
+def not_whole(path: Path, error: BaseException) -> UserError:
+    """The message about a checkpoint that cannot be read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path} is not a whole checkpoint ({reason}); take an earlier one")

@@ -154,7 +154,7 @@ def _gated_model(checkpoint: Original, table: CouplingTable, gates: Gates) -> Pr
     config = AutoConfig.for_model(**checkpoint.config)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32
+            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
         )
     model.tie_weights()
     model.eval()

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llmshearing.checkpoints.checksums import check_files, record_files
 from llmshearing.errors import UserError
+
+MANIFEST = "llmshearing.json"  # of a directory that this project wrote
+FILES = "files"  # the manifest's entry: size and checksum of its weight files
 
 # Weights in anything else are quantised, and mean nothing without their scales. Files may hold more
 # than weights, such as the attention masks in Pythia's.
@@ -57,10 +62,12 @@ class WeightFiles:
         for file in _weight_files(self.path):
             try:
                 found = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
-            except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+            except (
+                SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError, AttributeError,
+            ) as error:  # fmt: skip
                 raise UserError(
-                    f"found {file}, which is cut short or no weight file ({error}); "
-                    "copy or download it again"
+                    f"found {file}, which is cut short or no weight file "
+                    f"({str(error).splitlines()[0]}); copy or download it again"
                 ) from error
             self.stored |= found
 
@@ -92,12 +99,32 @@ class WeightFiles:
                 "weights; take the model that is not quantised"
             )
 
+    def check_contents(self) -> None:
+        """Compare the files with the checksums in the directory's manifest, if it has any.
+
+        All ranks call it; each reads its share.
+
+        Raises:
+            UserError: on every rank, if a file is missing or has changed since it was written.
+        """
+        path = self.path / MANIFEST
+        if path.is_file():
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if "shape" in manifest and manifest.get("format", 0) > 0:
+                remedy = f"Export it again, or remove {path} if it was changed on purpose"
+                check_files(self.path, manifest[FILES], path, remedy)
+
     def _unpickle(self, file: Path) -> dict[str, StoredTensor]:
         tensors: dict[str, Tensor] = torch.load(
             file, map_location="cpu", weights_only=True, mmap=True
         )
         self._pickled[file] = tensors
         return {n: StoredTensor(file, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()}
+
+
+def weight_records(path: Path) -> dict[str, Any]:
+    """Size and checksum of a directory's weight files, for its manifest."""
+    return record_files({file.name: file for file in _weight_files(path)})
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

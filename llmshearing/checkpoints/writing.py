@@ -18,16 +18,16 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from llmshearing.checkpoints.checksums import record_files, sealed
 from llmshearing.checkpoints.layout import (
     CHECKPOINT_NAME,
     FILES,
     FOLDER,
+    FORMAT,
     KINDS,
     PARTIAL,
     checkpoint_path,
-    latest_checkpoint,
     manifest_of,
-    sizes,
     step_of,
     whole_checkpoints,
 )
@@ -49,19 +49,18 @@ def write_full(path: Path, state: Mapping[str, Any], manifest: Mapping[str, Any]
     Raises:
         UserError: on every rank, where it cannot be written.
     """
+    temporary = partial(path)
 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         forget(path)
-        temporary = partial(path)
         with temporary.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        declare_whole(path, manifest)
 
     on_first_rank(write, path)
+    _publish(path, [temporary] if _rank() == 0 else [], manifest)
 
 
 def write_sharded(
@@ -88,10 +87,6 @@ def write_sharded(
             file.flush()
             os.fsync(file.fileno())
 
-    def finish() -> None:
-        temporary.rename(path)
-        declare_whole(path, manifest)
-
     on_first_rank(prepare, path)
     try:
         with without_remarks():
@@ -100,7 +95,7 @@ def write_sharded(
         on_first_rank(lambda: forget(path), path)
         cause = next(iter(error.failures.values()))[0]
         raise UserError(cannot_write(path, cause)) from error
-    on_first_rank(finish, path)
+    _publish(path, _written_here(temporary), manifest)
 
 
 def on_first_rank(action: Callable[[], None], path: Path) -> None:
@@ -122,9 +117,28 @@ def on_first_rank(action: Callable[[], None], path: Path) -> None:
         raise UserError(trouble[0])
 
 
-def declare_whole(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the JSON beside a checkpoint whose files are all there."""
-    write_json(manifest_of(path), {**manifest, FILES: sizes(path)})
+def _publish(path: Path, written: list[Path], manifest: Mapping[str, Any]) -> None:
+    """Record every rank's files, give the checkpoint its name, and write the manifest."""
+    temporary = partial(path)
+    own = {str(path.name / file.relative_to(temporary)): file for file in written}
+    files = record_files(own)
+
+    def publish() -> None:
+        temporary.replace(path)
+        write_json(manifest_of(path), sealed({**manifest, "format": FORMAT, FILES: files}))
+
+    on_first_rank(publish, path)
+
+
+def _written_here(folder: Path) -> list[Path]:
+    """The files of a sharded checkpoint that this rank wrote, so that no rank waits for another's.
+
+    They are `__RANK_NUMBER.distcp`; the first rank also wrote the index and TRAINER_FILE.
+    """
+    own = sorted(folder.glob(f"__{_rank()}_*"))
+    if _rank() == 0:
+        own += [file for file in folder.iterdir() if not file.name.startswith("__")]
+    return own
 
 
 def forget(path: Path) -> None:
@@ -192,8 +206,8 @@ def cannot_write(path: Path, error: BaseException) -> str:
     cause = system.strerror if system else str(error).splitlines()[0]
     folder = path.parent
     free = f"; {shutil.disk_usage(folder).free >> 20} MiB are free there" if folder.is_dir() else ""
-    last = latest_checkpoint(folder.parent)
-    go_on = f"goes on from {last.name}" if last else "begins anew, for no checkpoint is whole yet"
+    whole = whole_checkpoints(folder.parent)
+    go_on = f"goes on from {whole[-1].name}" if whole else "begins anew: no checkpoint is whole yet"
     return (
         f"cannot write the checkpoint {path}: {cause}{free}. Make room or mend the folder, then "
         f"start the run again: it {go_on}"

@@ -11,13 +11,23 @@ from runs import run_here
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, tiny_model, tiny_tree) -> Path:
     """A pruning run of two steps; its last held-out loss is that of the exact target shape."""
-    folder = tmp_path_factory.mktemp("finished")
+    return finish(tmp_path_factory.mktemp("finished"), tiny_model, tiny_tree)
+
+
+@pytest.fixture(scope="session")
+def finished_sharded_run(tmp_path_factory, tiny_model, tiny_tree) -> Path:
+    """The same with a sharded checkpoint."""
+    return finish(tmp_path_factory.mktemp("sharded"), tiny_model, tiny_tree, "sharded")
+
+
+def finish(folder: Path, tiny_model: Path, tiny_tree: Path, kind: str = "full") -> Path:
     recipe = {
         "run": {
             "directory": str(folder / "run"),
             "duration": "2ba",
             "eval_interval": "2ba",
             "checkpoint_interval": "2ba",
+            "checkpoint": kind,
         },
         "model": {"path": str(tiny_model)},
         "target": {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 24},

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import edit_manifest
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.checkpoints.export import Options, cut_tensors, decide, export
-from llmshearing.checkpoints.layout import sizes
 from llmshearing.checkpoints.runs import open_run
 from llmshearing.checkpoints.source import read_source
 from llmshearing.checkpoints.trainer_state import load_trainer_state
@@ -35,7 +35,6 @@ def model_state(run):
 def replace_checkpoint(run, state, kind="full"):
     """Write a checkpoint anew, of either kind, with its files in the manifest."""
     folder = run / "checkpoints"
-    manifest = json.loads((folder / "ba2.json").read_text())
     (folder / "ba2.pt").unlink()
     if kind == "full":
         path = folder / "ba2.pt"
@@ -43,7 +42,7 @@ def replace_checkpoint(run, state, kind="full"):
     else:
         path = folder / "ba2"
         dcp.save({"model": state}, storage_writer=dcp.FileSystemWriter(path))
-    (folder / "ba2.json").write_text(json.dumps(manifest | {"files": sizes(path)}))
+    edit_manifest(path)
 
 
 def decided(state):
@@ -110,6 +109,7 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
     options = Options(dtype=dtype, allow_undecided=True, verify=False)
     exported = export(run, tmp_path / "out", options)
     assert exported.difference is None
+    (tmp_path / "out/llmshearing.json").unlink()  # its checksums would find the change first
     checkpoint, table = open_run(run), read_source(open_run(run).source_path).table
     decision = decide(checkpoint, table)
 
@@ -143,8 +143,7 @@ def test_a_settled_run_needs_no_flag_but_is_told_of(run, tmp_path):
     path = run / "checkpoints/ba2.json"
     manifest = json.loads(path.read_text())
     assert manifest["masks"]["settled"] is False
-    manifest["masks"]["settled"] = True
-    path.write_text(json.dumps(manifest))
+    edit_manifest(path.with_suffix(".pt"), masks=manifest["masks"] | {"settled": True})
     assert export(run, tmp_path / "out").undecided["hidden"] == 16
     written = json.loads((tmp_path / "out/llmshearing.json").read_text())
     assert written["undecided"]["hidden"] == {"undecided": 16, "units": 32}
@@ -187,7 +186,6 @@ def test_the_model_card_tells_what_it_is(run, tmp_path):
 def break_run(kind, run, tmp_path):
     """Break one thing; the arguments of the export that meets it."""
     checkpoint = run / "checkpoints/ba2.pt"
-    manifest = json.loads(checkpoint.with_suffix(".json").read_text())
     extra = []
     if kind == "not a run":
         shutil.rmtree(run / "checkpoints")
@@ -195,19 +193,19 @@ def break_run(kind, run, tmp_path):
         checkpoint.with_suffix(".json").unlink()
         return [str(checkpoint if kind == "no manifest" else run)]
     elif kind in ("manifest cut", "manifest of another program"):
-        text = "{}" if kind == "manifest of another program" else json.dumps(manifest)[:300]
-        checkpoint.with_suffix(".json").write_text(text)
+        manifest = checkpoint.with_suffix(".json")
+        text = "{}" if kind == "manifest of another program" else manifest.read_text()[:300]
+        manifest.write_text(text)
         return [str(run)]
     elif kind == "half written":
         checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     elif kind == "half written, as the manifest says":
         checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-        manifest["files"] = sizes(checkpoint)
+        edit_manifest(checkpoint)
     elif kind == "another model":
         state = model_state(run)
         del state["model.lm_head.weight"]
         replace_checkpoint(run, state)
-        manifest["files"] = sizes(checkpoint)
     elif kind in ("larger vocabulary", "another tokenizer", "no tokenizer"):
         folder = tmp_path / "tokenizer"
         folder.mkdir()
@@ -230,16 +228,14 @@ def break_run(kind, run, tmp_path):
         extra = ["--dtype", "int8"]
     elif kind == "shard size":
         extra = ["--max-shard-size", "5 pounds"]
-    if kind not in ("not a run", "no manifest"):
-        checkpoint.with_suffix(".json").write_text(json.dumps(manifest))
     return [str(run), "--allow-undecided", *extra]
 
 
 MESSAGES = {
     "not a run": "found no checkpoint in {run}; expected a run directory with checkpoints/ba<N>.pt",
-    "no manifest": "found no ba2.json beside",
+    "no manifest": "found no ba2.json next to",
     "no manifest in the run": "found no checkpoint in {run} but ba2.pt without its ba2.json",
-    "manifest cut": "ba2.json is no whole manifest (",
+    "manifest cut": "ba2.json is not a whole manifest (",
     "manifest of another program": "ba2.json is no manifest of a run: it has no recipe, source",
     "half written": "not a whole checkpoint",
     "half written, as the manifest says": "is not a whole checkpoint",
@@ -286,8 +282,8 @@ def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
 
 def test_a_tokenizer_that_has_moved_is_taken_from_where_it_is(run, tmp_path, tiny_model):
     manifest = json.loads((run / "checkpoints/ba2.json").read_text())
-    manifest["source"]["path"] = str(tmp_path / "gone")
-    (run / "checkpoints/ba2.json").write_text(json.dumps(manifest))
+    gone = manifest["source"] | {"path": str(tmp_path / "gone")}
+    edit_manifest(run / "checkpoints/ba2.pt", source=gone)
     with pytest.raises(UserError, match="If it has moved, say where with --tokenizer DIR"):
         export(run, tmp_path / "out", OPEN)
     export(run, tmp_path / "out", Options(allow_undecided=True, tokenizer=tiny_model))
