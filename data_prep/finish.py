@@ -21,6 +21,7 @@ import numpy as np
 import packing
 import plan as plans
 import recipe as recipes
+import sources
 import splits
 import units
 import workers
@@ -47,12 +48,14 @@ class Held:
         tokens: tokens by bucket of hashes and by pool. [buckets]
         problems: file, line and problem of bad documents.
         files: bytes read and lost, and good documents, by file.
+        values: values found in the fields of `where`, as JSON.
     """
 
     counts: dict[str, int]
     tokens: dict[str, np.ndarray]
     problems: list[dict[str, Any]]
     files: dict[str, Counter[str]]
+    values: dict[str, set[str]]
     duplicates: int = 0
 
 
@@ -70,6 +73,7 @@ def finish(plan: plans.Plan, processes: int) -> None:
         problems = [problem for domain in held.values() for problem in domain.problems]
         raise too_many_bad(plan, bad, total, problems)
     _refuse_unreadable(plan, held)
+    _refuse_unmatched(plan, held)
     cuts = {domain.name: _cuts(domain, held[domain.name]) for domain in plan.domains}
     streams = [
         _stream(plan, domain, pool, cut, excluded)
@@ -111,6 +115,36 @@ def _refuse_unreadable(plan: plans.Plan, held: dict[str, Held]) -> None:
         )
 
 
+def _refuse_unmatched(plan: plans.Plan, held: dict[str, Held]) -> None:
+    problems = [
+        f"\n  domains.{domain.name}.where: {problem}"
+        for domain in plan.domains
+        for problem in _unmatched(domain.reads, held[domain.name])
+    ]
+    if problems:
+        raise UserError(
+            "found filters that match nothing, expected values that occur, in quotes where they "
+            f"are text: correct `where`{''.join(problems)}"
+        )
+
+
+def _unmatched(reads: sources.Reads, held: Held) -> list[str]:
+    problems = []
+    for path, wanted in reads.where:
+        name, values = ".".join(path), held.values[".".join(path)]
+        if missing := [value for value in wanted if value not in values]:
+            others = sorted(values.difference(wanted))[: sources.EXAMPLES]
+            bools = " (YAML reads yes, no, on and off as true or false: quote them)"
+            problems.append(
+                f"no document has `{name}` equal to {' or '.join(missing)}"
+                f"{bools if {'true', 'false'} & set(missing) else ''}; other values are "
+                f"{', '.join(others) or 'none'}{' (no such field)' if others == ['null'] else ''}"
+            )
+    if reads.where and not problems and not held.counts["documents"] + held.counts["bad"]:
+        problems.append("no document passes all of the filters")
+    return problems
+
+
 def _files(plan: plans.Plan, domain: str, pool: str) -> Iterator[tuple[units.Unit, units.UnitFile]]:
     for unit in plan.units:
         if unit.domain == domain and unit.pool == pool:
@@ -141,13 +175,15 @@ def _held_out(plan: plans.Plan) -> np.ndarray:
 
 def _held(plan: plans.Plan, domain: plans.Domain, excluded: np.ndarray) -> Held:
     names = ("lines", "documents", "tokenised", "tokens", "bytes", "bad", "bad_bytes", "empty")
-    held = Held(dict.fromkeys(names, 0), {}, [], defaultdict(Counter))
+    held = Held(dict.fromkeys(names, 0), {}, [], defaultdict(Counter), defaultdict(set))
     for pool in sorted(domain.pools):
         tokens = np.zeros(splits.BUCKETS, np.int64)
         before: dict[str, int] = defaultdict(int)  # lines of the file before the unit
         for unit, file in _files(plan, domain.name, pool):
             for name in names:
                 held.counts[name] += file.head[name]
+            for name, values in file.head["values"].items():
+                held.values[name].update(values)
             for name in ("read_bytes", "bad_bytes", "documents"):
                 held.files[unit.source.name][name] += file.head[name]
             where = {"domain": domain.name, "file": unit.source.name}

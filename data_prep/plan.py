@@ -164,7 +164,7 @@ def _domains(
             held_out = [ask if ask and ask.tokens is not None else whole]
         ordered = [asks[split] for split in SPLITS if split in asks]
         estimate, chat = None, rule.messages_field is not None
-        where = tuple((tuple(key.split(".")), value) for key, value in (rule.where or {}).items())
+        where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
         reads = sources.Reads(rule.messages_field or rule.text_field or recipe.text_field, where)
         if any(ask.tokens is not None for ask in ordered) and not chat:
             encoder = encoder or encoders.fastest(facts)
@@ -245,7 +245,7 @@ def _identities(
         for pool, asks in sorted(domain.asks.items())
         for ask in asks
     ]
-    return digest(result), digest([text, settings.unit_bytes])
+    return digest(result), digest([text, units.FORMAT, settings.unit_bytes])
 
 
 def digest(value: Any) -> str:

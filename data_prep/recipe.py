@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import sources
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,8 +32,9 @@ class DomainRule:
             given, held-out text is split off `files`.
         text_field: the field that holds the text; the recipe's own where none is given.
         messages_field: the field that holds a chat; a domain that names it is chat data.
-        where: fields and the values that a document of the domain has in them, for files that mix
-            domains; a dot leads into a field, e.g. `meta.redpajama_set_name: RedPajamaC4`.
+        where: fields and the value, or list of values, that a document of the domain has in them,
+            for files that mix domains; a dot leads into a field, e.g.
+            `meta.redpajama_set_name: RedPajamaC4`. Text and numbers differ: 2023 is not "2023".
         weight: the domain's part of a budget for all domains; only ratios matter.
     """
 
@@ -40,7 +42,7 @@ class DomainRule:
     eval_files: Any = None
     text_field: str | None = None
     messages_field: str | None = None
-    where: dict[str, str] | None = None
+    where: dict[str, Any] | None = None
     weight: float | None = None
 
 
@@ -194,6 +196,24 @@ def _unknown(given: DictConfig, schema: type, prefix: str) -> list[str]:
     return problems
 
 
+def filters(where: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Read the rules of `where`: paths of fields, and the values wanted there as JSON.
+
+    Raises:
+        ValueError: a value is neither text, a number, true, false, null nor a list of these.
+    """
+    if isinstance(where, dict) and (where or not path):
+        found = {}
+        for key, value in where.items():
+            found |= filters(value, (*path, *str(key).split(".")))
+        return found
+    wanted = where if isinstance(where, list) else [where]
+    if not wanted or any(isinstance(value, (list, dict)) for value in wanted):
+        name = ".".join(path)
+        raise ValueError(f"found {where!r} for `{name}`, expected a value or a list of values")
+    return {path: tuple(map(sources.json_text, wanted))}
+
+
 def _problems(recipe: Recipe) -> list[str]:
     problems = []
     if recipe.sequence_length < 2:
@@ -233,6 +253,10 @@ def _domain_problems(recipe: Recipe, name: str, domain: DomainRule | None) -> li
         problems.append(
             f"domains.{name}: found text_field and messages_field, expected one of them"
         )
+    try:
+        filters(domain.where)
+    except ValueError as error:
+        problems.append(f"domains.{name}.where: {error}")
     if domain.weight is not None and domain.weight < 0:
         problems.append(f"domains.{name}.weight is {domain.weight}, expected 0 or more")
     if domain.eval_files is None and "eval" not in recipe.splits:

@@ -34,6 +34,7 @@ SUFFIXES = (
     ".parquet",
 )
 HEAD_BYTES = 1 << 16
+EXAMPLES = 10  # values of a field to show that no filter asks for
 BLOCK_BYTES = 1 << 20
 COMPRESSED_BLOCK_BYTES = 1 << 16
 # Each unit of a compressed file decompresses from the start of the file, which is cheap beside
@@ -110,53 +111,83 @@ class Reads:
 
     Attributes:
         field: the field that holds the text or the chat.
-        where: paths of fields, and the values that they have in records of the domain.
+        where: paths of fields, and the values that they have in records of the domain, as JSON.
     """
 
     field: str
-    where: tuple[tuple[tuple[str, ...], str], ...] = ()
+    where: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
 
-    def of(self, record: dict[str, Any]) -> bool:
-        """Say whether a record is of the domain."""
+    def of(self, record: dict[str, Any], seen: dict[str, set[str]]) -> bool:
+        """Return whether a record is of the domain; a missing field counts as null.
+
+        Args:
+            record: the record.
+            seen: values seen by field, as JSON: all that are asked for, and some others. Updated.
+        """
+        found = True
         for path, wanted in self.where:
             value: Any = record
             for name in path:
                 value = value.get(name) if isinstance(value, dict) else None
-            if value != wanted:
-                return False
-        return True
+            text, others = json_text(value), seen.setdefault(".".join(path), set())
+            found &= text in wanted
+            if text in wanted or len(others) < EXAMPLES:
+                others.add(text)
+        return found
+
+
+def json_text(value: Any) -> str:
+    """Format a value as JSON, so that 2023 equals 2023.0 but neither "2023" nor true."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def documents(
-    source: Source, blocks: tuple[int, int], unit_bytes: int, reads: Reads
+    source: Source,
+    blocks: tuple[int, int],
+    unit_bytes: int,
+    reads: Reads,
+    seen: dict[str, set[str]] | None = None,
 ) -> Iterator[Document]:
     """Read the documents of a unit: the value of the field, or what is wrong with the record.
+
+    Args:
+        source: the file.
+        blocks: the unit's blocks.
+        unit_bytes: size of units.
+        reads: what to read of a record.
+        seen: values seen in the fields of `reads.where`. Updated.
 
     Raises:
         UserError: the file cannot be read to its end.
     """
+    seen = {} if seen is None else seen
     try:
         if source.kind == "parquet":
-            yield from _parquet_documents(source, blocks, reads)
+            yield from _parquet_documents(source, blocks, reads, seen)
             return
         for number, line in enumerate(lines(source, blocks, unit_bytes), start=1):
             begins_file = number == 1 and blocks[0] == 0
-            yield _parse(number, line.removeprefix(codecs.BOM_UTF8) if begins_file else line, reads)
+            text = line.removeprefix(codecs.BOM_UTF8) if begins_file else line
+            yield _parse(number, text, reads, seen)
     except OSError as error:
         raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
 
 
-def _parse(number: int, line: bytes, reads: Reads) -> Document:
+def _parse(number: int, line: bytes, reads: Reads, seen: dict[str, set[str]]) -> Document:
     try:
         record = orjson.loads(line)
-        if not reads.where or reads.of(record):
+        if not reads.where or reads.of(record, seen):
             return Document(number, record[reads.field], size=len(line))
     except (ValueError, KeyError, TypeError):
-        return Document(number, *_parse_with_care(line, reads), len(line))
+        return Document(number, *_parse_with_care(line, reads, seen), len(line))
     return Document(number, None, None, True, len(line))
 
 
-def _parse_with_care(line: bytes, reads: Reads) -> tuple[Any, str | None, bool]:
+def _parse_with_care(
+    line: bytes, reads: Reads, seen: dict[str, set[str]]
+) -> tuple[Any, str | None, bool]:
     """Parse what the fast parser refuses, which may still be JSON, or say what is wrong.
 
     Returns:
@@ -172,7 +203,7 @@ def _parse_with_care(line: bytes, reads: Reads) -> tuple[Any, str | None, bool]:
         return None, f"malformed JSON: {error}", False
     if not isinstance(record, dict):
         return None, f"found {type(record).__name__}, expected an object", False
-    if not reads.of(record):
+    if not reads.of(record, seen):
         return None, None, True
     if reads.field not in record:
         return None, f"no field `{reads.field}`", False
@@ -269,7 +300,9 @@ def _parquet(source: Source) -> Any:
         raise UserError(f"cannot read {source.path} as Parquet: {error}") from None
 
 
-def _parquet_documents(source: Source, blocks: tuple[int, int], reads: Reads) -> Iterator[Document]:
+def _parquet_documents(
+    source: Source, blocks: tuple[int, int], reads: Reads, seen: dict[str, set[str]]
+) -> Iterator[Document]:
     import pyarrow
 
     file = _parquet(source)
@@ -287,7 +320,7 @@ def _parquet_documents(source: Source, blocks: tuple[int, int], reads: Reads) ->
                 number += 1
                 try:
                     record = {name: batch.column(name)[row].as_py() for name in columns}
-                    blank = not reads.of(record)
+                    blank = not reads.of(record, seen)
                     yield Document(number, record[reads.field], None, blank, size)
                 except UnicodeDecodeError as error:
                     problem = f"invalid UTF-8 at byte {error.start}"
@@ -318,7 +351,7 @@ def text_ratio(source: Source, reads: Reads) -> float:
                     break
             sample, expands = b"".join(parts), written / min(read, source.size)
     for line in sample.split(b"\n")[:-1] or [sample]:
-        value = _parse(0, line, reads).value
+        value = _parse(0, line, reads, {}).value
         text += len(value.encode("utf-8", "ignore")) if isinstance(value, str) else 0
         lines_read += len(line) + 1
     return expands * (text / lines_read if text else 0.0 if reads.where else 0.95)

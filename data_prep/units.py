@@ -19,6 +19,7 @@ from chat import ChatEncoder
 from llmshearing.errors import UserError
 
 BATCH_BYTES = 1 << 18  # text and ids of a batch stay in a core's cache from step to step
+FORMAT = 2  # of a unit's file; others are not read
 LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
 EMPTY = "empty text"
 WHOLE = 1 << 64  # documents whose hash is below the bound `keep` are tokenised; this keeps all
@@ -103,6 +104,7 @@ class UnitSummary:
         empty: documents without text; nothing is lost with them, so that they are listed but
             are not counted as bad.
         problems: line within the unit and problem of the first of them.
+        values: values of the fields of `where`, as JSON: all that are asked for, and some others.
     """
 
     index: int
@@ -119,6 +121,7 @@ class UnitSummary:
     bad_bytes: int = 0
     empty: int = 0
     problems: list[tuple[int, str]] = field(default_factory=list)
+    values: dict[str, list[str]] = field(default_factory=dict)
 
 
 class UnitWorker:
@@ -163,7 +166,10 @@ class UnitWorker:
         digest = xxhash.xxh3_64_intdigest
         batch: list[Any] = []
         size = line = 0
-        for document in sources.documents(unit.source, unit.blocks, settings.unit_bytes, reads):
+        seen: dict[str, set[str]] = {}
+        for document in sources.documents(
+            unit.source, unit.blocks, settings.unit_bytes, reads, seen
+        ):
             line, value, problem, blank, read = document
             summary.read_bytes += read
             if blank:
@@ -195,6 +201,7 @@ class UnitWorker:
                 yield batch
                 batch, size = [], 0
         summary.lines = line
+        summary.values = {name: sorted(values) for name, values in seen.items()}
         if batch:
             yield batch
 
