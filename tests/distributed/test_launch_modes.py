@@ -59,7 +59,11 @@ def assert_same(found, alone):
 
 @pytest.mark.world_size(2)
 def test_two_ranks_are_one_process(alone, spread):
-    assert_same(spread(2, "parallelism=ddp"), alone)
+    found = spread(2, "parallelism=ddp")
+    assert_same(found, alone)
+    whole = series(found, "throughput/tokens_per_second")
+    each = series(found, "throughput/tokens_per_second_per_device")
+    assert whole == pytest.approx({step: 2 * rate for step, rate in each.items()})
     assert_same(spread(2, "parallelism=fsdp2"), alone)
     replicas = ("parallelism=fsdp2", "shard_ranks=1", "model.activation_checkpointing=true")
     assert_same(spread(2, *replicas), alone)

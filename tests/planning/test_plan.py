@@ -154,7 +154,9 @@ def test_a_run_gives_its_speed(recipe_file, tmp_path):
     config = json.loads((ROOT / "yamls/models/sheared-llama-1.3b/config.json").read_text())
     run = tmp_path / "run"
     run.mkdir()
-    lines = [{"metrics": {"throughput/tokens_per_second_per_device": v}} for v in (1, 100, 100)]
+    lines = [
+        {"metrics": {"throughput/tokens_per_second_per_device": v}} for v in (1, 1, 1, 100, 100)
+    ]
     (run / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), '{"met']))
     facts = {"source": {"config": config}, "data": {"sequence_length": 4096}}
     (run / "manifest.json").write_text(json.dumps(facts))

@@ -39,6 +39,12 @@ def test_the_control_sees_as_many_tokens_as_the_sheared_model(recipes):
     assert rows["scratch"] == rows["prune"] + rows["continue"]
 
 
+def test_the_control_has_the_shape_of_the_pruned_model(recipes):
+    assert recipes["prune"].model.path == "out/models/source"
+    assert recipes["continue"].model.path == "out/models/pruned"
+    assert recipes["scratch"].model.path == "out/models/pruned"
+
+
 def test_only_the_pruning_stage_has_a_target_and_it_halves_the_source(recipes):
     assert [name for name, recipe in recipes.items() if recipe.prunes] == ["prune"]
     target = recipes["prune"].target
