@@ -25,7 +25,7 @@ REQUIRED = [
     "zstandard>=0.22",
     "pyarrow>=15",
 ]
-TEST = ["pytest>=8,<10", "hypothesis>=6.100"]
+TEST = ["pytest>=8,<10", "pytest-timeout>=2.3", "hypothesis>=6.100"]
 EVAL = ["lm-eval[hf]>=0.4.13,<0.5"]
 # Later ones lack `Run.get_url`, which Composer 0.32 asks for; earlier ones want a protobuf that is
 # too old for sentencepiece.

@@ -8,11 +8,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported, here and in the processes of the tests: on models of a few thousand
 # parameters a second thread only waits for the first, for longer than the work takes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A loaded machine may take long over one example; the limit of the whole test is in pyproject.toml.
+hypothesis.settings.register_profile("llmshearing", deadline=None)
+hypothesis.settings.load_profile("llmshearing")
+
+SLOW_TIMEOUT = 3600  # seconds
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests, which train or build environments, more time than pyproject.toml does."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
 @pytest.fixture(scope="session")
