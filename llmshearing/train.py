@@ -171,8 +171,9 @@ def build_trainer(
     )
     algorithms: list[Any] = [clipping]
     if model.masks is not None:
-        stream = dist.get_global_rank() if recipe.pruning.noise == "per_rank" else 0
-        algorithms.append(MaskClock(model.masks, optimization.mask_schedule(recipe), stream))
+        per_rank = recipe.pruning.noise == "per_rank"
+        schedule = optimization.mask_schedule(recipe)
+        algorithms.append(MaskClock(model.masks, schedule, noise_per_rank=per_rank))
     interval = steps(recipe.run.log_interval)
     metrics = MetricsFile(directory / "metrics.jsonl", interval, inputs.tree.sequence_length)
     manifest = ManifestWriter(directory, facts(recipe, inputs), loading.mixture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 
 from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskSchedule
@@ -15,11 +16,13 @@ class MaskClock(Algorithm):
     Args:
         masks: the run's masks.
         schedule: what it asks of the masks at each step.
-        noise_stream: the rank, where every rank draws noise of its own, else 0.
+        noise_per_rank: whether each rank draws its own noise; otherwise all ranks draw the same.
     """
 
-    def __init__(self, masks: Masks, schedule: MaskSchedule, noise_stream: int = 0) -> None:
-        self.masks, self.schedule, self.noise_stream = masks, schedule, noise_stream
+    def __init__(
+        self, masks: Masks, schedule: MaskSchedule, *, noise_per_rank: bool = False
+    ) -> None:
+        self.masks, self.schedule, self.noise_per_rank = masks, schedule, noise_per_rank
 
     def match(self, event: Event, state: State) -> bool:
         """Before training batches and evaluations, and after each optimizer step."""
@@ -33,4 +36,5 @@ class MaskClock(Algorithm):
             self.masks.clamp_logits()
             return
         moment = self.schedule.at(state.timestamp.batch.value)
-        self.masks.set_progress(moment, self.noise_stream)
+        stream = dist.get_global_rank() if self.noise_per_rank else 0
+        self.masks.set_progress(moment, stream)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmshearing.architecture.axes import Axis
 from llmshearing.checkpoints.export import Options, cut_tensors, decide, export
 from llmshearing.checkpoints.runs import open_run
 from llmshearing.checkpoints.source import read_source
@@ -18,6 +19,8 @@ from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.checkpoints.verification import gated_logits, verify
 from llmshearing.cli import main
 from llmshearing.errors import UserError
+from llmshearing.pruning.distributions import HardConcrete
+from llmshearing.pruning.selection import SMALLEST_KEPT_GATE, count_undecided
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # Composer's own warnings are not ours
@@ -102,6 +105,28 @@ def test_weights_too_large_for_a_dtype_are_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"embed_tokens.* holds values that torch\.float16 cannot"):
         export(run, tmp_path / "narrow", Options(dtype="float16", allow_undecided=True))
     assert not (tmp_path / "narrow").exists()
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 3.0])
+def test_gates_and_undecided_units_are_those_of_the_last_step_s_sharpness(run, sharpness):
+    path = run / "checkpoints/ba2.json"
+    manifest = json.loads(path.read_text())
+    manifest["masks"]["sharpness"] = sharpness
+    manifest["recipe"]["pruning"]["distribution"] = "hard_concrete"
+    path.write_text(json.dumps(manifest))
+    state = model_state(run)
+    logits = torch.linspace(-3.0, 3.0, 32)
+    state["masks.log_alpha.hidden"].copy_(logits)
+    replace_checkpoint(run, state)
+    checkpoint = open_run(run)
+    decision = decide(checkpoint, read_source(checkpoint.source_path).table)
+    gates = HardConcrete().deterministic(logits, sharpness)[16:]
+    found = decision.gates[Axis.HIDDEN]
+    assert torch.equal(found[16:], gates.clamp(min=SMALLEST_KEPT_GATE))
+    assert not found[:16].any()
+    keep = HardConcrete().keep_probability(logits, sharpness)
+    undecided = count_undecided(keep, torch.arange(16, 32))
+    assert decision.undecided["hidden"] == {"undecided": undecided, "units": 32}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

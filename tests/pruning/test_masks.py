@@ -85,6 +85,16 @@ def test_start_breaks_symmetry_within_the_bound():
         assert logits.max() < LOG_ALPHA_BOUND
 
 
+def test_logits_are_clamped_at_both_bounds():
+    masks = make()
+    for logits in masks.log_alpha.values():
+        logits.data.copy_(torch.linspace(-9.0, 9.0, logits.numel()).view_as(logits))
+    masks.clamp_logits()
+    for logits in masks.log_alpha.values():
+        assert logits.min().item() == -LOG_ALPHA_BOUND
+        assert logits.max().item() == LOG_ALPHA_BOUND
+
+
 @pytest.mark.parametrize("constraint", ["published", "released"])
 def test_penalty_is_the_published_formula(constraint):
     masks = make(constraint)

@@ -1,0 +1,113 @@
+"""Masks that a number of parameters drives until it has led to a shape."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.budget import Budget
+from llmshearing.architecture.families import family_of
+from llmshearing.pruning.masks import Masks
+from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.settings import PruningSettings
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+}
+TABLE = family_of(CONFIG).table(CONFIG)
+SOURCE = TABLE.parameter_count(TABLE.source)
+AXES = (Axis.HIDDEN, Axis.LAYER, Axis.HEAD, Axis.INTERMEDIATE)
+
+
+def make(share=0.5) -> Masks:
+    """Masks of a budget, with logits and multipliers in the middle of a run."""
+    budget = Budget(round(share * SOURCE), AXES)
+    masks = Masks(TABLE, budget, PruningSettings("hard_concrete"), seed=5)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for logits in masks.log_alpha.values():
+            logits.copy_(torch.randn(logits.shape, generator=generator))
+        for number, multiplier in enumerate(masks.multipliers.parameters()):
+            multiplier.fill_(0.3 + 0.1 * number)
+    return masks
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.25, 1.0])
+def test_before_the_shape_is_fixed_the_parameters_above_the_ramped_budget_are_the_gap(ramp):
+    masks = make()
+    masks.set_progress(Moment(1, ramp, shaped=False))
+    drawn = masks()
+    allowed = SOURCE + ramp * (masks.budget.parameters - SOURCE)
+    gap = (drawn.expected_parameters.item() - allowed) / SOURCE
+    linear = masks.multipliers.linear["budget"].item()
+    quadratic = masks.multipliers.quadratic["budget"].item()
+    expected = linear * gap + quadratic * gap**2
+    assert drawn.penalty.item() == pytest.approx(expected, rel=1e-5)
+    drawn.penalty.backward()
+    for kind in (masks.multipliers.linear, masks.multipliers.quadratic):
+        for name, multiplier in kind.items():
+            assert (multiplier.grad.abs().sum() > 0) == (name == "budget")
+
+
+def test_evaluation_is_cut_to_the_ramped_budget_until_the_shape_is_fixed():
+    masks = make().eval()
+    masks.set_progress(Moment(1, 0.0, shaped=False))
+    assert masks.sizes_now()[Axis.HIDDEN] <= 24
+    counts = []
+    for ramp in (0.25, 0.5, 1.0):
+        masks.set_progress(Moment(1, ramp, shaped=False))
+        sizes = masks.sizes | masks.sizes_now()
+        shape = replace(
+            TABLE.source,
+            hidden=sizes[Axis.HIDDEN],
+            layers=sizes[Axis.LAYER],
+            heads=sizes[Axis.HEAD],
+            kv_groups=sizes[Axis.HEAD],
+            intermediate=sizes[Axis.INTERMEDIATE],
+        )
+        counts.append(TABLE.parameter_count(shape))
+        assert counts[-1] <= SOURCE + ramp * (masks.budget.parameters - SOURCE)
+        assert masks.target is None
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_once_the_shape_is_fixed_it_drives_the_masks_as_a_target_shape_would():
+    masks = make()
+    masks.set_progress(Moment(4, 1.0, shaped=True))
+    assert TABLE.parameter_count(masks.target) <= masks.budget.parameters
+    same = Masks(TABLE, masks.target, masks.settings, seed=5)
+    assert same.axes == masks.axes
+    with torch.no_grad():
+        for axis in same.log_alpha:
+            same.log_alpha[axis].copy_(masks.log_alpha[axis])
+            same.multipliers.linear[axis].copy_(masks.multipliers.linear[axis])
+            same.multipliers.quadratic[axis].copy_(masks.multipliers.quadratic[axis])
+    same.set_progress(Moment(4, 1.0))
+    drawn, expected = masks(), same()
+    assert drawn.penalty.item() == pytest.approx(expected.penalty.item(), rel=1e-6)
+    drawn.penalty.backward()
+    expected.penalty.backward()
+    for axis in same.log_alpha:
+        torch.testing.assert_close(masks.log_alpha[axis].grad, same.log_alpha[axis].grad)
+    assert masks.multipliers.linear["budget"].grad.item() == 0.0
+
+
+def test_a_fixed_shape_stays_when_the_logits_move_on():
+    masks = make()
+    masks.set_progress(Moment(4, 1.0, shaped=True))
+    target = masks.target
+    with torch.no_grad():
+        masks.log_alpha["hidden"].add_(3.0)
+    masks.set_progress(Moment(5, 1.0, shaped=True))
+    assert masks.target == target
+    resumed = make()
+    resumed.load_state_dict(masks.state_dict())
+    resumed.set_progress(Moment(5, 1.0, shaped=True))
+    assert resumed.target == target
