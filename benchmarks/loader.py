@@ -88,7 +88,9 @@ def write_tree(root: Path, megabytes: int) -> int:
     rows = megabytes * 1_000_000 // (2 * LENGTH) // len(WEIGHTS) + 1
     for name in WEIGHTS:
         spec = columns(LENGTH, "uint16", chat=False)
-        with MDSWriter(out=str(root / name), columns=spec, size_limit=1 << 23) as writer:
+        with MDSWriter(
+            out=str(root / name), columns=spec, size_limit=1 << 23, hashes=["sha256"]
+        ) as writer:
             for _ in range(rows):
                 writer.write({TOKENS: rng.integers(0, VOCABULARY, LENGTH, dtype=np.uint16)})
     return rows * len(WEIGHTS)

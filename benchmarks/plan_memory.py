@@ -62,7 +62,13 @@ def data_tree(root: Path, model: Path) -> Path:
     import numpy as np
     from streaming import MDSWriter
 
-    from llmshearing.data.schema import FORMAT_VERSION, TOKENS, columns, tokenizer_fingerprint
+    from llmshearing.data.schema import (
+        FORMAT_VERSION,
+        TOKENS,
+        columns,
+        fingerprint,
+        tokenizer_fingerprint,
+    )
 
     if (root / "manifest.json").is_file():
         return root
@@ -74,8 +80,9 @@ def data_tree(root: Path, model: Path) -> Path:
         with MDSWriter(out=str(folder), columns=spec, hashes=["sha256"]) as writer:
             for _ in range(rows):
                 writer.write({TOKENS: draw.integers(0, VOCABULARY, LENGTH).astype(np.uint16)})
+        entries = json.loads((folder / "index.json").read_text())["shards"]
         facts = {"rows": rows, "tokens": rows * LENGTH, "documents": rows, "dropped_tokens": 0}
-        splits[split] = {"text": {**facts, "fingerprint": split, "chat": False}}
+        splits[split] = {"text": {**facts, "fingerprint": fingerprint(entries), "chat": False}}
     manifest = {
         "format": FORMAT_VERSION,
         "sequence_length": LENGTH,

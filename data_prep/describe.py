@@ -23,7 +23,14 @@ import numpy as np
 import tables
 
 from llmshearing import files
-from llmshearing.data.schema import LOSS, TOKENIZER_FOLDER, TOKENS, columns, tokenizer_file
+from llmshearing.data.schema import (
+    LOSS,
+    TOKENIZER_FOLDER,
+    TOKENS,
+    columns,
+    fingerprint,
+    tokenizer_file,
+)
 from llmshearing.data.tree import DataTree, DomainInfo
 from llmshearing.errors import UserError, exits_on_user_error
 
@@ -130,7 +137,7 @@ def _check_domain(tree: DataTree, info: DomainInfo) -> list[str]:
 def _check_index(info: DomainInfo, entries: list[dict[str, Any]]) -> list[str]:
     """Compare shards with the index and the manifest; write the index where it is missing."""
     index = info.path / "index.json"
-    right = mds_files.fingerprint(entries) == info.fingerprint
+    right = fingerprint(entries) == info.fingerprint
     if not index.is_file():
         if not right:
             return [f"{index}: missing, and the shards are not the recorded ones"]

@@ -27,7 +27,13 @@ import units
 import workers
 from omegaconf import OmegaConf
 
-from llmshearing.data.schema import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER_FOLDER
+from llmshearing.data.schema import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SPLITS,
+    TOKENIZER_FOLDER,
+    fingerprint,
+)
 from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -296,7 +302,7 @@ def _write_tree(
             "tokens": stream.rows * stream.layout.sequence_length,
             "documents": stream.documents,
             "dropped_tokens": stream.tokens % stream.layout.sequence_length,
-            "fingerprint": mds_files.fingerprint(entries),
+            "fingerprint": fingerprint(entries),
             "chat": stream.layout.chat,
             "shards": stream.shards,
             "asked_tokens": cut.asked,

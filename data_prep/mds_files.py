@@ -6,16 +6,13 @@ the end. Rows of fixed size need neither: a shard is a header and an array.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llmshearing.data.schema import LOSS, TOKENS, columns
-
-HASH = "sha256"
+from llmshearing.data.schema import HASH, LOSS, TOKENS, columns
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,3 @@ def shard_entry(
 def index_text(entries: list[dict[str, Any]]) -> str:
     """Give the text of `index.json`."""
     return json.dumps({"version": 2, "shards": entries}, sort_keys=True)
-
-
-def fingerprint(entries: list[dict[str, Any]]) -> str:
-    """Give the SHA-256 over the hashes of the shards, in order."""
-    digests = "".join(entry["raw_data"]["hashes"][HASH] for entry in entries)
-    return hashlib.sha256(digests.encode()).hexdigest()

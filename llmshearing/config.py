@@ -96,6 +96,7 @@ class DataSettings:
         eval_batch: rows per evaluation batch of one rank.
         eval_rows: rows per domain to evaluate on; all where it is not given.
         workers: loader processes per rank.
+        verify: `hash` compares shards with their recorded hashes, `size` only their sizes.
     """
 
     root: str = MISSING
@@ -107,6 +108,7 @@ class DataSettings:
     eval_batch: int = 16
     eval_rows: int | None = None
     workers: int = 1
+    verify: str = "hash"
 
 
 @dataclass
@@ -303,6 +305,7 @@ RULES: dict[str, Rule] = {
     "run.eval_interval": INTERVAL,
     "run.log_interval": INTERVAL,
     "run.checkpoint": _one_of("full", "sharded"),
+    "data.verify": _one_of("hash", "size"),
     "run.checkpoint_interval": INTERVAL,
     "run.keep_checkpoints": (lambda kept: kept >= 1 or kept == -1, "1 or more, or -1 to keep all"),
     "run.start_timeout": LIMIT,

@@ -14,6 +14,7 @@ from llmshearing.architecture.target import resolve_target
 from llmshearing.checkpoints.source import Source, read_source
 from llmshearing.config import Recipe, error_list, parse_recipe
 from llmshearing.data.domains import data_facts, fetch_tree
+from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -130,9 +131,13 @@ def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
 
 
 def _open_tree(recipe: Recipe) -> DataTree:
-    if recipe.data.remote:
-        fetch_tree(recipe.data.remote, recipe.data.root)
-    return DataTree.open(recipe.data.root)
+    data = recipe.data
+    if data.remote:
+        fetch_tree(data.remote, data.root)
+    tree = DataTree.open(data.root)
+    by_hash = data.verify == "hash"
+    check_files(tree, (data.split, data.eval_split), cached=bool(data.remote), by_hash=by_hash)
+    return tree
 
 
 def _fit_errors(source: Source, tree: DataTree) -> list[str]:

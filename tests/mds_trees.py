@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import json
 import shutil
 import tempfile
@@ -14,7 +15,16 @@ from typing import Any
 import numpy as np
 from streaming import MDSWriter
 
-from llmshearing.data.schema import FORMAT_VERSION, LOSS, MANIFEST, TOKENS, columns
+from llmshearing.data.schema import (
+    FORMAT_VERSION,
+    HASH,
+    INDEX,
+    LOSS,
+    MANIFEST,
+    TOKENS,
+    columns,
+    fingerprint,
+)
 
 LENGTH = 16
 ROWS_PER_SHARD = 20  # about
@@ -86,7 +96,7 @@ def _write_tree(
                 "tokens": count * LENGTH,
                 "documents": count,
                 "dropped_tokens": 0,
-                "fingerprint": f"{split}-{name}",
+                "fingerprint": fingerprint_of(root / split / name),
                 "chat": name == chat,
             }
     manifest = {
@@ -99,3 +109,29 @@ def _write_tree(
     }
     (root / MANIFEST).write_text(json.dumps(manifest))
     return root
+
+
+def replace_rows(root: Path, split: str, domain: str) -> None:
+    """Change the data of a domain as if other text had been prepared: records fit the files."""
+    folder = root / split / domain
+    index = json.loads((folder / INDEX).read_text())
+    for entry in index["shards"]:
+        path = folder / entry["raw_data"]["basename"]
+        flip_a_bit(path)
+        entry["raw_data"]["hashes"][HASH] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / INDEX).write_text(json.dumps(index))
+    manifest = json.loads((root / MANIFEST).read_text())
+    manifest["splits"][split][domain]["fingerprint"] = fingerprint_of(folder)
+    (root / MANIFEST).write_text(json.dumps(manifest))
+
+
+def flip_a_bit(path: Path) -> None:
+    """Change one bit of the last row of a shard."""
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+def fingerprint_of(folder: Path) -> str:
+    """What the manifest records of a domain's shards."""
+    return fingerprint(json.loads((folder / INDEX).read_text())["shards"])

@@ -116,7 +116,7 @@ class DynamicLoading(Callback):
         """
         data, loading, run = recipe.data, recipe.loading, recipe.run
         remotes = remote_folders(tree, data.split, data.remote)
-        sources = open_domains(tree, data.split, remotes)
+        sources = open_domains(tree, data.split, remotes, by_hash=data.verify == "hash")
         names = [rows.name for rows in sources]
         supplies = [settings.supply(loading, r.name, len(r), r.block) for r in sources]
         start = settings.starting_weights(loading, names, [len(rows) for rows in sources])
@@ -145,6 +145,7 @@ class DynamicLoading(Callback):
                 batch=data.eval_batch,
                 limit=data.eval_rows,
                 remotes=remote_folders(tree, data.eval_split, data.remote),
+                by_hash=data.verify == "hash",
                 **ranks,
             ),
             start=start,

@@ -137,6 +137,7 @@ def build_eval_loaders(
     rank: int = 0,
     world_size: int = 1,
     remotes: Mapping[str, str] | None = None,
+    by_hash: bool = True,
 ) -> dict[str, DataLoader]:
     """One loader per domain; over all ranks they give every held-out row once.
 
@@ -149,11 +150,12 @@ def build_eval_loaders(
         rank: this process.
         world_size: all of them.
         remotes: where shards are fetched from, by domain.
+        by_hash: hash each shard when it is first read.
     """
     held = tree.split(split)
     loaders = {}
     for number, name in enumerate(domains):
-        source = DomainRows(name, held[name].path, (remotes or {}).get(name))
+        source = DomainRows(name, held[name].path, (remotes or {}).get(name), by_hash=by_hash)
         rows = HeldOutRows(source, number, tree.sequence_length, tree.vocabulary, limit)
         order = HeldOutOrder(rows, batch, rank, world_size)
         loaders[name] = DataLoader(
@@ -163,23 +165,21 @@ def build_eval_loaders(
 
 
 def open_domains(
-    tree: DataTree, split: str, remotes: Mapping[str, str] | None = None
+    tree: DataTree,
+    split: str,
+    remotes: Mapping[str, str] | None = None,
+    *,
+    by_hash: bool = True,
 ) -> list[DomainRows]:
     """The rows of every domain of a split, in the tree's order.
 
     Raises:
-        UserError: an index is missing or damaged, or does not have the manifest's number of rows.
+        UserError: an index is missing or damaged.
     """
-    domains = []
-    for name, info in tree.split(split).items():
-        rows = DomainRows(name, info.path, (remotes or {}).get(name))
-        if len(rows) != info.rows:
-            raise UserError(
-                f"found {len(rows)} rows in the index of {info.path}, expected {info.rows} as the "
-                "tree's manifest says: prepare the tree again"
-            )
-        domains.append(rows)
-    return domains
+    return [
+        DomainRows(name, info.path, (remotes or {}).get(name), by_hash=by_hash)
+        for name, info in tree.split(split).items()
+    ]
 
 
 def remote_folders(tree: DataTree, split: str, remote: str | None) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Rows of one domain by number, from an MDS folder that may be a cache of a remote one.
 
-Streaming reads the index, downloads and decompresses; rows are read in place. What is not taken
-from it is its shared memory, which a killed run would leave behind, and its index with an entry per
-row.
+Streaming reads the index, downloads and decompresses. Its shared memory is not used, because a
+killed run would leave it behind, nor its index with an entry per row.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import bisect
 import json
 import logging
+import os
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +22,15 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.storage import CloudDownloader
 from streaming.base.world import World
 
-from llmshearing.data.schema import MANIFEST
+from llmshearing.data.integrity import file_problem
+from llmshearing.data.schema import INDEX, MANIFEST
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.loading.inputs import DataFacts
 
 log = logging.getLogger(__name__)
 
-INDEX = "index.json"
-OPEN_SHARDS = 64  # mapped at a time; a process may hold some ten thousand maps in all
+OPEN_SHARDS = 16  # files open per domain: two of the sampler's default windows
 
 
 def fetch_tree(remote: str, root: str | Path) -> None:
@@ -82,17 +83,48 @@ def _download(remote: str, local: Path) -> None:
         raise UserError(f"could not fetch {remote}: {error}") from error
 
 
+class _OpenShard:
+    """A shard's file while its rows are read.
+
+    Rows are read, not mapped: a file that shrinks under a map kills the process with SIGBUS.
+    """
+
+    def __init__(self, path: Path, count: int, row: np.dtype) -> None:
+        self.row, self.file = row, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
+        # an MDS shard begins with the number of rows and the offsets of each and of the end
+        header = np.frombuffer(os.pread(self.file, 4 * (count + 2), 0), np.uint32)
+        if header[0] != count or (np.diff(header[1:]) != row.itemsize).any():
+            raise ValueError("its offsets do not fit its columns")
+        self.first = int(header[1])
+
+    def read(self, number: int) -> Any:
+        """A row of the shard.
+
+        Raises:
+            ValueError: the file ends before it.
+        """
+        size = self.row.itemsize
+        content = os.pread(self.file, size, self.first + number * size)
+        if len(content) != size:
+            raise ValueError("it has become shorter while it was read")
+        return np.frombuffer(content, self.row)[0]
+
+
 class DomainRows:
-    """The rows of a domain; a shard is fetched when one of its rows is first asked for.
+    """The rows of a domain; a shard is fetched and checked when one of its rows is first read.
 
     Args:
         name: the domain.
         local: its MDS folder, or the cache of `remote`.
         remote: where its shards are, in any form that Streaming takes; None where they are local.
+        by_hash: hash a shard when this process first reads a row of it, if the index has its hash.
     """
 
-    def __init__(self, name: str, local: str | Path, remote: str | None = None) -> None:
-        self.name, self.local, self.remote = name, Path(local), remote
+    def __init__(
+        self, name: str, local: str | Path, remote: str | None = None, *, by_hash: bool = True
+    ) -> None:
+        self.name, self.local, self.remote, self.by_hash = name, Path(local), remote, by_hash
         self._stream = Stream(
             remote=remote,
             local=str(local),
@@ -108,7 +140,8 @@ class DomainRows:
             ) from error
         sizes = [len(shard) for shard in self._shards]
         self._starts = np.cumsum([0, *sizes]).tolist()
-        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._checked: dict[int, int] = {}  # when a shard that was checked was last modified
 
     @property
     def block(self) -> int:
@@ -125,58 +158,52 @@ class DomainRows:
             UserError: its shard is missing or damaged.
         """
         number = bisect.bisect_right(self._starts, row) - 1
-        rows = self._open.get(number)
-        if rows is None:
-            self._fetch(number)
-            rows = self._open[number] = self._mapped(number)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return rows[row - self._starts[number]]
+        try:
+            shard = self._open.get(number) or self._opened(number)
+            return shard.read(row - self._starts[number])
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            remedy = "remove it, and it is fetched" if self.remote else "copy or prepare it"
+            raise UserError(
+                f"found a damaged shard {self._path(number)} of domain {self.name} "
+                f"({getattr(error, 'strerror', None) or error}): {remedy} again"
+            ) from error
+
+    def _opened(self, number: int) -> _OpenShard:
+        """Fetch, open and check a shard."""
+        self._fetch(number)
+        shard, path = self._shards[number], self._path(number)
+        modified = path.stat().st_mtime_ns
+        if self._checked.get(number) != modified:
+            file = shard.file_pairs[0][0]
+            problem = file_problem(path, file.bytes, file.hashes if self.by_hash else {})
+            if problem:
+                raise ValueError(problem)
+            self._checked[number] = modified
+        opened = self._open[number] = _OpenShard(path, len(shard), _row_type(shard))
+        if len(self._open) > OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return opened
 
     def _path(self, number: int) -> Path:
         return self.local / self._shards[number].file_pairs[0][0].basename
 
-    def _mapped(self, number: int) -> np.ndarray:
-        """A shard's rows in place: columns of fixed size follow each other, row after row."""
-        path, count = self._path(number), len(self._shards[number])
-        try:
-            row = _row_type(self._shards[number])
-            file = np.memmap(path, np.uint8, mode="r")
-            # an MDS shard begins with the number of rows and the offsets of each and of the end
-            header = file[: 4 * (count + 2)].view(np.uint32)
-            first = int(header[1])
-            if header[0] != count or (np.diff(header[1:]) != row.itemsize).any():
-                raise ValueError("its offsets do not fit its columns")
-            return file[first : first + count * row.itemsize].view(row)
-        except (ValueError, TypeError, IndexError) as error:
-            raise UserError(
-                f"found a damaged shard {path} of domain {self.name} ({error}): "
-                "fetch or prepare it again"
-            ) from error
-
     def _fetch(self, number: int) -> None:
-        """Have a shard on the local disk, whole, fetched by one process at a time."""
+        """Have a shard on the local disk, fetched by one process at a time."""
         path, shard = self._path(number), self._shards[number]
         expected = shard.file_pairs[0][0].bytes
         compressed = shard.file_pairs[0][1] is not None
-        if _size(path) != expected and (self.remote is not None or compressed):
-            try:
-                with FileLock(f"{path}.lock"):
-                    if _size(path) not in (expected, None) and self.remote is not None:
-                        path.unlink()  # what a kill left of a download
-                    self._stream.prepare_shard(shard)
-            except Exception as error:  # every storage has errors of its own
-                raise UserError(
-                    f"could not fetch shard {path.name} of domain {self.name} from "
-                    f"{self.remote or path.parent}: {error}"
-                ) from error
-        size = _size(path)
-        if size != expected:
-            found = "no file" if size is None else f"{size} bytes"
+        if _size(path) == expected or (self.remote is None and not compressed):
+            return
+        try:
+            with FileLock(f"{path}.lock"):
+                if _size(path) not in (expected, None) and self.remote is not None:
+                    path.unlink()  # what a kill left of a download
+                self._stream.prepare_shard(shard)
+        except Exception as error:  # every storage has errors of its own
             raise UserError(
-                f"found {found} at shard {path} of domain {self.name}, expected {expected} bytes: "
-                "fetch or prepare it again"
-            )
+                f"could not fetch shard {path.name} of domain {self.name} from "
+                f"{self.remote or path.parent}: {error}"
+            ) from error
 
 
 def _size(path: Path) -> int | None:

@@ -12,10 +12,14 @@ A row holds `sequence_length` token ids in the column `tokens`, and for chat dat
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+INDEX = "index.json"
+HASH = "sha256"  # of a shard's file, in the index
 TOKENIZER_FOLDER = "tokenizer"
 SPLITS = ("eval", "prune", "continue")
 TOKENS = "tokens"
@@ -35,6 +39,12 @@ def columns(sequence_length: int, dtype: str, *, chat: bool) -> dict[str, str]:
     """Give the MDS columns of a domain, in the order of their names."""
     tokens = {TOKENS: f"ndarray:{dtype}:{sequence_length}"}
     return {LOSS: f"ndarray:uint8:{sequence_length}", **tokens} if chat else tokens
+
+
+def fingerprint(entries: Sequence[dict[str, Any]]) -> str:
+    """Give the SHA-256 over the hashes of a domain's shards, as its index lists them, in order."""
+    digests = "".join(entry["raw_data"]["hashes"][HASH] for entry in entries)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def tokenizer_file(path: str | Path) -> tuple[str, Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmshearing.data.schema import FORMAT_VERSION, MANIFEST
+from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST
 from llmshearing.errors import UserError
 
 
@@ -63,16 +63,16 @@ class DataTree:
         """Read the manifest at `root` and see that every domain's index is there.
 
         Raises:
-            UserError: there is no finished tree at `root`, or an index is missing.
+            UserError: there is no finished tree at `root`, or indexes are missing.
         """
         tree = cls.read(root)
-        for domains in tree.splits.values():
-            for info in domains.values():
-                if not (info.path / "index.json").is_file():
-                    raise UserError(
-                        f"found no {info.path / 'index.json'}, expected the index of the domain: "
-                        f"run `python data_prep/describe.py {root}`, which rebuilds it"
-                    )
+        indexes = [info.path / INDEX for part in tree.splits.values() for info in part.values()]
+        missing = [str(index) for index in indexes if not index.is_file()]
+        if missing:
+            raise UserError(
+                f"found no {', '.join(missing)}, expected the index of each domain: run "
+                f"`python data_prep/describe.py {root}`, which rebuilds them"
+            )
         return tree
 
     @classmethod

@@ -27,6 +27,7 @@ from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.data.dataloaders import open_domains
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows
+from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -144,6 +145,7 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"found batch size {batch_size}, expected at least 1")
     tree = DataTree.open(folder.parent)
+    check_files(tree, [folder.name])
     domains = open_domains(tree, folder.name)
     source = read_source(model_directory)
     check_tokenizer(model_directory, source.config["vocab_size"], tree)

@@ -14,6 +14,7 @@ from torch import Tensor
 from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows
+from llmshearing.data.integrity import check_files
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.domain_loss import check_tokenizer
@@ -49,6 +50,7 @@ def measure_importance(
         raise UserError(f"found {rows} rows in batches of {batch_size}, expected at least 1 each")
     folder = Path(data).absolute()
     tree = DataTree.open(folder.parent)
+    check_files(tree, [folder.name])
     source = read_source(model_directory)
     check_tokenizer(Path(model_directory), source.config["vocab_size"], tree)
     chosen = shares({n: info.rows for n, info in tree.split(folder.name).items()}, rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mds_trees import replace_rows
 from runs import launch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -141,9 +142,7 @@ def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tre
     told = refused(*LONGER, "target.heads=3")
     assert "is of another target: heads found 2, expected 3" in told
     tree = shutil.copytree(tiny_tree, tmp_path / "tree")
-    manifest = json.loads((tree / "manifest.json").read_text())
-    manifest["splits"]["prune"]["code"]["fingerprint"] = "0" * 64
-    (tree / "manifest.json").write_text(json.dumps(manifest))
+    replace_rows(tree, "prune", "code")
     told = refused(*LONGER, f"data.root={tree}")
     assert "was trained on other data: data.root differs in code" in told
 

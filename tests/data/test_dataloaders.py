@@ -90,7 +90,7 @@ def test_the_loader_ends_where_the_data_does(tree):
 def test_a_damaged_shard_stops_the_trainer(tree):
     for shard in (tree.root / "prune/wiki").glob("shard.*.mds"):
         shard.write_bytes(b"")
-    with pytest.raises(UserError, match="found 0 bytes at shard"):
+    with pytest.raises(UserError, match=r"damaged shard .* \(0 bytes, expected"):
         batches_of(loader_of(tree, workers=1), 3)
 
 
@@ -149,10 +149,3 @@ def test_little_is_read_only_to_fill_up():
 
     order = HeldOutOrder(Rows(), batch=16, rank=0, world_size=1)
     assert (order.batches, order.batch_size) == (7, 15)
-
-
-def test_a_manifest_that_does_not_fit_the_index_is_told(tree):
-    text = (tree.root / "manifest.json").read_text()
-    (tree.root / "manifest.json").write_text(text.replace('"rows": 90', '"rows": 91'))
-    with pytest.raises(UserError, match=r"found 90 rows in the index of .*cc, expected 91"):
-        open_domains(DataTree.open(tree.root), "prune")

@@ -46,7 +46,7 @@ def test_labels_do_not_share_memory_with_inputs(rows):
 def test_what_is_wrong_with_the_data_comes_back_as_a_value(rows, domains):
     for shard in domains[0].local.glob("shard.*.mds"):
         shard.unlink()
-    assert "found no file at shard" in rows.__getitems__(np.array([[0, 0, 7]]))[ERROR]
+    assert "No such file" in rows.__getitems__(np.array([[0, 0, 7]]))[ERROR]
 
 
 def test_ids_beyond_the_vocabulary_are_refused(domains):

@@ -1,12 +1,14 @@
 """Rows by number, local and remote; damaged and missing shards told by name."""
 
+import errno
 import json
 import multiprocessing
+import os
 import shutil
 
 import numpy as np
 import pytest
-from mds_trees import make_tree, tokens_of
+from mds_trees import flip_a_bit, make_tree, tokens_of
 
 from llmshearing.data.domains import DomainRows, fetch_tree
 from llmshearing.data.schema import TOKENS
@@ -141,14 +143,14 @@ def test_a_missing_shard_is_told_by_name(tree):
     shard.unlink()
     rows = DomainRows("cc", tree / "prune/cc")
     rows[0]
-    with pytest.raises(UserError, match=f"found no file at shard .*{shard.name} of domain cc"):
+    with pytest.raises(UserError, match=f"shard .*{shard.name} of domain cc .No such file"):
         rows[ROWS - 1]
 
 
 def test_a_shard_cut_short_is_told_by_name(tree):
     shard = last_shard(tree)
     shard.write_bytes(shard.read_bytes()[:-3])
-    with pytest.raises(UserError, match=f"bytes at shard .*{shard.name} of domain cc, expected"):
+    with pytest.raises(UserError, match=rf"{shard.name} of domain cc \(\d+ bytes, expected"):
         DomainRows("cc", tree / "prune/cc")[ROWS - 1]
 
 
@@ -157,6 +159,52 @@ def test_a_shard_overwritten_is_told_by_name(tree):
     shard.write_bytes(b"\0" * shard.stat().st_size)
     with pytest.raises(UserError, match=f"damaged shard .*{shard.name} of domain cc"):
         DomainRows("cc", tree / "prune/cc")[ROWS - 1]
+
+
+def test_a_shard_cut_short_while_its_rows_are_read_is_told_by_name(tree):
+    rows, shard = DomainRows("cc", tree / "prune/cc"), last_shard(tree)
+    rows[ROWS - 2]
+    os.truncate(shard, 100)
+    with pytest.raises(UserError, match=rf"{shard.name} of domain cc \(it has become shorter"):
+        rows[ROWS - 1]
+
+
+def test_a_flipped_bit_is_found_when_a_shard_is_first_read(tree):
+    shard = last_shard(tree)
+    flip_a_bit(shard)
+    rows = DomainRows("cc", tree / "prune/cc")
+    rows[0]
+    with pytest.raises(UserError, match=rf"{shard.name} of domain cc \(its content has changed"):
+        rows[ROWS - 1]
+    DomainRows("cc", tree / "prune/cc", by_hash=False)[ROWS - 1]
+
+
+def test_a_shard_is_hashed_once_unless_it_was_modified(tree, monkeypatch):
+    monkeypatch.setattr("llmshearing.data.domains.OPEN_SHARDS", 1)
+    shard = last_shard(tree)
+    content, modified = shard.read_bytes(), shard.stat().st_mtime_ns
+    rows = DomainRows("cc", tree / "prune/cc")
+    rows[ROWS - 1], rows[0]  # the last shard is closed
+    flip_a_bit(shard)
+    os.utime(shard, ns=(modified, modified))
+    assert rows[ROWS - 1][TOKENS][-1] != expected()[ROWS - 1][-1]  # so it was not hashed again
+    rows[0]
+    shard.touch()
+    with pytest.raises(UserError, match="its content has changed"):
+        rows[ROWS - 1]
+    shard.write_bytes(content)
+    np.testing.assert_array_equal(rows[ROWS - 1][TOKENS], expected()[ROWS - 1])
+
+
+def test_an_error_of_the_disk_is_told_with_the_shard(tree, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    rows, shard = DomainRows("cc", tree / "prune/cc"), last_shard(tree)
+    rows[ROWS - 1]
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(UserError, match=rf"{shard.name} of domain cc \(Input/output error\)"):
+        rows[ROWS - 2]
 
 
 def test_a_shard_that_the_remote_does_not_have_is_told(tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mds_trees import fingerprint_of
 from streaming import MDSWriter
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,7 +54,7 @@ def _write_tree(root, chat=(), text_bytes=None):
     for name, rows in ROWS.items():
         is_chat = name in chat
         shape = columns(LENGTH, "uint16", chat=is_chat)
-        with MDSWriter(out=str(root / "eval" / name), columns=shape) as writer:
+        with MDSWriter(out=str(root / "eval" / name), columns=shape, hashes=["sha256"]) as writer:
             for _ in range(rows):
                 row = {"tokens": generator.integers(0, VOCABULARY, LENGTH, dtype=np.uint16)}
                 if is_chat:
@@ -64,7 +65,7 @@ def _write_tree(root, chat=(), text_bytes=None):
             "tokens": rows * LENGTH,
             "documents": rows,
             "dropped_tokens": 0,
-            "fingerprint": "",
+            "fingerprint": fingerprint_of(root / "eval" / name),
             "chat": is_chat,
         }
     manifest = {

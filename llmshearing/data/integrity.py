@@ -1,0 +1,92 @@
+"""Whether a data tree's files are those that were prepared.
+
+The manifest holds a fingerprint per domain: the SHA-256 over the SHA-256 of its shards, which the
+domain's `index.json` lists with their sizes. Sizes cost a call per shard. Hashes cost a read of
+every byte, about 1.5 GB/s per core: so a small selection of splits is hashed before the start, and
+each shard of a large one when a process first reads a row of it (`DomainRows`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmshearing.data.schema import HASH, INDEX, fingerprint
+from llmshearing.data.tree import DataTree, DomainInfo
+from llmshearing.errors import UserError
+
+HASHED_AT_START_BYTES = 256 << 20
+
+
+def check_files(
+    tree: DataTree, splits: Sequence[str], *, cached: bool = False, by_hash: bool = True
+) -> None:
+    """Compare the files of some splits with what was recorded of them.
+
+    Args:
+        tree: the data.
+        splits: names; those that the tree does not have are left out.
+        cached: the tree is a cache of a remote one, so that only its indexes have to be there.
+        by_hash: hash the shards too if all of them together have at most
+            `HASHED_AT_START_BYTES`.
+
+    Raises:
+        UserError: lists every file that is missing, has another size or has changed.
+    """
+    shards: list[tuple[Path, dict[str, Any]]] = []
+    problems = []
+    for split in dict.fromkeys(splits):
+        for info in tree.splits.get(split, {}).values():
+            try:
+                entries = json.loads((info.path / INDEX).read_text("utf-8"))["shards"]
+                problems += _index_problems(info, entries)
+                files = [entry["zip_data"] or entry["raw_data"] for entry in entries]
+                shards += [(info.path / file["basename"], file) for file in files]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                problems.append(f"{info.path / INDEX}: not a readable index ({error!r})")
+    if not cached:
+        total = sum(file["bytes"] for _, file in shards)
+        by_hash = by_hash and total <= HASHED_AT_START_BYTES
+        problems += [
+            f"{path}: {problem}"
+            for path, file in shards
+            if (problem := file_problem(path, file["bytes"], file["hashes"] if by_hash else {}))
+        ]
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(
+            f"found {len(problems)} damaged files in {tree.root}, expected what was recorded when "
+            f"it was prepared: copy them from an undamaged tree, or prepare it again{listed}"
+        )
+
+
+def file_problem(path: Path, size: int, hashes: dict[str, str]) -> str:
+    """What is wrong with a file: missing, of another size, or with another hash; else nothing."""
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{found} bytes, expected {size}"
+        if HASH in hashes and _digest(path) != hashes[HASH]:
+            return f"its content has changed: its {HASH} is not the recorded one"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
+
+
+def _index_problems(info: DomainInfo, entries: list[dict[str, Any]]) -> Iterator[str]:
+    rows = sum(entry["samples"] for entry in entries)
+    if rows != info.rows:
+        yield f"{info.path / INDEX}: {rows} rows, expected the {info.rows} of the manifest"
+    elif fingerprint(entries) != info.fingerprint:
+        yield f"{info.path / INDEX}: lists other shards than the manifest's"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.new(HASH)
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
