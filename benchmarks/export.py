@@ -75,7 +75,7 @@ def build_run(folder: Path, config: dict[str, Any], masked: bool) -> Path:
     moments = {name: torch.zeros(1 << 20) for name in ("exp_avg", "exp_avg_sq")}
     torch.save({"state": {"model": state, "optimizers": moments}}, checkpoint)
     manifest = {
-        "recipe": {"pruning": {"distribution": "hard_concrete"}, "data": {"global_batch": 1}},
+        "recipe": {"pruning": {"distribution": "paper"}, "data": {"global_batch": 1}},
         "source": {"path": str(tokenizer), "config": config, "shape": asdict(source)},
         "target": None if target is None else asdict(target),
         "data": {
@@ -83,7 +83,7 @@ def build_run(folder: Path, config: dict[str, Any], masked: bool) -> Path:
             "tokenizer": {"fingerprint": tokenizer_fingerprint(tokenizer)},
             "fingerprints": {},
         },
-        "masks": {"sharpness": 1.0, "settled": False} if masked else None,
+        "masks": {"sharpness": 1.0, "frozen": False} if masked else None,
         "mixture": {},
         "tokens": 1,
         "batch": 1,
@@ -118,7 +118,7 @@ def copy(source: Path, out: Path) -> None:
 
 def once(run: str, out: str, mode: str) -> None:
     """In a process of its own: seconds and memory of one copy or export, as JSON."""
-    from llmshearing.checkpoints.export import Options, export
+    from llmshearing.export.export import Options, export
 
     # Only now does the peak start from what the interpreter and the libraries take.
     Path("/proc/self/clear_refs").write_text("5")

@@ -26,7 +26,7 @@ from llmshearing.architecture.flops import FORMULA, peak_flops, training_flops_p
 from llmshearing.config import ModelSettings
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks
-from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.settings import PruningSettings
 
 # hidden, heads, layers, intermediate, vocabulary; `tiny` is there to try the script
@@ -111,7 +111,7 @@ def measure(shape: str, kind: str, options: argparse.Namespace) -> Result:
     for number in range(options.warmup + options.steps):
         started = time.perf_counter()
         if isinstance(model, ShearingModel) and model.masks is not None:
-            model.masks.set_progress(Moment(number + 1, 0.5))
+            model.masks.set_progress(MaskState(number + 1, 0.5))
         with torch.autocast(options.device, torch.bfloat16, enabled=cuda):
             loss = loss_of(batch)
         loss.backward()

@@ -34,10 +34,10 @@ from llmshearing.data.dataloaders import build_train_loader
 from llmshearing.data.dataset import TrainRows
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.schema import TOKENS, columns
-from llmshearing.loading import policies
-from llmshearing.loading.plan import Plan
-from llmshearing.loading.policies import Limits
-from llmshearing.loading.sampler import Sampler, Supply
+from llmshearing.mixture import policies
+from llmshearing.mixture.mixture_plan import Plan
+from llmshearing.mixture.policies import Limits
+from llmshearing.mixture.sampler import DomainSource, Sampler
 
 WEIGHTS = {
     "cc": 0.67,
@@ -127,7 +127,7 @@ def rate(batches: Iterable[Any], seconds: float) -> float:
 def ours(root: Path, workers: int) -> Iterable[Any]:
     """The project's loader."""
     domains = [DomainRows(name, root / name) for name in WEIGHTS]
-    supplies = [Supply(d.name, len(d), d.block) for d in domains]
+    supplies = [DomainSource(d.name, len(d), d.block) for d in domains]
     sampler = Sampler(supplies, Plan.start(list(WEIGHTS.values())), 17)
     rows = TrainRows(domains, LENGTH, VOCABULARY, sampler)
     spec = build_train_loader(rows, global_batch=BATCH, workers=workers, prefetch=4)
@@ -164,7 +164,7 @@ def growth(rows: int) -> dict[str, float]:
     """Cost of what a run does besides reading, for so many rows in all."""
     before = peak_megabytes()
     names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
-    supplies = [Supply(n, max(1, int(rows * w)), 8192) for n, w in WEIGHTS.items()]
+    supplies = [DomainSource(n, max(1, int(rows * w)), 8192) for n, w in WEIGHTS.items()]
 
     def new() -> Sampler:
         return Sampler(supplies, Plan.start(weights), 17)

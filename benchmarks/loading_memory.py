@@ -52,8 +52,8 @@ def load(folder: str) -> None:
     from composer.utils.parallelism import FSDP2Config
 
     from llmshearing import substrate
-    from llmshearing.checkpoints.source import empty_model, fill, load_model, read_source
-    from llmshearing.checkpoints.weight_files import WeightFiles
+    from llmshearing.huggingface.source import empty_model, fill, load_model, read_source
+    from llmshearing.huggingface.weight_files import WeightFiles
     from llmshearing.models.shearing import ShearingModel
 
     dist.initialize_dist(get_device("cpu"))

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmshearing.architecture.families import family_of
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks, PruningSettings
-from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.schedule import MaskState
 
 SHAPE = {
     "vocab_size": 4096,
@@ -62,7 +62,7 @@ def shearing(family: str, batch: dict[str, Tensor], masked: bool) -> tuple[nn.Mo
 
     def loss() -> Tensor:
         if model.masks is not None:
-            model.masks.set_progress(Moment(model.masks.moment.step + 1, 0.5))
+            model.masks.set_progress(MaskState(model.masks.state.step + 1, 0.5))
         return model.loss(model(batch), batch)["total"]
 
     return model, loss

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import small_bench
 
-from llmshearing.loading.references import References
+from llmshearing.mixture.references import References
 
 POLICIES = ("constant", "paper", "released", "dro")
 
@@ -30,9 +30,9 @@ def losses(options: argparse.Namespace, policy: str, seed: int) -> dict[str, flo
     chosen = {
         "model.path": options.pruned,
         "run.eval_interval": "50ba",
-        "loading.policy": policy,
-        "loading.references": options.references,
-        "loading.update_interval": "50ba",
+        "mixture.policy": policy,
+        "mixture.references": options.references,
+        "mixture.update_interval": "50ba",
     }
     if not (model / "llmshearing.json").is_file():
         small_bench.train(small_bench.CONTINUE, common | chosen, options.overrides)

@@ -34,7 +34,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "data_prep"))
 SEQUENCE_LENGTH = 1024
 
 _encode: Callable[[list[str]], int] | None = None

@@ -19,14 +19,19 @@ from pathlib import Path
 import small_bench
 
 TARGET = ("hidden=128", "layers=6", "heads=4", "intermediate=344")
-HARD = {"distribution": "hard_concrete"}
-RELEASED_GATE = {"distribution": "hard_concrete_released"}
-PUBLISHED = {"constraint": "published"}
-PAPER = HARD | {"sharpness": 1, "settle": "1dur"}
+HARD = {"distribution": "paper"}
+RELEASED_GATE = {"distribution": "released"}
+PAPER = {"constraint": "paper"}
+PAPER = HARD | {"sharpness": 1, "freeze": "1dur"}
 # Fewer units of every axis expected at the start than asked for: a third, and a quarter. A gate
 # without noise has to leave some on.
-BELOW = {"start": -1.0, "warmup": "0ba", "importance": "IMPORTANCE", "importance_spread": 3.0}
-HARD_BELOW = HARD | {"start": -3.0, "warmup": "0ba"}
+BELOW = {
+    "init_log_alpha": -1.0,
+    "warmup": "0ba",
+    "importance": "IMPORTANCE",
+    "importance_spread": 3.0,
+}
+HARD_BELOW = HARD | {"init_log_alpha": -3.0, "warmup": "0ba"}
 
 
 @dataclass(frozen=True)
@@ -48,20 +53,20 @@ class Arm:
 
 ARMS = {
     "default": Arm({}),
-    "published": Arm(PUBLISHED),
+    "paper-constraint": Arm(PAPER),
     "hard-concrete": Arm(HARD),
-    "hard-concrete-published": Arm(HARD | PUBLISHED),
+    "hard-concrete-paper": Arm(HARD | PAPER),
     "released-gate": Arm(RELEASED_GATE),
     "below": Arm(BELOW),
-    "below-published": Arm(BELOW | PUBLISHED),
+    "below-paper": Arm(BELOW | PAPER),
     "below-hard-concrete": Arm(HARD_BELOW),
-    "below-hard-concrete-published": Arm(HARD_BELOW | PUBLISHED),
+    "below-hard-concrete-paper": Arm(HARD_BELOW | PAPER),
     "paper-masks": Arm(PAPER),
     "from-importance": Arm({"importance": "IMPORTANCE"}),
     "one-multiplier-rate": Arm({"linear_learning_rate": 1.0}),
     "mask-rate-0.3": Arm({"learning_rate": 0.3}),
-    "settle-0.6": Arm({"sharpen_until": "0.5dur", "settle": "0.6dur"}),
-    "settle-0.35": Arm({"warmup": "0.1dur", "sharpen_until": "0.25dur", "settle": "0.35dur"}),
+    "freeze-0.6": Arm({"sharpen_until": "0.5dur", "freeze": "0.6dur"}),
+    "freeze-0.35": Arm({"warmup": "0.1dur", "sharpen_until": "0.25dur", "freeze": "0.35dur"}),
     "rate-5e-4": Arm({}, first={"optimizer.learning_rate": 5e-4}),
     "rate-2e-3": Arm({}, first={"optimizer.learning_rate": 2e-3}),
     "importance": Arm(method="importance"),
@@ -99,7 +104,7 @@ class Bench:
 
     def prune(self, name: str, seed: int) -> None:
         arm, run = ARMS[name], self.out / f"{name}-{seed}" / "prune"
-        if arm.pruning is None or (run / "verdict.json").is_file():
+        if arm.pruning is None or (run / "mask_report.json").is_file():
             return
         settings = self.settings(run, seed, self.steps) | {"model.path": self.model} | arm.first
         settings |= {f"pruning.{key}": value for key, value in arm.pruning.items()}
@@ -157,7 +162,7 @@ def masks(out: Path) -> str:
     """
     lines: list[str] = []
     for name in ARMS:
-        paths = sorted(out.glob(f"{name}-[0-9]*/prune/verdict.json"))
+        paths = sorted(out.glob(f"{name}-[0-9]*/prune/mask_report.json"))
         found = [json.loads(path.read_text()) for path in paths]
         if not found:
             continue

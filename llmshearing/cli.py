@@ -275,8 +275,8 @@ def plan(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write and verify a Hugging Face directory."""
-    from llmshearing.checkpoints.export import Options
-    from llmshearing.checkpoints.export import export as export_run
+    from llmshearing.export.export import Options
+    from llmshearing.export.export import export as export_run
 
     chosen = Options(
         dtype=options.dtype,
@@ -374,7 +374,7 @@ def measure_reference(options: argparse.Namespace) -> None:
 
 def fit_reference(options: argparse.Namespace) -> None:
     """Reference losses of a size; residuals and warnings go to standard error."""
-    from llmshearing.loading.scaling import fit_file
+    from llmshearing.mixture.scaling import fit_file
 
     references, notes = fit_file(options.losses, options.parameters)
     sys.stdout.write(references.to_yaml())
@@ -399,8 +399,8 @@ def importance(options: argparse.Namespace) -> None:
 
 def prune_oneshot(options: argparse.Namespace) -> None:
     """Keep the units of highest score, and write the directory."""
-    from llmshearing.checkpoints import oneshot
     from llmshearing.config import parse_target
+    from llmshearing.export import oneshot
 
     if (options.importance is None) == (options.method is None):
         raise UserError("expected one of --importance FILE and --method NAME")

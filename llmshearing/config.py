@@ -18,7 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from llmshearing import strict
 from llmshearing.architecture.target import TargetSettings
 from llmshearing.errors import UserError
-from llmshearing.loading.settings import LoadingSettings
+from llmshearing.mixture.settings import MixtureSettings
 from llmshearing.pruning.settings import PruningSettings
 
 
@@ -147,7 +147,7 @@ class Recipe:
     target: TargetSettings | None = None
     pruning: PruningSettings = field(default_factory=PruningSettings)
     data: DataSettings = field(default_factory=DataSettings)
-    loading: LoadingSettings = field(default_factory=LoadingSettings)
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     parallelism: str = "fsdp2"
     shard_ranks: int | None = None
@@ -175,7 +175,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 # Two ways to say where the mixture starts: an override of the one replaces a recipe's other.
-INSTEAD = (("loading.weights", "loading.mixture"),)
+INSTEAD = (("mixture.weights", "mixture.start_from"),)
 
 
 def parse_recipe(
@@ -271,7 +271,7 @@ def seconds(text: str) -> float:
 # Keys whose value is a path; `~` in them is the user's home.
 PATHS = (
     "run.directory", "model.path", "data.root", "data.remote", "pruning.importance",
-    "loading.mixture", "loading.references",
+    "mixture.start_from", "mixture.references",
 )  # fmt: skip
 Rule = tuple[Callable[[Any], bool], str]  # of one value: what must hold, and its words
 
@@ -316,9 +316,9 @@ RULES: dict[str, Rule] = {
     "model.loss_chunk": (lambda tokens: tokens >= 0, "tokens, or 0 for all"),
     "pruning.noise": _one_of("shared", "per_rank"),
     "pruning.warmup": MOMENT,
-    "pruning.choose": MOMENT,
+    "pruning.fix_shape": MOMENT,
     "pruning.sharpen_until": MOMENT,
-    "pruning.settle": MOMENT,
+    "pruning.freeze": MOMENT,
     "pruning.sharpness": (
         lambda factor: 1 <= factor < math.inf,
         "at least 1 and finite (1 leaves the masks as the paper has them)",
@@ -375,7 +375,7 @@ def own_errors(recipe: Recipe) -> list[str]:
 def _late(recipe: Recipe) -> list[str]:
     """Phases that would not end within the run, so that its target would never be reached."""
     total, errors = steps(recipe.run.duration), []
-    pruning = ("warmup", "choose", "sharpen_until", "settle") if recipe.prunes else ()
+    pruning = ("warmup", "fix_shape", "sharpen_until", "freeze") if recipe.prunes else ()
     for key in ("optimizer.warmup", *(f"pruning.{name}" for name in pruning)):
         section, _, name = key.partition(".")
         value = getattr(getattr(recipe, section), name)
@@ -388,14 +388,14 @@ def _late(recipe: Recipe) -> list[str]:
 
 
 def _undecided(recipe: Recipe, total: int) -> list[str]:
-    """Masks that would settle before the target stands, with no step to decide on it."""
+    """Masks that would freeze before the target stands, with no step to decide on it."""
     settings = recipe.pruning
     assert recipe.target is not None
-    settle, by_budget = steps(settings.settle, total), recipe.target.parameters is not None
-    for name in ("warmup", "choose") if by_budget else ("warmup",):
-        if settle <= steps(getattr(settings, name), total) < total and settle < total:
+    freeze, by_budget = steps(settings.freeze, total), recipe.target.parameters is not None
+    for name in ("warmup", "fix_shape") if by_budget else ("warmup",):
+        if freeze <= steps(getattr(settings, name), total) < total and freeze < total:
             return [
-                f"pruning.settle: found {settings.settle!r}, expected a time after pruning.{name} "
+                f"pruning.freeze: found {settings.freeze!r}, expected a time after pruning.{name} "
                 f"= {getattr(settings, name)}, so that the masks can decide in between, or 1dur"
             ]
     return []

@@ -14,8 +14,8 @@ from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskSchedule
 from llmshearing.pruning.settings import PruningSettings
 
-# At least one in so many of the steps from the target's standing to the settling are for deciding.
-DECIDING_PART = 8
+# At least one in so many of the steps from the target's standing to the freezing are for deciding.
+DECISION_FRACTION = 8
 
 
 def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
@@ -51,7 +51,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR
     warmup = steps(recipe.optimizer.warmup, total)
     weights = warmup_cosine(warmup, total, recipe.optimizer.final_fraction)
     phases = mask_schedule(recipe)
-    masks = hold_cosine(phases.warmup, total, recipe.pruning.final_fraction, phases.settle)
+    masks = hold_cosine(phases.warmup, total, recipe.pruning.final_fraction, phases.freeze)
     others = len(optimizer.param_groups) - 1
     return LambdaLR(optimizer, [weights, *[masks] * others])
 
@@ -61,21 +61,21 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     total, settings = steps(recipe.run.duration), recipe.pruning
     warmup = steps(settings.warmup, total)
     by_budget = recipe.target is not None and recipe.target.parameters is not None
-    choose = max(warmup, steps(settings.choose, total)) if by_budget else 0
-    shaped = max(warmup, choose)
-    settle = max(shaped, steps(settings.settle, total))
+    fix_shape = max(warmup, steps(settings.fix_shape, total)) if by_budget else 0
+    shaped = max(warmup, fix_shape)
+    freeze = max(shaped, steps(settings.freeze, total))
     sharpen_until = steps(settings.sharpen_until, total)
     never = total + 1  # the last evaluation is at `total`
-    settles = settle < total
-    if settles:  # sharp before they decide, and decided before they settle
-        sharpen_until = min(sharpen_until, settle - max(1, (settle - shaped) // DECIDING_PART))
+    freezes = freeze < total
+    if freezes:  # sharp before they decide, and decided before they freeze
+        sharpen_until = min(sharpen_until, freeze - max(1, (freeze - shaped) // DECISION_FRACTION))
     return MaskSchedule(
         warmup=warmup,
         sharpen_until=sharpen_until,
-        decide=max(shaped, sharpen_until) if settles else never,
-        settle=settle if settles else never,
+        decide=max(shaped, sharpen_until) if freezes else never,
+        freeze=freeze if freezes else never,
         sharpness=settings.sharpness,
-        choose=choose,
+        fix_shape=fix_shape,
     )
 
 

@@ -40,7 +40,7 @@ def check_device(recipe: Recipe) -> None:
         )
 
 
-def meet(recipe: Recipe) -> None:
+def join_ranks(recipe: Recipe) -> None:
     """Wait for all ranks of the run, where there are several.
 
     Raises:

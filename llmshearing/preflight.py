@@ -11,15 +11,15 @@ from llmshearing import tracking
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
-from llmshearing.checkpoints.source import Source, read_source
 from llmshearing.config import Recipe, error_list, parse_recipe
 from llmshearing.data.domains import data_facts, fetch_tree
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading.inputs import file_problems
-from llmshearing.loading.settings import problems
+from llmshearing.huggingface.source import Source, read_source
+from llmshearing.mixture.inputs import file_problems
+from llmshearing.mixture.settings import problems
 from llmshearing.pruning.constraint import constraint_of
 from llmshearing.pruning.importance import Scores, load_scores
 from llmshearing.pruning.masks import start_errors
@@ -123,10 +123,10 @@ def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
         for name in train
         if name not in held_out or held_out[name].rows == 0
     ]
-    found = problems(recipe.loading, list(train))
+    found = problems(recipe.mixture, list(train))
     if not found and not errors:
         facts = data_facts(tree, recipe.data.split, recipe.data.eval_split)
-        found = file_problems(recipe.loading, facts, recipe.data.workers)
+        found = file_problems(recipe.mixture, facts, recipe.data.workers)
     return errors + found
 
 

@@ -92,7 +92,7 @@ def quantity(
 
 
 Steps = quantity(steps, "steps with a unit, e.g. 300ba, below 1e9", "[0-9]{1,9}ba")
-Moment = quantity(
+MaskState = quantity(
     lambda text: steps(text, 1) + 1,
     "a time such as 0.1dur or 320ba",
     r"[0-9]{1,9}ba|[0-9._]+(e-?[0-9]+)?dur",

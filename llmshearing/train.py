@@ -40,23 +40,23 @@ from llmshearing.callbacks.held_out import EvaluationTimes
 from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_clock import MaskClock
+from llmshearing.callbacks.mask_report_writer import MaskReportWriter
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.training_progress import FlopsModel, TrainingProgress
-from llmshearing.callbacks.verdict import VerdictWriter
-from llmshearing.checkpoints.fitting import check_fits
 from llmshearing.checkpoints.layout import (
     check_contents,
     latest_checkpoint,
     read_manifest,
     step_of,
 )
-from llmshearing.checkpoints.source import empty_model, fill, load_model
-from llmshearing.checkpoints.weight_files import WeightFiles
+from llmshearing.checkpoints.resume_check import check_fits
 from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe, seconds, steps, to_yaml
 from llmshearing.errors import UserError, exits_on_user_error
 from llmshearing.files import write_text
+from llmshearing.huggingface.source import empty_model, fill, load_model
+from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.compiled import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
     checked = time.monotonic()
-    parallelism.meet(recipe)
+    parallelism.join_ranks(recipe)
     times = {"config": checked - begun, "ranks": time.monotonic() - checked}
     directory = Path(recipe.run.directory)
     with parallelism.failures_explained(), parallelism.own_directory(directory):
@@ -105,7 +105,7 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
         for change in check_fits(Path(checkpoint), facts(recipe, inputs)):
             log.warning("the recipe has changed since %s: %s", Path(checkpoint).name, change)
     if checkpoint is not None and recipe.prunes:
-        tell_reopened(Path(checkpoint), recipe)
+        warn_masks_reopened(Path(checkpoint), recipe)
     if checkpoint is not None and step_of(checkpoint) >= steps(recipe.run.duration):
         log.info("%s is the end of this run already; nothing is left to do", checkpoint)
         return 0
@@ -157,7 +157,7 @@ def build_trainer(
     with watchdog.phase("weights", start):
         model = build_model(recipe, inputs)
     with watchdog.phase("data index", start):
-        loading = DynamicLoading.from_recipe(recipe, inputs.tree)
+        dynamic_loading = DynamicLoading.from_recipe(recipe, inputs.tree)
     if recipe.model.compile:
         compile_blocks(model)
     parallelism.before_sharding(model, recipe)
@@ -166,7 +166,7 @@ def build_trainer(
     tokens_per_batch = recipe.data.global_batch * inputs.tree.sequence_length
     clipping = GradientClipping(
         optimization.clip_bounds(optimizer, recipe),
-        loading.domains,
+        dynamic_loading.domains,
         fsdp1_shards=parallelism.fsdp1_shards(recipe),
     )
     algorithms: list[Any] = [clipping]
@@ -176,14 +176,14 @@ def build_trainer(
         algorithms.append(MaskClock(model.masks, schedule, noise_per_rank=per_rank))
     interval = steps(recipe.run.log_interval)
     metrics = MetricsFile(directory / "metrics.jsonl", interval, inputs.tree.sequence_length)
-    manifest = ManifestWriter(directory, facts(recipe, inputs), loading.mixture)
+    manifest = ManifestWriter(directory, facts(recipe, inputs), dynamic_loading.mixture)
     heartbeat = Heartbeat(watchdog, start, seconds(recipe.run.step_timeout))
     every = steps(recipe.run.eval_interval)
     watchdog.enter("the sharding", start)
     begun = time.monotonic()
     trainer = Trainer(
         model=model,
-        train_dataloader=loading.train_loader,
+        train_dataloader=dynamic_loading.train_loader,
         eval_dataloader=[
             Evaluator(
                 label=name,
@@ -191,7 +191,7 @@ def build_trainer(
                 metric_names=["loss"],
                 eval_interval=EvaluationTimes(every),
             )
-            for name, loader in loading.eval_loaders.items()
+            for name, loader in dynamic_loading.eval_loaders.items()
         ],
         optimizers=optimizer,
         schedulers=optimization.build_schedule(optimizer, recipe),
@@ -200,10 +200,10 @@ def build_trainer(
         algorithms=algorithms,
         callbacks=[
             stop,
-            loading,
+            dynamic_loading,
             heartbeat,
             TrainingProgress(interval, tokens_per_batch, total, flops_model(recipe, inputs)),
-            VerdictWriter(directory, heartbeat.enter),
+            MaskReportWriter(directory, heartbeat.enter),
             Checkpointing(
                 directory,
                 due=stop.or_every(recipe.run.checkpoint_interval),
@@ -288,11 +288,11 @@ def resume_path(recipe: Recipe) -> str | None:
     return shared[0]
 
 
-def tell_reopened(checkpoint: Path, recipe: Recipe) -> None:
+def warn_masks_reopened(checkpoint: Path, recipe: Recipe) -> None:
     """Warn where another duration asks less of the masks than was asked of them already."""
     was = read_manifest(checkpoint).get("masks")
     now = optimization.mask_schedule(recipe).at(step_of(checkpoint))
-    if was and (now.ramp < was["ramp"] or (was["settled"] and not now.settled)):
+    if was and (now.ramp < was["ramp"] or (was["frozen"] and not now.frozen)):
         log.warning(
             "at %s the masks were further than run.duration=%s has them there: their choice of "
             "units is open again; to train that choice further, export it and continue from it",

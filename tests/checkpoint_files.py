@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmshearing.checkpoints.checksums import SEAL, record_files, sealed
 from llmshearing.checkpoints.layout import FILES, FORMAT, manifest_of
+from llmshearing.checksums import SEAL, record_files, sealed
 
 
 def write_manifest(checkpoint: Path, **entries: Any) -> None:

@@ -16,18 +16,18 @@ CASES = {
     "wrong type": (["data.microbatch=many"], "data.microbatch: found 'many', expected a whole"),
     "no unit": (["run.duration=300"], "run.duration: found '300', expected steps with a unit"),
     "target larger": (["target.hidden=64"], "target.hidden: found 64, but the source has 32"),
-    "weights": (["loading.weights={prose: 0.5, code: 0.5, letters: 0.5}"], "they sum to 1.5"),
-    "unknown domain": (["loading.weights={prse: 1.0}"], "did you mean prose"),
-    "policy": (["loading.policy=papper"], "found 'papper', expected one of paper"),
+    "weights": (["mixture.weights={prose: 0.5, code: 0.5, letters: 0.5}"], "they sum to 1.5"),
+    "unknown domain": (["mixture.weights={prse: 1.0}"], "did you mean prose"),
+    "policy": (["mixture.policy=papper"], "found 'papper', expected one of paper"),
     "distribution": (["pruning.distribution=hard"], "pruning.distribution: found 'hard'"),
     "constraint": (["pruning.constraint=soft"], "pruning.constraint: found 'soft'"),
-    "never on": (["pruning.start=-1"], "pruning.start: found -1.0, expected above 0"),
-    "start": (["pruning.start=6"], "pruning.start: found 6.0, expected within -5.0 and 5.0"),
+    "never on": (["pruning.init_log_alpha=-1"], "init_log_alpha: found -1.0, expected above 0"),
+    "start": (["pruning.init_log_alpha=6"], "found 6.0, expected within -5.0 and 5.0"),
     "mask rate": (["pruning.learning_rate=0"], "pruning.learning_rate: found 0.0, expected more"),
     "never ends": (["pruning.warmup=9ba"], "pruning.warmup: found '9ba', expected at most run.dur"),
     "no time to decide": (
-        ["pruning.settle=3ba", "pruning.warmup=3ba"],
-        "pruning.settle: found '3ba', expected a time after pruning.warmup = 3ba",
+        ["pruning.freeze=3ba", "pruning.warmup=3ba"],
+        "pruning.freeze: found '3ba', expected a time after pruning.warmup = 3ba",
     ),
     "no tree": (["data.root=nowhere"], "found no data tree at nowhere"),
     "no split": (["data.split=train"], "expected `train`"),
@@ -40,7 +40,7 @@ CASES = {
     "infinite rate": (["optimizer.learning_rate=.inf"], "optimizer.learning_rate: found inf"),
     "no rate": (["pruning.learning_rate=.nan"], "pruning.learning_rate: found nan, expected more"),
     "infinite decay": (["optimizer.weight_decay=1e999"], "weight_decay: found inf, expected 0 or"),
-    "infinite eta": (["loading.eta=.inf"], "loading.eta: found inf, expected 0 or more and finite"),
+    "infinite eta": (["mixture.eta=.inf"], "mixture.eta: found inf, expected 0 or more and finite"),
     "endless": (["run.duration=100000000000000000000ba"], "expected steps with a unit, e.g. 300ba"),
     "1e20": (["run.duration=1e20"], "run.duration: found '1e20', expected steps with a unit"),
     "seed": (["run.seed=4294967296"], "run.seed: found 4294967296, expected 0 or more, below 2^31"),
@@ -178,7 +178,7 @@ def test_a_config_that_is_none(recipe_file, tmp_path, capsys, verb, config, mess
 
 
 def test_weights_that_do_not_fit_the_config(recipe_file, tiny_model, tmp_path):
-    from llmshearing.checkpoints.source import load_model, read_source
+    from llmshearing.huggingface.source import load_model, read_source
 
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)

@@ -15,7 +15,7 @@ from documents import DOCUMENTS, ROOT, blocks, commands
 
 SHORTER = (
     "run.duration=12ba run.eval_interval=12ba run.checkpoint_interval=12ba run.log_interval=1ba "
-    "pruning.warmup=4ba pruning.settle=8ba data.global_batch=2 data.microbatch=2 data.eval_rows=2"
+    "pruning.warmup=4ba pruning.freeze=8ba data.global_batch=2 data.microbatch=2 data.eval_rows=2"
 ).split()
 LOSSES = """models:
 - {parameters: 7e9, losses: {cc: 1.75}}

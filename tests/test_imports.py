@@ -10,13 +10,15 @@ import llmshearing
 ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
     {"errors", "llmshearing", "processes"},
-    {"files", "progress", "quantities", "tables", "yaml_files"},
+    {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
     {"strict", "typed_yaml"},
     {"architecture"},
-    {"pruning", "loading"},
+    {"pruning", "mixture"},
     {"models", "data"},
     {"config"},
+    {"preparation", "huggingface"},
     {"checkpoints"},
+    {"export"},
     {"tracking"},
     {"substrate", "preflight", "watchdog"},
     {"callbacks"},

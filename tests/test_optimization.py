@@ -58,7 +58,7 @@ def test_linear_and_quadratic_multipliers_and_masks_each_have_their_own_rate(mas
 
 
 def test_rates_of_gaps_in_counts_are_divided_by_the_size_and_its_square(masks):
-    built = masks(constraint="published", linear_learning_rate=0.25, quadratic_learning_rate=0.125)
+    built = masks(constraint="paper", linear_learning_rate=0.25, quadratic_learning_rate=0.125)
     rate_of = {
         id(parameter): group["lr"]
         for group in mask_groups(built, built.settings)
@@ -99,7 +99,7 @@ def test_schedule_of_a_pruning_run(tmp_path):
         "target": {"hidden": 12, "intermediate": 8},
         "data": {"root": "unused", "split": "prune", "global_batch": 2, "microbatch": 2},
         "optimizer": {"learning_rate": 0.01, "warmup": "2ba"},
-        "pruning": {"warmup": "4ba", "settle": "15ba", "learning_rate": 0.5},
+        "pruning": {"warmup": "4ba", "freeze": "15ba", "learning_rate": 0.5},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(settings))  # JSON is YAML

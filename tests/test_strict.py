@@ -38,9 +38,9 @@ def test_an_override_of_text_is_taken_literally(recipe_text, text):
 
 
 def test_an_empty_override_clears_optional_text(recipe_text):
-    file = recipe_text(BASE + "loading: {references: r.yaml}\n")
+    file = recipe_text(BASE + "mixture: {references: r.yaml}\n")
     assert load_recipe(file).loading.references == "r.yaml"
-    assert load_recipe(file, ["loading.references="]).loading.references is None
+    assert load_recipe(file, ["mixture.references="]).loading.references is None
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ NAMES = ("no", "2023", "c4.en", "~", "null", "0012", "1e3", "2026-01-15", "off.e
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_mappings_are_text(recipe_text, name):
-    inline = load_recipe(recipe_text(), [f"loading.weights={{{name}: 0.5, b: 0.5}}"])
+    inline = load_recipe(recipe_text(), [f"mixture.weights={{{name}: 0.5, b: 0.5}}"])
     assert inline.loading.weights == {name: 0.5, "b": 0.5}
-    single = load_recipe(recipe_text(), [f"loading.weights.{name}=0.5"])
+    single = load_recipe(recipe_text(), [f"mixture.weights.{name}=0.5"])
     assert single.loading.weights == {name: 0.5}
-    own = load_recipe(recipe_text(), [f"loading.domains.{name}.eta=2"])
+    own = load_recipe(recipe_text(), [f"mixture.domains.{name}.eta=2"])
     assert own.loading.domains == {name: {"eta": 2}}
-    file = recipe_text(BASE + f"loading:\n  weights:\n    {name}: 1.0\n")
+    file = recipe_text(BASE + f"mixture:\n  weights:\n    {name}: 1.0\n")
     assert load_recipe(file, ["run.seed=3"]).loading.weights == {name: 1.0}
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_a_recipe(recipe_text, text, message):
 
 def test_paths_may_begin_at_home(recipe_text, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    keys = ("run.directory", "model.path", "data.root", "loading.references", "pruning.importance")
+    keys = ("run.directory", "model.path", "data.root", "mixture.references", "pruning.importance")
     recipe = load_recipe(recipe_text(), [f"{key}=~/x" for key in keys])
     for key in keys:
         section, name = key.split(".")

@@ -35,7 +35,7 @@ def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatc
     own = (tmp_path / "run/wandb-id.txt").read_text()
     (tracked,) = (tmp_path / "run/wandb").glob(f"offline-run-*/run-{own}.wandb")
     content = tracked.read_bytes()
-    for name in (b"metrics/prose/loss", b"loading/train_loss/code", b"loss/train/ce"):
+    for name in (b"metrics/prose/loss", b"mixture/train_loss/code", b"loss/train/ce"):
         assert name in content
 
 

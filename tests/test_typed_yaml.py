@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from llmshearing.errors import UserError
-from llmshearing.quantities import ByteSize, Count, Fraction, Moment, Quantity, Steps, Time
+from llmshearing.quantities import ByteSize, Count, Fraction, MaskState, Quantity, Steps, Time
 from llmshearing.typed_yaml import PathText, Section, build, load, merge
 from llmshearing.yaml_files import read_yaml
 
@@ -24,7 +24,7 @@ class Part(Section):
     """Where it is."""
     duration: Steps = Field(examples=["10ba"])
     note: str | None = None
-    warmup: Moment | None = None
+    warmup: MaskState | None = None
     limit: Time = "30m"
     betas: list[Fraction] = Field(default_factory=list, min_length=2, max_length=2)
 

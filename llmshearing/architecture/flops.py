@@ -1,4 +1,4 @@
-"""Arithmetic of training: floating-point operations per token, and the peaks of known devices.
+"""FlopsModel of training: floating-point operations per token, and the peaks of known devices.
 
 The convention is that of PaLM (Chowdhery et al. 2022, appendix B), so that a utilisation here can
 be set beside published ones: forward and backward pass of a dense decoder, attention over the whole

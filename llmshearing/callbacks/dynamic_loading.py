@@ -1,8 +1,8 @@
 """Dynamic batch loading: domain weights follow the losses while a run goes on.
 
-Metrics, per domain, to every logger: at each update `loading/weight`, `loading/loss` (the signal),
-`loading/reference` and `loading/excess`; at each logged step `loading/share` (realised),
-`loading/planned_share`, `loading/tokens`, `loading/passes` and `loading/train_loss` (the mean since
+Metrics, per domain, to every logger: at each update `mixture/weight`, `mixture/loss` (the signal),
+`mixture/reference` and `mixture/excess`; at each logged step `mixture/share` (realised),
+`mixture/planned_share`, `mixture/tokens`, `mixture/passes` and `mixture/train_loss` (the mean since
 the last logged step; not logged for a domain that was absent).
 """
 
@@ -22,8 +22,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from llmshearing.callbacks.finite import not_finite
 from llmshearing.callbacks.held_out import at_end
+from llmshearing.callbacks.non_finite import not_finite
 from llmshearing.data.dataloaders import (
     build_eval_loaders,
     build_train_loader,
@@ -34,13 +34,13 @@ from llmshearing.data.dataloaders import (
 from llmshearing.data.domains import data_facts
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading import policies, settings, usage
-from llmshearing.loading.history import LossHistory, Stalls
-from llmshearing.loading.inputs import read_references
-from llmshearing.loading.mixture import write_mixture
-from llmshearing.loading.plan import Plan
-from llmshearing.loading.sampler import Sampler
-from llmshearing.loading.settings import LoadingSettings
+from llmshearing.mixture import policies, settings, usage
+from llmshearing.mixture.history import LossHistory, PlateauDetector
+from llmshearing.mixture.inputs import read_references
+from llmshearing.mixture.mixture_file import write_mixture
+from llmshearing.mixture.mixture_plan import Plan
+from llmshearing.mixture.sampler import Sampler
+from llmshearing.mixture.settings import MixtureSettings
 
 if TYPE_CHECKING:
     from llmshearing.config import Recipe
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Course:
+class RunGeometry:
     """What a run is, as far as its data goes.
 
     Attributes:
@@ -74,36 +74,36 @@ class DynamicLoading(Callback):
     workers can have read already. An update is made before the step's checkpoint is saved.
 
     Args:
-        loading: the recipe's section.
+        mixture: the recipe's section.
         sampler: of the run.
         train_loader: for the trainer.
         eval_loaders: for the trainer's evaluators, whose labels must be the domains' names.
         start: weights at the start [k].
         references: losses to reach [k]; None where the policy needs none, or for `dro`, which then
             takes the losses that it foresees for the end of the run.
-        course: of the run.
+        geometry: of the run.
     """
 
     def __init__(
         self,
-        loading: LoadingSettings,
+        mixture: MixtureSettings,
         sampler: Sampler,
         train_loader: DataSpec,
         eval_loaders: Mapping[str, DataLoader],
         *,
         start: np.ndarray,
         references: np.ndarray | None,
-        course: Course,
+        geometry: RunGeometry,
     ) -> None:
-        self.settings, self.sampler, self.course = loading, sampler, course
+        self.settings, self.sampler, self.geometry = mixture, sampler, geometry
         self.train_loader, self.eval_loaders = train_loader, dict(eval_loaders)
         self.domains = [supply.name for supply in sampler.supplies]
         self.weights, self.references = np.asarray(start, np.float64), references
-        self.limits = settings.limits(loading, self.domains, self.weights)
-        self.interval = settings.interval(loading)
+        self.limits = settings.limits(mixture, self.domains, self.weights)
+        self.interval = settings.interval(mixture)
         self.losses: np.ndarray | None = None
         self.updated, self.trained = 0, 0  # batch of the last update, samples trained on
-        self.history, self.stalls = LossHistory(), Stalls(loading.patience)
+        self.history, self.stalls = LossHistory(), PlateauDetector(mixture.patience)
         self.since_update = torch.zeros(2, len(self.domains), dtype=torch.float64)
         self.since_log = torch.zeros_like(self.since_update)
 
@@ -114,28 +114,28 @@ class DynamicLoading(Callback):
         Raises:
             UserError: the data, the references or the mixture file do not fit.
         """
-        data, loading, run = recipe.data, recipe.loading, recipe.run
+        data, mixture, run = recipe.data, recipe.mixture, recipe.run
         remotes = remote_folders(tree, data.split, data.remote)
         sources = open_domains(tree, data.split, remotes, by_hash=data.verify == "hash")
         names = [rows.name for rows in sources]
-        supplies = [settings.supply(loading, r.name, len(r), r.block) for r in sources]
-        start = settings.starting_weights(loading, names, [len(rows) for rows in sources])
+        supplies = [settings.supply(mixture, r.name, len(r), r.block) for r in sources]
+        start = settings.starting_weights(mixture, names, [len(rows) for rows in sources])
         sampler = Sampler(
             supplies,
             Plan.start(start),
             run.seed,
-            window=loading.window,
-            memory=loading.prefetch + 2,
+            window=mixture.window,
+            memory=mixture.prefetch + 2,
         )
         ranks = {"rank": dist.get_global_rank(), "world_size": dist.get_world_size()}
         return cls(
-            loading,
+            mixture,
             sampler,
             build_train_loader(
                 train_rows(sources, tree, sampler),
                 global_batch=data.global_batch,
                 workers=data.workers,
-                prefetch=loading.prefetch,
+                prefetch=mixture.prefetch,
                 **ranks,
             ),
             build_eval_loaders(
@@ -149,8 +149,8 @@ class DynamicLoading(Callback):
                 **ranks,
             ),
             start=start,
-            references=read_references(loading, data_facts(tree, data.split, data.eval_split)),
-            course=Course(
+            references=read_references(mixture, data_facts(tree, data.split, data.eval_split)),
+            geometry=RunGeometry(
                 global_batch=data.global_batch,
                 batches=settings.batches(run.duration),
                 log_interval=settings.batches(run.log_interval),
@@ -164,12 +164,12 @@ class DynamicLoading(Callback):
         del logger
         self.trained = state.timestamp.sample.value
         self.sampler.rewind(self.trained)
-        to_come = max(0, self.course.batches * self.course.global_batch - self.trained)
+        to_come = max(0, self.geometry.batches * self.geometry.global_batch - self.trained)
         used = self.sampler.cursor.positions
         uses = usage.expected_use(self.sampler.supplies, self.weights, to_come, used)
         log.info(
             "use of the data at the weights of now\n%s",
-            usage.table(uses, self.course.sequence_length),
+            usage.table(uses, self.geometry.sequence_length),
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -191,7 +191,7 @@ class DynamicLoading(Callback):
             metric.reset()
             self.since_update = self.since_update.to(sums.device) + sums
             self.since_log = self.since_log.to(sums.device) + sums
-        if state.timestamp.batch.value % self.course.log_interval == 0:
+        if state.timestamp.batch.value % self.geometry.log_interval == 0:
             logger.log_metrics(self._running_metrics())
             self.since_log = torch.zeros_like(self.since_log)
 
@@ -226,9 +226,9 @@ class DynamicLoading(Callback):
             return
         if batch == 0:
             raise UserError(
-                f"data: found too few rows for one batch of {self.course.global_batch} at the "
+                f"data: found too few rows for one batch of {self.geometry.global_batch} at the "
                 "mixture's weights; prepare more, lower data.global_batch, or let domains be used "
-                "again (loading.used_up=repeat)"
+                "again (mixture.used_up=repeat)"
             )
         log.warning("the data is used up: training stops at step %d", batch)
         state.stop_training()
@@ -248,7 +248,7 @@ class DynamicLoading(Callback):
             "weights": self._by_name(self.weights),
             "shares": self._by_name(used / max(cursor.sample, 1)),
             "tokens": {
-                name: count * self.course.sequence_length
+                name: count * self.geometry.sequence_length
                 for name, count in zip(self.domains, cursor.positions, strict=True)
             },
             "passes": self._by_name(used / rows),
@@ -294,7 +294,7 @@ class DynamicLoading(Callback):
             shared = [after.tolist()]
             dist.broadcast_object_list(shared, src=0)  # one answer, whatever the machines
             after = np.array(shared[0])
-            first = self.trained + self.settings.prefetch * self.course.global_batch
+            first = self.trained + self.settings.prefetch * self.geometry.global_batch
             self.sampler.update(max(first, self.sampler.plan.segments[-1].first), after)
         self.weights, self.updated = after, batch
         self._log(logger, before, references)
@@ -307,7 +307,7 @@ class DynamicLoading(Callback):
         if self.references is not None:
             return self.references
         if self.settings.policy == "dro":
-            return self.history.foreseen(self.course.batches * self.course.global_batch)
+            return self.history.extrapolate(self.geometry.batches * self.geometry.global_batch)
         return self.losses
 
     def _keep(self, losses: np.ndarray) -> None:
@@ -331,12 +331,12 @@ class DynamicLoading(Callback):
         totals, counts = self.since_log.cpu().numpy()
         measured = {}
         for i, name in enumerate(self.domains):
-            measured[f"loading/share/{name}"] = mixture["shares"][name]
-            measured[f"loading/planned_share/{name}"] = float(planned[i])
-            measured[f"loading/tokens/{name}"] = mixture["tokens"][name]
-            measured[f"loading/passes/{name}"] = mixture["passes"][name]
+            measured[f"mixture/share/{name}"] = mixture["shares"][name]
+            measured[f"mixture/planned_share/{name}"] = float(planned[i])
+            measured[f"mixture/tokens/{name}"] = mixture["tokens"][name]
+            measured[f"mixture/passes/{name}"] = mixture["passes"][name]
             if counts[i]:
-                measured[f"loading/train_loss/{name}"] = float(totals[i] / counts[i])
+                measured[f"mixture/train_loss/{name}"] = float(totals[i] / counts[i])
         return measured
 
     def _log(self, logger: Logger, before: np.ndarray, references: np.ndarray) -> None:
@@ -344,14 +344,14 @@ class DynamicLoading(Callback):
         measured = {}
         for i, name in enumerate(self.domains):
             loss, reference = self.losses[i], references[i]
-            measured[f"loading/weight/{name}"] = self.weights[i]
-            measured[f"loading/loss/{name}"] = loss
+            measured[f"mixture/weight/{name}"] = self.weights[i]
+            measured[f"mixture/loss/{name}"] = loss
             line = (
                 f"domain {name}: weight {before[i]:.4f} -> {self.weights[i]:.4f}, loss {loss:.4f}"
             )
             if references is not self.losses:
-                measured[f"loading/reference/{name}"] = reference
-                measured[f"loading/excess/{name}"] = loss - reference
+                measured[f"mixture/reference/{name}"] = reference
+                measured[f"mixture/excess/{name}"] = loss - reference
                 line += f", reference {reference:.4f}, excess {loss - reference:+.4f}"
             log.info("%s", line)
         logger.log_metrics(measured)
@@ -371,8 +371,8 @@ class DynamicLoading(Callback):
             )
 
     def _write(self) -> None:
-        if self.course.directory is not None and dist.get_global_rank() == 0:
-            write_mixture(self.course.directory / "mixture.yaml", self.mixture())
+        if self.geometry.directory is not None and dist.get_global_rank() == 0:
+            write_mixture(self.geometry.directory / "mixture.yaml", self.mixture())
 
     def _by_name(self, values: Sequence[float] | np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.domains, values, strict=True)}

@@ -12,7 +12,7 @@ from composer.utils import dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from llmshearing.callbacks.finite import RowGradients, not_finite
+from llmshearing.callbacks.non_finite import RowGradients, not_finite
 from llmshearing.models.shearing import unwrapped
 
 

@@ -47,7 +47,7 @@ def measure(
     state: State,
     evaluators: Iterable[Evaluator],
     add: Callable[[ShearingModel, dict[str, torch.Tensor], HeldOutLoss], None],
-    beat: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> dict[str, float]:
     """Held-out loss per domain, nats per token; all ranks call it together.
 
@@ -55,7 +55,7 @@ def measure(
         state: the trainer's.
         evaluators: the domains to measure.
         add: adds a batch, which is on the device, to a metric.
-        beat: is told before each batch what goes on.
+        report: is told before each batch what goes on.
     """
     model, losses = unwrapped(state.model), {}
     training = model.training
@@ -63,7 +63,7 @@ def measure(
     for evaluator in evaluators:
         metric = state.device.module_to_device(HeldOutLoss())
         for number, batch in enumerate(evaluator.dataloader.dataloader):
-            beat(f"the held-out loss of {evaluator.label}, batch {number}")
+            report(f"the held-out loss of {evaluator.label}, batch {number}")
             with torch.no_grad(), get_precision_context(state.precision):
                 add(model, state.device.batch_to_device(batch), metric)
         losses[evaluator.label] = float(metric.compute())

@@ -20,8 +20,8 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from llmshearing.callbacks.held_out import measure
-from llmshearing.checkpoints.weight_files import MANIFEST
 from llmshearing.errors import UserError
+from llmshearing.huggingface.weight_files import MANIFEST
 from llmshearing.models.gated import set_gates
 from llmshearing.models.metrics import HeldOutLoss
 from llmshearing.models.shearing import ShearingModel
@@ -67,13 +67,13 @@ class LoadedLoss(Callback):
     Args:
         directory: the Hugging Face directory that the weights come from.
         data: the section `data` of the run's own manifest.
-        beat: is told what goes on.
+        report: is told what goes on.
     """
 
     def __init__(
-        self, directory: Path, data: Mapping[str, Any], beat: Callable[[str], None]
+        self, directory: Path, data: Mapping[str, Any], report: Callable[[str], None]
     ) -> None:
-        self.directory, self.beat = directory, beat
+        self.directory, self.report = directory, report
         self.stored = stored_losses(directory, data)
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -83,7 +83,7 @@ class LoadedLoss(Callback):
             return
         with torch.random.fork_rng(devices=[]):  # loaders draw from the generator
             domains = [e for e in state.evaluators if e.label in self.stored]
-            found = measure(state, domains, _without_masks, self.beat)
+            found = measure(state, domains, _without_masks, self.report)
         log.info(
             "held-out loss of the loaded weights, and as stored with them: %s",
             ", ".join(f"{n} {found[n]:.4f} {self.stored[n]:.4f}" for n in found),

@@ -101,4 +101,4 @@ def held_out_losses(state: State) -> dict[str, float]:
 def mask_facts(masks: Masks) -> dict[str, Any]:
     """The target shape, None while a budget has not come to one, and the schedule's moment."""
     target = None if masks.target is None else asdict(masks.target)
-    return {"target": target, "masks": asdict(masks.moment)}
+    return {"target": target, "masks": asdict(masks.state)}

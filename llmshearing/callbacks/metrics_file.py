@@ -14,7 +14,7 @@ from composer.utils import dist
 
 from llmshearing.files import json_lines, write_text
 
-UPDATE = "loading/weight/"  # a metric of the mixture's updates alone
+UPDATE = "mixture/weight/"  # a metric of the mixture's updates alone
 
 
 class MetricsFile(LoggerDestination):

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmshearing.checkpoints.checksums import BYTES, check_files, is_sealed
+from llmshearing.checksums import BYTES, check_files, is_sealed
 from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from llmshearing.checkpoints.checksums import record_files, sealed
 from llmshearing.checkpoints.layout import (
     CHECKPOINT_NAME,
     FILES,
@@ -31,6 +30,7 @@ from llmshearing.checkpoints.layout import (
     step_of,
     whole_checkpoints,
 )
+from llmshearing.checksums import record_files, sealed
 from llmshearing.errors import UserError
 from llmshearing.files import write_json
 

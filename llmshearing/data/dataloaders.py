@@ -19,7 +19,7 @@ from llmshearing.data.dataset import ERROR, IGNORED, Batch, HeldOutRows, TrainRo
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading.sampler import Sampler
+from llmshearing.mixture.sampler import Sampler
 from llmshearing.processes import exit_with_parent
 
 
@@ -105,8 +105,8 @@ def build_train_loader(
         )
     if workers > prefetch:
         raise UserError(
-            f"found {workers} data workers with loading.prefetch {prefetch}, expected at least a "
-            "batch for each: raise loading.prefetch or take fewer workers"
+            f"found {workers} data workers with mixture.prefetch {prefetch}, expected at least a "
+            "batch for each: raise mixture.prefetch or take fewer workers"
         )
     loader = DataLoader(
         rows,

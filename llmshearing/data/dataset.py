@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.schema import LOSS, TOKENS
 from llmshearing.errors import UserError
-from llmshearing.loading.sampler import Sampler
+from llmshearing.mixture.sampler import Sampler
 
 IGNORED = -100  # label of a token that is no target
 ERROR = "error"

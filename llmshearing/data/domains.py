@@ -26,7 +26,7 @@ from llmshearing.data.integrity import file_problem
 from llmshearing.data.schema import INDEX, MANIFEST
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading.inputs import DataFacts
+from llmshearing.mixture.inputs import DataFacts
 
 log = logging.getLogger(__name__)
 

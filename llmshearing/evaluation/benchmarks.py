@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmshearing.checkpoints.source import read_source
 from llmshearing.errors import UserError
+from llmshearing.huggingface.source import read_source
 
 log = logging.getLogger(__name__)
 

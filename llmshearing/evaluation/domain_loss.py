@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.data.dataloaders import open_domains
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows
@@ -32,6 +31,7 @@ from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.partial import Piece, Record, fingerprint, remaining
+from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.models.metrics import IGNORED
 
 log = logging.getLogger(__name__)

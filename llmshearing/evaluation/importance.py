@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.integrity import check_files
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.domain_loss import check_tokenizer
+from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.models.importance import activation_importance
 from llmshearing.pruning.importance import Scores, save_scores
 

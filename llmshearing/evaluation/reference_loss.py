@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmshearing.data.tree import DataTree
 from llmshearing.evaluation.domain_loss import evaluate
-from llmshearing.loading.references import References
+from llmshearing.mixture.references import References
 
 
 def measure(model: str | Path, data: str | Path, batch_size: int = 16) -> References:

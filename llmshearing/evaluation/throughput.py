@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.errors import UserError
+from llmshearing.huggingface.source import load_model, read_source
 
 DTYPES = ("float32", "bfloat16", "float16")
 

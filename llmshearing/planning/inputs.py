@@ -13,11 +13,11 @@ from llmshearing.architecture.target import resolve_target
 from llmshearing.config import Recipe, error_list, parse_recipe
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading.settings import problems, starting_weights
+from llmshearing.mixture.settings import problems, starting_weights
 from llmshearing.planning.state import Target
 
 # Keys that a run needs and a plan can do without.
-NOT_NEEDED = ("run.directory", "data.root", "loading.references", "loading.mixture")
+NOT_NEEDED = ("run.directory", "data.root", "mixture.references", "mixture.start_from")
 NOT_GIVEN = "(not given)"
 USUAL_LENGTH = 4096
 USUAL_HELD_OUT_ROWS = 500  # of a domain: 2M tokens (paper, appendix on data)
@@ -129,19 +129,21 @@ def _tree(recipe: Recipe, notes: list[str]) -> DataTree | None:
 def _domains(
     recipe: Recipe, tree: DataTree | None, notes: list[str], errors: list[str]
 ) -> list[DomainData]:
-    settings = recipe.loading
+    settings = recipe.mixture
     if tree is None:
         if settings.weights:
-            notes.append("shares are those of loading.weights")
+            notes.append("shares are those of mixture.weights")
             errors += problems(settings, list(settings.weights))
-        elif settings.mixture and Path(settings.mixture).is_file():
-            from llmshearing.loading.mixture import read_mixture
+        elif settings.start_from and Path(settings.start_from).is_file():
+            from llmshearing.mixture.mixture_file import read_mixture
 
-            notes.append(f"shares are those of {settings.mixture}")
-            given = read_mixture(settings.mixture, settings.mixture_of)
+            notes.append(f"shares are those of {settings.start_from}")
+            given = read_mixture(settings.start_from, settings.start_with)
             return [DomainData(n, w, None, _held_out(recipe, None)) for n, w in given.items()]
         else:
-            notes.append("no loading.weights or loading.mixture either: the domains are not known")
+            notes.append(
+                "no mixture.weights or mixture.start_from either: the domains are not known"
+            )
         held = _held_out(recipe, None)
         return [DomainData(name, w, None, held) for name, w in settings.weights.items()]
     train, held_out = tree.split(recipe.data.split), tree.split(recipe.data.eval_split)
@@ -151,8 +153,8 @@ def _domains(
     if found:
         return []
     rows = [train[name].rows for name in names]
-    if settings.mixture and not Path(settings.mixture).is_file():
-        notes.append(f"no mixture at {settings.mixture} yet: shares are those of the rows")
+    if settings.start_from and not Path(settings.start_from).is_file():
+        notes.append(f"no mixture at {settings.start_from} yet: shares are those of the rows")
         weights = [count / max(1, sum(rows)) for count in rows]
     else:
         weights = list(starting_weights(settings, names, rows))

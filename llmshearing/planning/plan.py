@@ -9,8 +9,8 @@ from pathlib import Path
 from llmshearing.architecture.flops import training_flops_per_token
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
-from llmshearing.loading.settings import supply
-from llmshearing.loading.usage import Use, expected_use
+from llmshearing.mixture.settings import supply
+from llmshearing.mixture.usage import Use, expected_use
 from llmshearing.planning import disk
 from llmshearing.planning.devices import Device
 from llmshearing.planning.fit import Option, first_that_fits
@@ -180,7 +180,7 @@ def _shards(recipe: Recipe, machine: Machine) -> int:
 
 def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:
     """The table before step 0, for data that is there."""
-    settings = inputs.recipe.loading
+    settings = inputs.recipe.mixture
     known = [(domain, domain.rows) for domain in inputs.domains if domain.rows]
     if not known or len(known) < len(inputs.domains):
         return []

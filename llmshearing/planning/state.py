@@ -62,14 +62,14 @@ def mask_shapes(table: CouplingTable, target: Target, constraint: str) -> list[t
     Args:
         table: of the source.
         target: None where nothing is pruned.
-        constraint: `published` has multipliers for every layer, `released` one pair per axis.
+        constraint: `paper` has multipliers for every layer, `released` one pair per axis.
     """
     sizes, layers = table.sizes(table.source), table.source.layers
     logits: list[tuple[int, ...]] = []
     multipliers: list[tuple[int, ...]] = []
     for axis in pruned_axes(table, target):
         logits.append((layers, sizes[axis]) if axis.per_layer else (sizes[axis],))
-        pairs = layers if axis.per_layer and constraint == "published" else 1
+        pairs = layers if axis.per_layer and constraint == "paper" else 1
         multipliers += [(pairs,), (pairs,)]
     if isinstance(target, Budget):
         multipliers += [(1,), (1,)]

@@ -10,7 +10,7 @@ from typing import Any
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.flops import FORMULA
 from llmshearing.architecture.shape import Shape
-from llmshearing.loading.usage import table as use_table
+from llmshearing.mixture.usage import table as use_table
 from llmshearing.planning.inputs import DomainData
 from llmshearing.planning.memory import GPU_FRAGMENTATION, gib
 from llmshearing.planning.plan import Plan

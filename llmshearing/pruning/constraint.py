@@ -38,7 +38,7 @@ class ConstraintForm(Protocol):
 
 
 @dataclass(frozen=True)
-class Published:
+class Paper:
     """As in the paper: counts, a pair of multipliers for every layer, summed."""
 
     def multipliers(self, axis: Axis, layers: int) -> int:
@@ -85,7 +85,7 @@ class Released:
 
 BUDGET = "budget"  # the name of the multipliers of a budget
 
-CONSTRAINTS: dict[str, ConstraintForm] = {"published": Published(), "released": Released()}
+CONSTRAINTS: dict[str, ConstraintForm] = {"paper": Paper(), "released": Released()}
 
 
 def constraint_of(name: str) -> ConstraintForm:

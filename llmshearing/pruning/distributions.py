@@ -113,8 +113,8 @@ class Linear:
 
 
 DISTRIBUTIONS: dict[str, Distribution] = {
-    "hard_concrete": HardConcrete(),
-    "hard_concrete_released": ReleasedHardConcrete(),
+    "paper": HardConcrete(),
+    "released": ReleasedHardConcrete(),
     "linear": Linear(),
 }
 

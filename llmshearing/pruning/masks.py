@@ -21,16 +21,16 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.pruning.constraint import Multipliers, constraint_of
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.importance import Scores, start_logits
-from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.mask_report import MaskReport, axis_report
+from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.selection import (
     Kept,
     decided_gates,
+    decision_penalty,
     indicator,
-    pull_apart,
     select,
 )
 from llmshearing.pruning.settings import PruningSettings
-from llmshearing.pruning.verdict import Verdict, axis_verdict
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ LEAST_SLOPE = 0.02
 
 def start_errors(settings: PruningSettings) -> list[str]:
     """What is wrong with the logits at which the masks are to start."""
-    found = f"pruning.start: found {settings.start}, expected"
-    if abs(settings.start) >= LOG_ALPHA_BOUND:
+    found = f"pruning.init_log_alpha: found {settings.init_log_alpha}, expected"
+    if abs(settings.init_log_alpha) >= LOG_ALPHA_BOUND:
         return [f"{found} within -{LOG_ALPHA_BOUND} and {LOG_ALPHA_BOUND}, the logits' bounds"]
-    highest = settings.start + (settings.importance_spread if settings.importance else 0.0)
+    highest = settings.init_log_alpha + (settings.importance_spread if settings.importance else 0.0)
     off_below = distribution_of(settings.distribution).off_below
     if highest <= off_below:
         return [
@@ -143,28 +143,28 @@ class Masks(nn.Module):
             self.layers,
             budget=self.budget is not None,
         )
-        self.moment, self.noise_stream = Moment(), 0
+        self.state, self.noise_stream = MaskState(), 0
         self.cuts_evaluation = True
         self._noise: tuple[tuple[int, int], dict[Axis, Tensor]] | None = None
 
     def _start(self, axis: Axis, scores: Scores | None) -> Tensor:
         settings = self.settings
         if scores is None:
-            return torch.full(self.mask_shape(axis), settings.start)
-        return start_logits(scores[axis], settings.start, settings.importance_spread)
+            return torch.full(self.mask_shape(axis), settings.init_log_alpha)
+        return start_logits(scores[axis], settings.init_log_alpha, settings.importance_spread)
 
     def mask_shape(self, axis: Axis) -> tuple[int, ...]:
         """[L, n] for the per-layer axes, else [n]."""
         return (self.layers, self.sizes[axis]) if axis.per_layer else (self.sizes[axis],)
 
-    def set_progress(self, moment: Moment, noise_stream: int = 0) -> None:
+    def set_progress(self, moment: MaskState, noise_stream: int = 0) -> None:
         """Take over the trainer's clock.
 
         Args:
             moment: what the schedule asks at this step.
             noise_stream: rank, where each rank draws noise of its own, else 0.
         """
-        self.moment, self.noise_stream = moment, noise_stream
+        self.state, self.noise_stream = moment, noise_stream
 
         if self.target is None and moment.shaped:
             self._choose_shape()
@@ -178,15 +178,15 @@ class Masks(nn.Module):
         """Units to keep at this point of the sparsity warmup."""
         if self.budget is not None:  # its parameters have moved, and the shape followed
             return self.target_sizes[axis]
-        return self.sizes[axis] + self.moment.ramp * (self.target_sizes[axis] - self.sizes[axis])
+        return self.sizes[axis] + self.state.ramp * (self.target_sizes[axis] - self.sizes[axis])
 
     def forward(self) -> MaskOutput:
         """Draw the gates: sampled in training; in evaluation deterministic and cut to size."""
         logits = {axis: self.log_alpha[axis.value] for axis in self.axes}
-        sharpness, settled = self.moment.sharpness, self.moment.settled
+        sharpness, frozen = self.state.sharpness, self.state.frozen
         probability = {a: self._keep_probability(x) for a, x in logits.items()}
-        cut = settled or (self.cuts_evaluation and not self.training)
-        kept = select(logits, self.sizes_now()) if cut or self.moment.deciding else {}
+        cut = frozen or (self.cuts_evaluation and not self.training)
+        kept = select(logits, self.sizes_now()) if cut or self.state.deciding else {}
         if cut:
             gates = decided_gates(self.distribution, logits, kept, sharpness)
         elif self.training:
@@ -194,15 +194,15 @@ class Masks(nn.Module):
             gates = {a: self.distribution.sample(x, noise[a], sharpness) for a, x in logits.items()}
         else:
             gates = {a: self.distribution.deterministic(x, sharpness) for a, x in logits.items()}
-        if settled:
+        if frozen:
             # The choice is made: nothing pulls at the logits, though all stay in the graph, since
             # DDP and FSDP expect a gradient of every parameter.
             probability = {a: 0.0 * p + indicator(p, kept[a]) for a, p in probability.items()}
         expected = {a: p.sum(-1).reshape(-1) for a, p in probability.items()}
         parameters = self._expected_parameters(expected, probability)
         penalty = self._constraint(expected, parameters)
-        if self.moment.deciding:  # the constraint stays in the graph, for the same reason
-            pulls = [pull_apart(x, probability[a], kept[a]) for a, x in logits.items()]
+        if self.state.deciding:  # the constraint stays in the graph, for the same reason
+            pulls = [decision_penalty(x, probability[a], kept[a]) for a, x in logits.items()]
             penalty = 0.0 * penalty + torch.stack(pulls).sum()
         return MaskOutput(
             gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
@@ -237,15 +237,15 @@ class Masks(nn.Module):
             for parameter in self.log_alpha.values():
                 parameter.clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
 
-    def verdict(self) -> Verdict:
+    def report(self) -> MaskReport:
         """What the masks have come to at this moment; gathers them where they are sharded."""
         sizes = self.target_sizes
-        found = {a: axis_verdict(keep, sizes[a]) for a, keep in self.keep_probabilities().items()}
-        return Verdict(found, self.moment.settled)
+        found = {a: axis_report(keep, sizes[a]) for a, keep in self.keep_probabilities().items()}
+        return MaskReport(found, self.state.frozen)
 
     def keep_probabilities(self) -> dict[Axis, Tensor]:
         """Probability of each unit to stay, on the host; gathered where the masks are sharded."""
-        sharpness = self.moment.sharpness
+        sharpness = self.state.sharpness
         logits = self._whole_logits()
         return {a: self.distribution.keep_probability(x, sharpness) for a, x in logits.items()}
 
@@ -259,7 +259,7 @@ class Masks(nn.Module):
 
     def _keep_probability(self, logits: Tensor) -> Tensor:
         """Probability of each unit to stay, with a slope that does not vanish far from the step."""
-        probability = self.distribution.keep_probability(logits, self.moment.sharpness)
+        probability = self.distribution.keep_probability(logits, self.state.sharpness)
         return probability + LEAST_SLOPE * (logits - logits.detach())
 
     def _whole_logits(self) -> dict[Axis, Tensor]:
@@ -274,7 +274,7 @@ class Masks(nn.Module):
         """Parameters that the model may have at this point of the sparsity warmup."""
         assert self.budget is not None
         source = self.table.parameter_count(self.table.source)
-        return source + self.moment.ramp * (self.budget.parameters - source)
+        return source + self.state.ramp * (self.budget.parameters - source)
 
     def _shape_within(self, parameters: float) -> Shape:
         """The shape near the expected sizes that a number of parameters allows."""
@@ -304,7 +304,7 @@ class Masks(nn.Module):
 
     def _step_noise(self, device: torch.device) -> dict[Axis, Tensor]:
         """Uniform noise keyed by (seed, step, stream): a step's result cannot depend on its cut."""
-        key = (self.moment.step, self.noise_stream)
+        key = (self.state.step, self.noise_stream)
         if self._noise is None or self._noise[0] != key:
             words = np.random.SeedSequence([self.seed, *key])
             generator = torch.Generator().manual_seed(int(words.generate_state(1)[0]))

@@ -60,7 +60,7 @@ SURE = 0.001
 PULL = 100.0
 
 
-def pull_apart(logits: Tensor, probability: Tensor, kept: Tensor) -> Tensor:
+def decision_penalty(logits: Tensor, probability: Tensor, kept: Tensor) -> Tensor:
     """A force on the units that are not sure yet, a scalar of value 0 with the force as gradient.
 
     Every such unit is pulled with the same force to the side that it is on, however flat its keep

@@ -10,19 +10,19 @@ class PruningSettings:
     """How masks learn.
 
     Attributes:
-        distribution: `linear` (no noise, may exceed 1), `hard_concrete` (paper) or
-            `hard_concrete_released`.
-        constraint: `published` (counts, per layer) or `released` (fractions, mean over layers).
+        distribution: `linear` (no noise, may exceed 1), `paper` or
+            `released`.
+        constraint: `paper` (counts, per layer) or `released` (fractions, mean over layers).
         warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
             own.
         sharpness: factor that the mask logits reach, so that few units end undecided; 1 is the
             paper's, none.
-        sharpen_until: time at which they reach it, some steps before they settle at the latest.
-        settle: time from which on the choice of units is fixed and training goes on with exactly
+        sharpen_until: time at which they reach it, some steps before they freeze at the latest.
+        freeze: time from which on the choice of units is fixed and training goes on with exactly
             the model that export would write, not before the end of the warmup; `1dur` is the
             paper's, never.
-        choose: with a budget of parameters, the time from which on the shape is fixed.
-        start: the mask logits at the start.
+        fix_shape: with a budget of parameters, the time from which on the shape is fixed.
+        init_log_alpha: the mask logits at the start.
         importance: a file of scores made by `llmshearing importance`; the masks start in its order.
         importance_spread: half the range of the starting logits in that order.
         noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
@@ -42,9 +42,9 @@ class PruningSettings:
     warmup: str = "0.2dur"
     sharpness: float = 8.0
     sharpen_until: str = "0.8dur"
-    settle: str = "0.9dur"
-    choose: str = "0.4dur"
-    start: float = 4.0
+    freeze: str = "0.9dur"
+    fix_shape: str = "0.4dur"
+    init_log_alpha: float = 4.0
     importance: str | None = None
     importance_spread: float = 1.0
     noise: str = "shared"

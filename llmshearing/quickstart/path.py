@@ -12,7 +12,7 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.files import lock_directory
-from llmshearing.loading.references import References
+from llmshearing.mixture.references import References
 from llmshearing.quickstart.record import Record
 from llmshearing.quickstart.runner import run_stages
 from llmshearing.quickstart.stages import RECIPES, Layout, Settings, stages
@@ -67,7 +67,7 @@ def half(source: Shape) -> list[str]:
 
 
 def _shape_of(model: Path) -> Shape:
-    from llmshearing.checkpoints.source import read_source  # brings torch along
+    from llmshearing.huggingface.source import read_source  # brings torch along
 
     return read_source(model).table.source
 

@@ -122,7 +122,7 @@ def stages(
         _text(layout, settings),
         _prepare(layout, settings),
     ]
-    references = f"loading.references={layout.references}"
+    references = f"mixture.references={layout.references}"
     if layout.given is None:
         config = f"model.path={layout.root / 'source-config'}"
         path.append(_train("source", "train the source model", 180, layout, settings, config))

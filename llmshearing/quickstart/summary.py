@@ -92,7 +92,7 @@ def models_table(summary: dict[str, Any]) -> Table:
 
 
 def _parameters(directory: Path) -> int:
-    from llmshearing.checkpoints.source import read_source  # brings torch along
+    from llmshearing.huggingface.source import read_source  # brings torch along
 
     table = read_source(directory).table
     return table.parameter_count(table.source)

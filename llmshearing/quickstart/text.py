@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from llmshearing.checkpoints import tokenizer_files
 from llmshearing.errors import exits_on_user_error
+from llmshearing.huggingface import tokenizer_files
 from llmshearing.quickstart import corpus, tokenizer
 
 SEQUENCE_LENGTH = 256

@@ -111,7 +111,7 @@ def _of_a_run(run: Run, pictures: dict[str, bytes], number: int | None = None) -
         template.cards(
             [
                 tables.domains(run),
-                tables.verdict(run),
+                tables.mask_report(run),
                 masks.units_table(run),
                 masks.layers_table(run),
                 tables.facts(run),

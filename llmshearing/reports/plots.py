@@ -38,13 +38,13 @@ def throughput(runs: Sequence[Run]) -> Figure | None:
 
 def held_out(run: Run) -> Figure | None:
     """Held-out loss of each domain, with its reference loss as a broken line."""
-    losses, references = run.group(HELD_OUT), run.group("loading/reference/{}")
+    losses, references = run.group(HELD_OUT), run.group("mixture/reference/{}")
     return _domains(losses, references, "held-out loss, nats")
 
 
 def excess(run: Run) -> Figure | None:
     """Held-out loss of each domain above its reference loss; 0 is reached."""
-    references = run.group("loading/reference/{}")
+    references = run.group("mixture/reference/{}")
     above = {}
     for name, losses in run.group(HELD_OUT).items():
         if name in references:
@@ -59,7 +59,7 @@ def excess(run: Run) -> Figure | None:
 
 def mixture(run: Run) -> Figure | None:
     """Weight of each domain, and the share of its rows so far as a broken line."""
-    weights, shares = run.group("loading/weight/{}"), run.group("loading/share/{}")
+    weights, shares = run.group("mixture/weight/{}"), run.group("mixture/share/{}")
     return _domains(weights, shares, "part of the batch")
 
 

@@ -55,7 +55,7 @@ class Run:
         config: the resolved recipe as text; empty where it is not there yet.
         manifest: `manifest.json`; empty before the first checkpoint.
         masks: per step the units' scores by axis.
-        verdict: `verdict.json` of a pruning run that has ended, else empty.
+        mask_report: `mask_report.json` of a pruning run that has ended, else empty.
     """
 
     directory: Path
@@ -64,7 +64,7 @@ class Run:
     config: str = field(repr=False)
     manifest: dict[str, Any] = field(repr=False)
     masks: dict[int, dict[str, NDArray[Any]]] = field(repr=False)
-    verdict: dict[str, Any] = field(default_factory=dict, repr=False)
+    mask_report: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         manifest=_read_json(directory / "manifest.json"),
         masks=_read_masks(directory / "masks"),
-        verdict=_read_json(directory / "verdict.json"),
+        mask_report=_read_json(directory / "mask_report.json"),
     )
 
 

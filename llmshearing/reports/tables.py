@@ -18,8 +18,8 @@ def overview(runs: Sequence[Run]) -> Table:
 def domains(run: Run) -> Table:
     """One row a domain: losses at the first and last evaluation, reference, weight, share."""
     losses = run.group(HELD_OUT)
-    references = run.group("loading/reference/{}")
-    weights, shares = run.group("loading/weight/{}"), run.group("loading/share/{}")
+    references = run.group("mixture/reference/{}")
+    weights, shares = run.group("mixture/weight/{}"), run.group("mixture/share/{}")
     header = (
         "domain",
         "first loss",
@@ -87,17 +87,17 @@ def facts(run: Run) -> Table:
     return Table("Facts", (), rows, prose=True)
 
 
-def verdict(run: Run) -> Table:
+def mask_report(run: Run) -> Table:
     """What a pruning run said of its masks at its end; no rows where it has not ended."""
-    found = run.verdict
+    found = run.mask_report
     if not found:
         return Table("", (), [])
-    rows = [("settled", "yes" if found["settled"] else "no")]
+    rows = [("frozen", "yes" if found["frozen"] else "no")]
     for name, key in (("loss as trained", "soft_loss"), ("loss cut to size", "exact_loss")):
         rows.append((name, "-" if found[key] is None else number(found[key])))
     problems = found["problems"] or ["none"]
     rows += [("problem" if found["problems"] else "problems", text) for text in problems]
-    return Table("Verdict on the masks", (), rows, prose=True)
+    return Table("MaskReport on the masks", (), rows, prose=True)
 
 
 def number(value: float, digits: int = 4) -> str:

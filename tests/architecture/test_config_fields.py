@@ -8,8 +8,8 @@ from transformers import AutoConfig
 
 from llmshearing.architecture.families import all_families, family_of
 from llmshearing.architecture.rope import ROPE_TYPES
-from llmshearing.checkpoints.source import read_source
 from llmshearing.errors import UserError
+from llmshearing.huggingface.source import read_source
 
 FAMILIES = sorted(all_families())
 

@@ -13,7 +13,7 @@ from runs import metrics, series
 from llmshearing import preflight
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.errors import UserError
-from llmshearing.loading.policies import Limits, update
+from llmshearing.mixture.policies import Limits, update
 from llmshearing.train import main
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
@@ -30,7 +30,7 @@ def recipe(recipe_file, tmp_path):
     given = json.loads(recipe_file.read_text())
     given["run"] |= {"eval_interval": "2ba", "checkpoint_interval": "1ba", "keep_checkpoints": -1}
     given["data"] |= {"eval_rows": 8}
-    given["loading"] = {
+    given["mixture"] = {
         "policy": "paper",
         "references": str(references),
         "update_interval": "2ba",
@@ -56,16 +56,16 @@ def by_domain(lines, name):
 
 def test_updates_follow_the_policy_and_take_effect_after_the_prefetch(recipe):
     lines, batches = run(recipe)
-    weights, losses = by_domain(lines, "loading/weight"), by_domain(lines, "loading/loss")
+    weights, losses = by_domain(lines, "mixture/weight"), by_domain(lines, "mixture/loss")
     assert list(weights) == [2, 4, 6, 8]
-    before = next(iter(by_domain(lines, "loading/planned_share").values()))
+    before = next(iter(by_domain(lines, "mixture/planned_share").values()))
     references = np.array([REFERENCES[name] for name in DOMAINS])
     for step, after in weights.items():
         expected = update("paper", before, losses[step], references, Limits.none(before))
         np.testing.assert_allclose(after, expected, atol=1e-6)  # the first ones are quantised
         before = after
     # each segment's counts are within one of its weights
-    segments = [(0, 4, next(iter(by_domain(lines, "loading/planned_share").values())))]
+    segments = [(0, 4, next(iter(by_domain(lines, "mixture/planned_share").values())))]
     segments += [(4, 6, weights[2]), (6, 8, weights[4])]
     for first, last, planned in segments:
         domains = [row[1] for step in range(first, last) for row in batches[step]]
@@ -76,14 +76,14 @@ def test_updates_follow_the_policy_and_take_effect_after_the_prefetch(recipe):
 
 def test_losses_and_shares_are_logged(recipe):
     lines, batches = run(recipe)
-    assert by_domain(lines, "loading/reference")[2].tolist() == list(REFERENCES.values())
-    excess = by_domain(lines, "loading/loss")[4] - by_domain(lines, "loading/reference")[4]
-    np.testing.assert_allclose(by_domain(lines, "loading/excess")[4], excess)
+    assert by_domain(lines, "mixture/reference")[2].tolist() == list(REFERENCES.values())
+    excess = by_domain(lines, "mixture/loss")[4] - by_domain(lines, "mixture/reference")[4]
+    np.testing.assert_allclose(by_domain(lines, "mixture/excess")[4], excess)
     held_out = [series(lines, f"metrics/{name}/loss")[4] for name in DOMAINS]
-    np.testing.assert_allclose(by_domain(lines, "loading/loss")[4], held_out, rtol=1e-6)
+    np.testing.assert_allclose(by_domain(lines, "mixture/loss")[4], held_out, rtol=1e-6)
     counts = np.bincount([row[1] for step in range(5) for row in batches[step]], minlength=3)
-    np.testing.assert_allclose(by_domain(lines, "loading/share")[5], counts / 40)
-    np.testing.assert_array_equal(by_domain(lines, "loading/tokens")[5], counts * 32)
+    np.testing.assert_allclose(by_domain(lines, "mixture/share")[5], counts / 40)
+    np.testing.assert_array_equal(by_domain(lines, "mixture/tokens")[5], counts * 32)
 
 
 def test_training_losses_are_those_of_the_domains_that_were_there(recipe):
@@ -92,10 +92,10 @@ def test_training_losses_are_those_of_the_domains_that_were_there(recipe):
     for line in lines:
         domains = {row[1] for row in batches[line["batch"] - 1]}
         for number, name in enumerate(DOMAINS):
-            known = f"loading/train_loss/{name}" in line["metrics"]
+            known = f"mixture/train_loss/{name}" in line["metrics"]
             assert known == (number in domains)
             absent += not known
-            assert not known or 3 < line["metrics"][f"loading/train_loss/{name}"] < 7
+            assert not known or 3 < line["metrics"][f"mixture/train_loss/{name}"] < 7
     assert absent > 0
 
 
@@ -103,7 +103,7 @@ def test_the_step_s_loss_is_the_mean_of_its_domains_losses(recipe):
     lines, batches = run(recipe)
     for line in lines:
         counts = np.bincount([row[1] for row in batches[line["batch"] - 1]], minlength=3)
-        losses = [line["metrics"].get(f"loading/train_loss/{name}", 0.0) for name in DOMAINS]
+        losses = [line["metrics"].get(f"mixture/train_loss/{name}", 0.0) for name in DOMAINS]
         mean = (counts * losses).sum() / counts.sum()
         assert line["metrics"]["loss/train/ce"] == pytest.approx(mean, abs=1e-5)
 
@@ -111,9 +111,9 @@ def test_the_step_s_loss_is_the_mean_of_its_domains_losses(recipe):
 @pytest.mark.parametrize(
     "loading",
     [
-        pytest.param(("loading.policy=paper",), marks=pytest.mark.slow),
-        pytest.param(("loading.policy=dro", "loading.references="), marks=pytest.mark.slow),
-        ("loading.policy=released", "loading.signal=train", "loading.update_interval=3ba"),
+        pytest.param(("mixture.policy=paper",), marks=pytest.mark.slow),
+        pytest.param(("mixture.policy=dro", "mixture.references="), marks=pytest.mark.slow),
+        ("mixture.policy=released", "mixture.signal=train", "mixture.update_interval=3ba"),
     ],
 )
 def test_resumed_at_any_step_with_other_workers_nothing_changes(recipe, tmp_path, loading):
@@ -127,7 +127,7 @@ def test_resumed_at_any_step_with_other_workers_nothing_changes(recipe, tmp_path
             recipe, *loading, f"run.directory={resumed}", f"data.workers={workers}"
         )
         assert batches == {n: rows for n, rows in whole.items() if n >= step}
-        for name in ("loading/weight", "loading/train_loss"):
+        for name in ("mixture/weight", "mixture/train_loss"):
             for domain in DOMAINS:
                 expected = series(whole_lines, f"{name}/{domain}")
                 found = series(lines, f"{name}/{domain}")
@@ -142,31 +142,31 @@ def test_checkpoint_state_is_plain(recipe, tmp_path):
 
 
 def test_an_update_needs_no_evaluation_on_its_step(recipe):
-    lines, _ = run(recipe, "run.eval_interval=4ba", "loading.update_interval=3ba")
-    assert list(by_domain(lines, "loading/weight")) == [6]  # at 3 nothing was measured yet
+    lines, _ = run(recipe, "run.eval_interval=4ba", "mixture.update_interval=3ba")
+    assert list(by_domain(lines, "mixture/weight")) == [6]  # at 3 nothing was measured yet
     np.testing.assert_allclose(
-        by_domain(lines, "loading/loss")[6],
+        by_domain(lines, "mixture/loss")[6],
         [series(lines, f"metrics/{name}/loss")[4] for name in DOMAINS],
     )
 
 
 def test_every_update_is_written_whatever_the_interval_of_lines(recipe):
-    given = ("loading.signal=train", "loading.update_interval=3ba", "run.log_interval=5ba")
+    given = ("mixture.signal=train", "mixture.update_interval=3ba", "run.log_interval=5ba")
     lines, _ = run(recipe, *given, "run.eval_interval=8ba", "run.checkpoint_interval=8ba")
-    assert list(by_domain(lines, "loading/weight")) == [3, 6]
+    assert list(by_domain(lines, "mixture/weight")) == [3, 6]
 
 
 def test_the_first_update_may_come_later(recipe):
-    lines, _ = run(recipe, "loading.first_update=3")
-    assert list(by_domain(lines, "loading/weight")) == [6, 8]
+    lines, _ = run(recipe, "mixture.first_update=3")
+    assert list(by_domain(lines, "mixture/weight")) == [6, 8]
 
 
 def test_the_training_loss_can_be_the_signal(recipe):
-    lines, batches = run(recipe, "loading.signal=train", "run.eval_interval=8ba")
-    losses = by_domain(lines, "loading/loss")
+    lines, batches = run(recipe, "mixture.signal=train", "run.eval_interval=8ba")
+    losses = by_domain(lines, "mixture/loss")
     assert list(losses) == [2, 4, 6, 8]
     for number, name in enumerate(DOMAINS):
-        steps = [series(lines, f"loading/train_loss/{name}").get(n) for n in (3, 4)]
+        steps = [series(lines, f"mixture/train_loss/{name}").get(n) for n in (3, 4)]
         counts = [[row[1] for row in batches[n - 1]].count(number) for n in (3, 4)]
         if sum(counts):
             mean = sum(c * s for c, s in zip(counts, steps, strict=True) if c) / sum(counts)
@@ -177,26 +177,26 @@ def test_a_run_leaves_a_mixture_that_another_takes(recipe, tmp_path):
     lines, batches = run(recipe)
     mixture = yaml.safe_load((tmp_path / "run/mixture.yaml").read_text())
     np.testing.assert_allclose(
-        [mixture["weights"][name] for name in DOMAINS], by_domain(lines, "loading/weight")[8]
+        [mixture["weights"][name] for name in DOMAINS], by_domain(lines, "mixture/weight")[8]
     )
     counts = np.bincount([row[1] for rows in batches.values() for row in rows], minlength=3)
     np.testing.assert_allclose([mixture["shares"][name] for name in DOMAINS], counts / 64)
-    settings = ("loading.policy=constant", "loading.references=")
+    settings = ("mixture.policy=constant", "mixture.references=")
     for what, expected in (("weights", mixture["weights"]), ("shares", mixture["shares"])):
         again, _ = run(
             recipe,
             *settings,
             f"run.directory={tmp_path}/{what}",
             "run.duration=2ba",
-            f"loading.mixture={tmp_path}/run/mixture.yaml",
-            f"loading.mixture_of={what}",
+            f"mixture.start_from={tmp_path}/run/mixture.yaml",
+            f"mixture.start_with={what}",
         )
-        found = dict(zip(DOMAINS, by_domain(again, "loading/weight")[2], strict=True))
+        found = dict(zip(DOMAINS, by_domain(again, "mixture/weight")[2], strict=True))
         assert found == pytest.approx(expected)
 
 
 def test_used_up_data_ends_the_run_well(recipe, tmp_path):
-    lines, batches = run(recipe, "loading.used_up=stop", "run.duration=1000ba", "data.eval_rows=2",
+    lines, batches = run(recipe, "mixture.used_up=stop", "run.duration=1000ba", "data.eval_rows=2",
                          "data.global_batch=32", "data.microbatch=32",
                          "run.checkpoint_interval=1000ba", "run.eval_interval=1000ba")  # fmt: skip
     assert 10 < len(batches) < 1000
@@ -211,19 +211,19 @@ def test_used_up_data_ends_the_run_well(recipe, tmp_path):
 def test_a_run_whose_data_was_used_up_goes_on_with_more_passes(recipe, tmp_path):
     """The same samples, in the same order, as where it was allowed from the start."""
     large = ("run.duration=24ba", "data.eval_rows=2", "data.global_batch=32", "data.microbatch=32",
-             "run.eval_interval=24ba", "run.checkpoint_interval=7ba", "loading.policy=constant",
-             "loading.references=", "loading.used_up=stop")  # fmt: skip
-    _, whole = run(recipe, *large, "loading.max_passes=4", f"run.directory={tmp_path}/whole")
+             "run.eval_interval=24ba", "run.checkpoint_interval=7ba", "mixture.policy=constant",
+             "mixture.references=", "mixture.used_up=stop")  # fmt: skip
+    _, whole = run(recipe, *large, "mixture.max_passes=4", f"run.directory={tmp_path}/whole")
     _, first = run(recipe, *large)
     assert 10 < len(first) < len(whole)
     for duration in ("22ba", "24ba"):  # resumed twice, the second time in the middle of an epoch
-        lines, batches = run(recipe, *large, "loading.max_passes=4", f"run.duration={duration}")
+        lines, batches = run(recipe, *large, "mixture.max_passes=4", f"run.duration={duration}")
     assert batches == whole
     assert lines[-1]["batch"] == 24
 
 
 def test_data_that_fills_no_batch_is_refused(recipe_file, capfd):
-    given = ("loading.used_up=stop", "data.global_batch=1024", "data.microbatch=32")
+    given = ("mixture.used_up=stop", "data.global_batch=1024", "data.microbatch=32")
     assert main([str(recipe_file), *given]) == 2
     told = capfd.readouterr().err
     assert "found too few rows for one batch of 1024" in told
@@ -238,8 +238,8 @@ def test_the_table_of_expected_use_stands_in_the_log(recipe, tmp_path):
 
 
 def test_a_domain_that_comes_no_nearer_is_named(recipe, tmp_path):
-    still = ("target=null", "optimizer.learning_rate=1e-15", "loading.policy=constant")
-    run(recipe, "loading.patience=1", *still)
+    still = ("target=null", "optimizer.learning_rate=1e-15", "mixture.policy=constant")
+    run(recipe, "mixture.patience=1", *still)
     text = (tmp_path / "run/log.txt").read_text()
     assert "has not come nearer in 1 updates" in text
     assert "domain letters: its loss is" in text

@@ -28,7 +28,7 @@ def test_the_start_has_the_start_timeout_and_later_parts_the_step_timeout(
         "run.start_timeout=500s",
         "run.step_timeout=70s",
         "data.eval_rows=1",
-        "pruning.settle=1dur",
+        "pruning.freeze=1dur",
     )
     recipe, inputs = preflight.check(recipe_file, given)
     trainer = build_trainer(recipe, inputs, watchdog=Watchdog(tmp_path / "run"))

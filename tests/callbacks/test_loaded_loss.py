@@ -7,8 +7,8 @@ from runs import run_here
 from safetensors.torch import load_file, save_file
 
 from llmshearing.callbacks.loaded_loss import stored_losses
-from llmshearing.checkpoints.export import export
-from llmshearing.checkpoints.weight_files import MANIFEST
+from llmshearing.export.export import export
+from llmshearing.huggingface.weight_files import MANIFEST
 from llmshearing.train import main
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
@@ -27,7 +27,7 @@ MANIFEST_OF_AN_EXPORT = {
 
 
 def test_damaged_weights_stop_the_run_before_its_first_step(recipe_file, tmp_path, capfd):
-    run_here(recipe_file, "run.duration=4ba", "pruning.settle=0.5dur")
+    run_here(recipe_file, "run.duration=4ba", "pruning.freeze=0.5dur")
     pruned = export(tmp_path / "run", tmp_path / "pruned").directory
     recipe = json.loads(recipe_file.read_text())
     del recipe["target"]

@@ -23,10 +23,10 @@ class MaskObserver(Callback):
         self.trained, self.evaluated, self.extremes = [], [], []
 
     def before_loss(self, state, logger):
-        self.trained.append(unwrapped(state.model).masks.moment)
+        self.trained.append(unwrapped(state.model).masks.state)
 
     def eval_end(self, state, logger):
-        self.evaluated.append(unwrapped(state.model).masks.moment)
+        self.evaluated.append(unwrapped(state.model).masks.state)
 
     def batch_end(self, state, logger):
         logits = torch.cat([x.flatten() for x in unwrapped(state.model).masks.log_alpha.values()])
@@ -61,7 +61,7 @@ def test_each_step_and_evaluation_has_the_state_of_its_own_step(recipe_file, tmp
 
 @pytest.mark.parametrize("noise", ["shared", "per_rank"])
 def test_ranks_share_their_noise_unless_the_recipe_says_otherwise(recipe_file, monkeypatch, noise):
-    given = ("pruning.distribution=hard_concrete", f"pruning.noise={noise}", "pruning.start=0")
+    given = ("pruning.distribution=paper", f"pruning.noise={noise}", "pruning.init_log_alpha=0")
     recipe, inputs = preflight.check(recipe_file, given)
     trainer = build_trainer(recipe, inputs)
     (clock,) = (a for a in trainer.state.algorithms if isinstance(a, MaskClock))

@@ -9,12 +9,12 @@ import pytest
 from checkpoint_files import edit_manifest, flip_bit, write_manifest
 from runs import log_file, start_ranks
 
-from llmshearing.checkpoints.checksums import SEAL
-from llmshearing.checkpoints.export import Options, export
 from llmshearing.checkpoints.layout import check_contents, latest_checkpoint, read_manifest
-from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.checkpoints.tensors import open_checkpoint
+from llmshearing.checksums import SEAL
 from llmshearing.errors import UserError
+from llmshearing.export.export import Options, export
+from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.train import main
 
 pytestmark = [

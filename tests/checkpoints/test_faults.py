@@ -149,21 +149,21 @@ def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tre
 
 def test_of_another_gate(trained, refused):
     trained()
-    told = refused(*LONGER, "pruning.distribution=hard_concrete")
-    assert "is of pruning.distribution linear, but this recipe says hard_concrete" in told
-    told = refused(*LONGER, "pruning.constraint=published")
-    assert "is of pruning.constraint released, but this recipe says published" in told
+    told = refused(*LONGER, "pruning.distribution=paper")
+    assert "is of pruning.distribution linear, but this recipe says paper" in told
+    told = refused(*LONGER, "pruning.constraint=paper")
+    assert "is of pruning.constraint released, but this recipe says paper" in told
 
 
 def test_what_changed_in_the_recipe_is_told(trained, recipe_file, tmp_path):
     """A batch of another size counts its own tokens; weights of the start come too late."""
     trained()
-    weights = "loading.weights={prose: 0.5, code: 0.3, letters: 0.2}"
+    weights = "mixture.weights={prose: 0.5, code: 0.3, letters: 0.2}"
     given = (*LONGER, "data.global_batch=16", "run.log_interval=1ba", weights)
     assert main([str(recipe_file), *given]) == 0
     told = (tmp_path / "run/log.txt").read_text()
     assert "the recipe has changed since ba2.pt: data.global_batch was 8, is 16\n" in told
-    late = "loading.weights.prose was None, is 0.5, without effect: the checkpoint's counts"
+    late = "mixture.weights.prose was None, is 0.5, without effect: the checkpoint's counts"
     assert late in told
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rows = {line["batch"]: line["tokens"] // 32 for line in lines}

@@ -36,7 +36,7 @@ def equal_tensors(left, right):
 def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe_file, tmp_path, stage, kind):
     given = json.loads(recipe_file.read_text())
     given["run"]["checkpoint"] = kind
-    given["loading"] = {"policy": "constant", "update_interval": "2ba"}
+    given["mixture"] = {"policy": "constant", "update_interval": "2ba"}
     if stage == "continue":
         del given["target"]
     recipe_file.write_text(json.dumps(given))

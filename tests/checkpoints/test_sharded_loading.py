@@ -19,8 +19,8 @@ from composer.distributed.prepare_distributed import parallelize_composer_model
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config
 from llmshearing import substrate
-from llmshearing.checkpoints.source import empty_model, fill, load_model, read_source
-from llmshearing.checkpoints.weight_files import WeightFiles
+from llmshearing.huggingface.source import empty_model, fill, load_model, read_source
+from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.shearing import ShearingModel
 
 dist.initialize_dist(get_device("cpu"))

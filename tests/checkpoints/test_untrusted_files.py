@@ -24,14 +24,14 @@ from torch.distributed.checkpoint.metadata import (
 
 import llmshearing
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.checkpoints import tokenizer_files
-from llmshearing.checkpoints.export import Options, export
-from llmshearing.checkpoints.source import load_model, read_source
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
-from llmshearing.loading.references import References
+from llmshearing.export.export import Options, export
+from llmshearing.huggingface import tokenizer_files
+from llmshearing.huggingface.source import load_model, read_source
+from llmshearing.mixture.references import References
 from llmshearing.pruning.importance import load_scores
 from llmshearing.reports.runs import read_run
 from llmshearing.train import main

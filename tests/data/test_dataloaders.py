@@ -15,8 +15,8 @@ from llmshearing.data.dataloaders import (
 )
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.loading.plan import Plan
-from llmshearing.loading.sampler import Sampler, Supply
+from llmshearing.mixture.mixture_plan import Plan
+from llmshearing.mixture.sampler import DomainSource, Sampler
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
@@ -31,7 +31,7 @@ def tree(tmp_path):
 
 def loader_of(tree, passes=None, **settings):
     domains = open_domains(tree, "prune")
-    supplies = [Supply(d.name, len(d), d.block, passes) for d in domains]
+    supplies = [DomainSource(d.name, len(d), d.block, passes) for d in domains]
     rows = train_rows(domains, tree, Sampler(supplies, Plan.start([0.7, 0.3]), 17))
     return build_train_loader(rows, global_batch=8, **settings)
 
@@ -114,7 +114,7 @@ def test_microbatches_may_be_larger_than_a_rank_s_batch(tree):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 5}, "found 5 data workers with loading.prefetch 4"),
+        ({"workers": 5}, "found 5 data workers with mixture.prefetch 4"),
         ({"world_size": 3}, "3 ranks"),
     ],
 )

@@ -8,8 +8,8 @@ from mds_trees import LENGTH, VOCABULARY, make_tree, tokens_of
 from llmshearing.data.dataset import ERROR, HeldOutRows, TrainRows, read_rows
 from llmshearing.data.domains import DomainRows
 from llmshearing.errors import UserError
-from llmshearing.loading.plan import Plan
-from llmshearing.loading.sampler import Sampler, Supply
+from llmshearing.mixture.mixture_plan import Plan
+from llmshearing.mixture.sampler import DomainSource, Sampler
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def domains(tmp_path):
 
 @pytest.fixture
 def rows(domains):
-    supplies = [Supply(d.name, len(d), d.block) for d in domains]
+    supplies = [DomainSource(d.name, len(d), d.block) for d in domains]
     return TrainRows(domains, LENGTH, VOCABULARY, Sampler(supplies, Plan.start([0.5, 0.5]), 17))
 
 
@@ -69,7 +69,7 @@ def test_the_state_is_that_of_the_samples_trained_on(rows):
 
 
 def test_the_state_after_the_last_batch_is_the_end(domains):
-    supplies = [Supply(d.name, len(d), d.block, passes=1) for d in domains]
+    supplies = [DomainSource(d.name, len(d), d.block, passes=1) for d in domains]
     rows = TrainRows(domains, LENGTH, VOCABULARY, Sampler(supplies, Plan.start([0.5, 0.5]), 17))
     while rows.sampler.take(8):
         pass

@@ -13,7 +13,7 @@ NAMES = (
     "pruning/expected_parameters",
     "pruning/expected/hidden",
     "metrics/prose/loss",
-    "loading/train_loss/prose",  # the training signal, summed over all ranks
+    "mixture/train_loss/prose",  # the training signal, summed over all ranks
 )
 SETTINGS = (
     "run.duration=5ba",

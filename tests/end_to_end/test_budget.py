@@ -6,12 +6,17 @@ import pytest
 from runs import run_here, series
 from safetensors.torch import load_file
 
-from llmshearing.checkpoints.export import export
 from llmshearing.checkpoints.runs import open_run
 from llmshearing.errors import UserError
+from llmshearing.export.export import export
 
 BUDGET = 14_000  # of the 21,472 of the source
-SETTINGS = ("pruning.warmup=2ba", "pruning.choose=4ba", "pruning.start=2", "run.duration=8ba")
+SETTINGS = (
+    "pruning.warmup=2ba",
+    "pruning.fix_shape=4ba",
+    "pruning.init_log_alpha=2",
+    "run.duration=8ba",
+)
 
 
 def trained(line):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing.architecture.target import TargetSettings
-from llmshearing.checkpoints.export import Options, export
-from llmshearing.checkpoints.oneshot import prune_oneshot, scorer
+from llmshearing.export.export import Options, export
+from llmshearing.export.oneshot import prune_oneshot, scorer
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 

@@ -12,9 +12,9 @@ from runs import launch, run_here, series
 from streaming.base.format.mds.reader import MDSReader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llmshearing.checkpoints.export import export
 from llmshearing.data.tree import DataTree
 from llmshearing.evaluation.domain_loss import evaluate
+from llmshearing.export.export import export
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 

@@ -27,7 +27,7 @@ def recipe(recipe_file, tmp_path):
     given = json.loads(recipe_file.read_text())
     given["run"] |= {"eval_interval": "5ba", "checkpoint_interval": "2ba", "log_interval": "1ba"}
     given["data"] |= {"workers": 2, "eval_rows": 4}
-    given["loading"] = {
+    given["mixture"] = {
         "policy": "paper",
         "references": str(references),
         "update_interval": "5ba",

@@ -8,9 +8,9 @@ from runs import run_here, series
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from llmshearing.checkpoints.export import Options, export
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
+from llmshearing.export.export import Options, export
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 

@@ -4,9 +4,9 @@ from runs import run_here
 from safetensors import safe_open
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.checkpoints.source import read_source
 from llmshearing.errors import UserError
 from llmshearing.evaluation.importance import measure_importance, shares
+from llmshearing.huggingface.source import read_source
 from llmshearing.pruning.importance import load_scores
 
 
@@ -26,7 +26,7 @@ def test_scores_are_written_read_by_a_run_and_order_its_masks(
     assert all(torch.equal(stored[axis], score) for axis, score in scores.items())
 
     one_step = (f"run.{name}=1ba" for name in ("duration", "eval_interval", "checkpoint_interval"))
-    undecided = ("pruning.start=0", "pruning.sharpness=1")
+    undecided = ("pruning.init_log_alpha=0", "pruning.sharpness=1")
     run_here(recipe_file, *one_step, *undecided, f"pruning.importance={path}")
     masks = tmp_path / "run" / "masks" / "ba1.safetensors"
     with safe_open(str(masks), "pt") as file:

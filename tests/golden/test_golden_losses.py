@@ -21,7 +21,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from llmshearing import preflight
-from llmshearing.checkpoints.export import export
+from llmshearing.export.export import export
 from llmshearing.train import build_trainer, set_up_log
 
 FOLDER = Path(__file__).parent
@@ -96,7 +96,7 @@ def test_recovery_losses_are_the_golden_ones(pruned_run, recipe_file_at, tiny_tr
     references = tmp_path / "references.yaml"
     domains = sorted(path.name for path in (tiny_tree / "continue").iterdir() if path.is_dir())
     references.write_text(json.dumps({"losses": dict.fromkeys(domains, 4.0)}))
-    recipe["loading"] = {
+    recipe["mixture"] = {
         "policy": "paper",
         "references": str(references),
         "update_interval": "5ba",

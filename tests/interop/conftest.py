@@ -8,7 +8,7 @@ import torch
 from runs import run_here
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizerFast
 
-from llmshearing.checkpoints.export import Options, export
+from llmshearing.export.export import Options, export
 
 PROMPT = "stone3 river1 def2"
 STEPS = 64

@@ -17,8 +17,8 @@ def test_the_whole_method_in_one_command(shared, tmp_path):
     short = "run.duration=4ba run.eval_interval=4ba data.eval_rows=2 data.global_batch=2"
     short += " data.microbatch=2"
     environment = os.environ | {
-        # The last step is too late to settle, and undecided masks are not exported.
-        "PRUNE_ARGS": f"{short} pruning.warmup=1ba pruning.settle=0.5dur",
+        # The last step is too late to freeze, and undecided masks are not exported.
+        "PRUNE_ARGS": f"{short} pruning.warmup=1ba pruning.freeze=0.5dur",
         "CONTINUE_ARGS": short,
         "BIN": str(Path(sys.executable).parent),
         # Evaluation of all held-out rows takes minutes; its own tests cover it.

@@ -9,7 +9,7 @@ from models_zoo import COMMON, build, variants
 from llmshearing.models.compiled import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks, PruningSettings
-from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.schedule import MaskState
 
 pytestmark = pytest.mark.filterwarnings("default")  # the compiler's own warnings are not ours
 
@@ -30,7 +30,7 @@ def steps(compiled, backend="aot_eager"):
     found = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(3):
-        model.masks.set_progress(Moment(step, step / 2))
+        model.masks.set_progress(MaskState(step, step / 2))
         losses = model.loss(model(batch), batch)
         losses["total"].backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])

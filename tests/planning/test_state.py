@@ -31,7 +31,7 @@ def test_state_of_one_process_is_exact(target, recipe_file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.world_size(2)
-@pytest.mark.parametrize("constraint", ["released", "published"])
+@pytest.mark.parametrize("constraint", ["released", "paper"])
 def test_state_of_two_shards_is_exact(constraint, recipe_file, tmp_path):
     """Three layers on two ranks: shards are uneven, and one of them has no multiplier."""
     overrides = ["parallelism=fsdp2", f"pruning.constraint={constraint}"]

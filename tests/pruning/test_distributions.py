@@ -8,7 +8,7 @@ from llmshearing.errors import UserError
 from llmshearing.pruning.distributions import DISTRIBUTIONS, distribution_of
 
 NAMES = sorted(DISTRIBUTIONS)
-SAMPLED = [name for name in NAMES if name.startswith("hard_concrete")]
+SAMPLED = [name for name in NAMES if name.startswith("paper")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,9 +23,7 @@ def test_sampler_and_probabilities_pass_gradcheck(name):
     assert gradcheck(distribution.keep_probability, logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "beta"), [("hard_concrete", 0.83), ("hard_concrete_released", 2 / 3)]
-)
+@pytest.mark.parametrize(("name", "beta"), [("paper", 0.83), ("released", 2 / 3)])
 def test_closed_forms(name, beta):
     distribution = distribution_of(name)
     logits = torch.linspace(-4, 4, 9, dtype=torch.float64)
@@ -86,10 +84,10 @@ def test_linear_gate_exceeds_one_and_has_no_noise():
 
 def test_released_evaluation_gate():
     logits = torch.tensor([4.605], dtype=torch.float64)
-    gate = distribution_of("hard_concrete_released").deterministic(logits).item()
+    gate = distribution_of("released").deterministic(logits).item()
     assert gate == pytest.approx(1 / (1 + math.exp(-0.8 * 4.605 * 1.5)), abs=1e-12)
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(UserError, match=r"hard_concret'.*expected one of hard_concrete"):
+    with pytest.raises(UserError, match=r"hard_concret'.*expected one of paper"):
         distribution_of("hard_concret")

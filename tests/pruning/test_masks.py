@@ -7,10 +7,10 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
 from llmshearing.optimization import mask_groups
 from llmshearing.pruning.importance import random
+from llmshearing.pruning.mask_report import SIZE_TOLERANCE
 from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks
-from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.settings import PruningSettings
-from llmshearing.pruning.verdict import SIZE_TOLERANCE
 
 CONFIG = {
     "model_type": "llama",
@@ -23,7 +23,7 @@ CONFIG = {
 }
 
 
-def make(constraint="released", distribution="hard_concrete", **target):
+def make(constraint="released", distribution="paper", **target):
     table = family_of(CONFIG).table(CONFIG)
     target = target or {"hidden": 12, "layers": 3, "heads": 2, "kv_groups": 2, "intermediate": 20}
     shape = replace(table.source, **target)
@@ -35,18 +35,18 @@ def test_noise_is_keyed_by_seed_and_step_alone():
     for masks in (first, second):
         for logits in masks.log_alpha.values():
             logits.data.zero_()
-    second.set_progress(Moment(3, 0.0))
+    second.set_progress(MaskState(3, 0.0))
     second()  # another step in between must not matter
     for masks in (first, second):
-        masks.set_progress(Moment(4, 0.5))
+        masks.set_progress(MaskState(4, 0.5))
     for axis, gate in first().gates.items():
         assert torch.equal(gate, second().gates[axis])
     again = first().gates[Axis.HIDDEN]
-    first.set_progress(Moment(5, 0.5))
+    first.set_progress(MaskState(5, 0.5))
     assert not torch.equal(again, first().gates[Axis.HIDDEN])
-    first.set_progress(Moment(5, 0.5), noise_stream=1)
+    first.set_progress(MaskState(5, 0.5), noise_stream=1)
     shared = first().gates[Axis.HIDDEN]
-    second.set_progress(Moment(5, 0.5))
+    second.set_progress(MaskState(5, 0.5))
     assert not torch.equal(shared, second().gates[Axis.HIDDEN])
 
 
@@ -59,7 +59,7 @@ def test_an_axis_that_stays_has_no_mask():
 def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
     masks = make().eval()
     for ramp, hidden in ((0.0, 24), (0.5, 18), (1.0, 12)):
-        masks.set_progress(Moment(1, ramp))
+        masks.set_progress(MaskState(1, ramp))
         gates = masks().gates
         assert gates[Axis.HIDDEN].count_nonzero() == hidden
     assert (gates[Axis.HEAD].count_nonzero(dim=-1) == 2).all()
@@ -73,7 +73,7 @@ def test_a_kept_unit_is_never_switched_off():
     for logits in masks.log_alpha.values():
         logits.data.fill_(-100.0)
     masks.clamp_logits()
-    masks.set_progress(Moment(1, 1.0))
+    masks.set_progress(MaskState(1, 1.0))
     for axis, gate in masks().gates.items():
         assert (gate.count_nonzero(dim=-1) == masks.target_sizes[axis]).all()
 
@@ -95,10 +95,10 @@ def test_logits_are_clamped_at_both_bounds():
         assert logits.max().item() == LOG_ALPHA_BOUND
 
 
-@pytest.mark.parametrize("constraint", ["published", "released"])
+@pytest.mark.parametrize("constraint", ["paper", "released"])
 def test_penalty_is_the_published_formula(constraint):
     masks = make(constraint)
-    masks.set_progress(Moment(1, 0.25))
+    masks.set_progress(MaskState(1, 0.25))
     with torch.no_grad():
         for number, parameter in enumerate(masks.multipliers.parameters()):
             parameter.fill_(0.3 + 0.1 * number)
@@ -110,7 +110,7 @@ def test_penalty_is_the_published_formula(constraint):
         gap = counts - (0.75 * size + 0.25 * want)
         linear = masks.multipliers.linear[axis.value].double()
         quadratic = masks.multipliers.quadratic[axis.value].double()
-        if constraint == "published":
+        if constraint == "paper":
             assert linear.numel() == (4 if axis.per_layer else 1)
             expected += (linear * gap + quadratic * gap**2).sum()
         else:
@@ -120,17 +120,17 @@ def test_penalty_is_the_published_formula(constraint):
 
 
 def test_no_parameter_has_zero_dimensions():
-    assert all(parameter.ndim > 0 for parameter in make("published").parameters())
+    assert all(parameter.ndim > 0 for parameter in make("paper").parameters())
 
 
-@pytest.mark.parametrize("name", ["hard_concrete", "hard_concrete_released", "linear"])
+@pytest.mark.parametrize("name", ["paper", "released", "linear"])
 def test_a_settled_mask_trains_the_model_that_export_writes(name):
     masks = make(distribution=name)
     for logits in masks.log_alpha.values():
         logits.data.copy_(torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))
     for linear in masks.multipliers.linear.values():
         linear.data.fill_(3.0)
-    masks.set_progress(Moment(90, 1.0, 8.0, settled=True))
+    masks.set_progress(MaskState(90, 1.0, 8.0, frozen=True))
     training, evaluation = masks(), masks.eval()()
     for axis, gate in training.gates.items():
         assert torch.equal(gate, evaluation.gates[axis])
@@ -143,7 +143,7 @@ def test_a_settled_mask_trains_the_model_that_export_writes(name):
 
 def test_nothing_pulls_at_a_settled_choice():
     masks = make()
-    masks.set_progress(Moment(90, 1.0, 8.0, settled=True))
+    masks.set_progress(MaskState(90, 1.0, 8.0, frozen=True))
     drawn = masks()
     (drawn.penalty + drawn.expected_parameters).backward()
     for logits in masks.log_alpha.values():
@@ -154,7 +154,7 @@ def test_nothing_pulls_at_a_settled_choice():
 def test_masks_start_in_the_order_of_importance():
     table = family_of(CONFIG).table(CONFIG)
     scores = random(table, seed=2)
-    settings = PruningSettings(start=3.0, importance_spread=1.5)
+    settings = PruningSettings(init_log_alpha=3.0, importance_spread=1.5)
     shape = replace(table.source, hidden=12, intermediate=20)
     masks = Masks(table, shape, settings, seed=5, scores=scores)
     for axis in masks.axes:
@@ -173,7 +173,7 @@ def test_a_constraint_pulls_at_sharp_logits_far_from_the_step():
         logits.data.fill_(-4.0)
     for multiplier in masks.multipliers.linear.values():
         multiplier.data.fill_(-1.0)
-    masks.set_progress(Moment(70, 1.0, 8.0))
+    masks.set_progress(MaskState(70, 1.0, 8.0))
     masks().penalty.backward()
     for axis in masks.axes:
         gradient = masks.log_alpha[axis.value].grad
@@ -181,11 +181,11 @@ def test_a_constraint_pulls_at_sharp_logits_far_from_the_step():
         assert gradient.max() < -1e-5
 
 
-@pytest.mark.parametrize("name", ["hard_concrete", "hard_concrete_released", "linear"])
+@pytest.mark.parametrize("name", ["paper", "released", "linear"])
 @pytest.mark.parametrize("start", [-2.0, 0.0, 2.0])
 def test_units_that_decide_come_to_exactly_the_target(name, start):
     """From any logits, on the wrong side of the target too, and with logits that no loss moves."""
-    masks = make("published", name)
+    masks = make("paper", name)
     generator = torch.Generator().manual_seed(3)
     for logits in masks.log_alpha.values():
         logits.data.copy_(start + torch.randn(logits.shape, generator=generator))
@@ -194,12 +194,12 @@ def test_units_that_decide_come_to_exactly_the_target(name, start):
             multiplier.data.fill_(30.0)
     optimizer = torch.optim.Adam(masks.mask_parameters(), lr=0.3, betas=(0.9, 0.95))
     for step in range(40):  # Adam remembers the constraint's gradients when the pull begins
-        masks.set_progress(Moment(step, 1.0, 8.0, deciding=step >= 10))
+        masks.set_progress(MaskState(step, 1.0, 8.0, deciding=step >= 10))
         optimizer.zero_grad()
         masks().penalty.backward()
         optimizer.step()
         masks.clamp_logits()
-    verdict = masks.verdict()
+    verdict = masks.report()
     for one in verdict.axes.values():
         assert one.undecided == 0
         assert one.furthest == pytest.approx(one.target, rel=SIZE_TOLERANCE)
@@ -212,7 +212,7 @@ def constrained(constraint: str, steps: int = 60) -> list[dict[str, torch.Tensor
         for logits in masks.log_alpha.values():
             logits.copy_(torch.linspace(1.0, 3.0, logits.shape[-1]).expand_as(logits))
     optimizer = torch.optim.AdamW(mask_groups(masks, masks.settings), eps=1e-12)
-    masks.set_progress(Moment(1, 1.0))
+    masks.set_progress(MaskState(1, 1.0))
     found = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -224,6 +224,6 @@ def constrained(constraint: str, steps: int = 60) -> list[dict[str, torch.Tensor
 
 def test_one_rate_means_the_same_pull_in_counts_and_in_fractions():
     """Counts of hundreds of units, each multiplied, would else drown the loss of the model."""
-    for ours, theirs in zip(constrained("published"), constrained("released"), strict=True):
+    for ours, theirs in zip(constrained("paper"), constrained("released"), strict=True):
         for name, logits in ours.items():
             assert logits.numpy() == pytest.approx(theirs[name].numpy(), abs=1e-3), name

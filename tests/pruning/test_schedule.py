@@ -6,7 +6,7 @@ from llmshearing.config import load_recipe
 from llmshearing.optimization import mask_schedule
 from llmshearing.pruning.schedule import MaskSchedule
 
-SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, decide=80, settle=90, sharpness=16.0)
+SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, decide=80, freeze=90, sharpness=16.0)
 
 
 def test_the_target_moves_linearly_over_the_warmup():
@@ -19,8 +19,8 @@ def test_sharpness_grows_by_an_equal_factor_between_warmup_and_its_end():
 
 
 def test_the_choice_is_settled_from_its_step_on():
-    assert not SCHEDULE.at(89).settled
-    assert SCHEDULE.at(90).settled
+    assert not SCHEDULE.at(89).frozen
+    assert SCHEDULE.at(90).frozen
 
 
 def test_units_decide_between_sharpening_and_settling():
@@ -28,22 +28,22 @@ def test_units_decide_between_sharpening_and_settling():
 
 
 def test_the_papers_schedule_neither_sharpens_nor_settles():
-    schedule = MaskSchedule(warmup=0, sharpen_until=0, decide=101, settle=101, sharpness=1.0)
+    schedule = MaskSchedule(warmup=0, sharpen_until=0, decide=101, freeze=101, sharpness=1.0)
     moments = [schedule.at(step) for step in range(101)]
-    found = {(m.ramp, m.sharpness, m.deciding, m.settled) for m in moments}
+    found = {(m.ramp, m.sharpness, m.deciding, m.frozen) for m in moments}
     assert found == {(1.0, 1.0, False, False)}
 
 
 RECIPE = Path(__file__).parents[2] / "yamls/prune/tiny-llama-to-half.yaml"
 
 
-@pytest.mark.parametrize("settle", ["0.25dur", "0.5dur", "0.9dur"])
-def test_masks_are_sharp_and_decide_before_they_settle_at_any_time(settle):
-    given = ("model.path=M", "data.root=D", f"pruning.settle={settle}")
+@pytest.mark.parametrize("freeze", ["0.25dur", "0.5dur", "0.9dur"])
+def test_masks_are_sharp_and_decide_before_they_settle_at_any_time(freeze):
+    given = ("model.path=M", "data.root=D", f"pruning.freeze={freeze}")
     schedule = mask_schedule(load_recipe(RECIPE, given))
-    last = schedule.at(schedule.settle - 1)
+    last = schedule.at(schedule.freeze - 1)
     assert last.deciding
-    assert not last.settled
+    assert not last.frozen
     assert last.sharpness == pytest.approx(schedule.sharpness)
-    assert schedule.at(schedule.settle).settled
-    assert schedule.settle - schedule.decide >= (schedule.settle - schedule.warmup) // 8
+    assert schedule.at(schedule.freeze).frozen
+    assert schedule.freeze - schedule.decide >= (schedule.freeze - schedule.warmup) // 8

@@ -6,8 +6,8 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.pruning.selection import (
     SMALLEST_KEPT_GATE,
     count_undecided,
+    decision_penalty,
     keep_only,
-    pull_apart,
     select,
 )
 
@@ -49,7 +49,7 @@ def test_gates_of_units_that_stay_have_a_floor_and_the_others_are_zero():
 def test_the_decision_penalty_moves_only_unsure_units_each_to_its_own_side():
     logits = torch.tensor([0.4, 0.1, -0.2, -0.5], requires_grad=True)
     probability = torch.tensor([0.9995, 0.9, 0.5, 0.0005])
-    penalty = pull_apart(logits, probability, torch.tensor([0, 1]))
+    penalty = decision_penalty(logits, probability, torch.tensor([0, 1]))
     assert penalty.item() == 0.0
     penalty.backward()
     sure, up, down, off = logits.grad.tolist()

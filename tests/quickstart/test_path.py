@@ -18,7 +18,7 @@ from llmshearing.quickstart.stages import Settings
 SHORT = Settings(
     characters_per_domain=400_000,
     prepare=("splits.eval.tokens_per_domain=2048",),
-    training=("run.eval_interval=4ba", "run.checkpoint_interval=4ba", "loading.prefetch=1"),
+    training=("run.eval_interval=4ba", "run.checkpoint_interval=4ba", "mixture.prefetch=1"),
     steps={"source": 8, "prune": 8, "continue": 4, "scratch": 12},
 )
 

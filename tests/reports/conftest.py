@@ -47,9 +47,9 @@ def metrics_of(step, total, *, prunes, references, random):
         for number, domain in enumerate(DOMAINS):
             metrics[f"metrics/{domain}/loss"] = loss + 0.2 * number
             if references:
-                metrics[f"loading/reference/{domain}"] = 3.9 + 0.2 * number
-            metrics[f"loading/weight/{domain}"] = 0.25 + (number - 1.5) * step / (10 * total)
-            metrics[f"loading/share/{domain}"] = 0.25 + (number - 1.5) * step / (20 * total)
+                metrics[f"mixture/reference/{domain}"] = 3.9 + 0.2 * number
+            metrics[f"mixture/weight/{domain}"] = 0.25 + (number - 1.5) * step / (10 * total)
+            metrics[f"mixture/share/{domain}"] = 0.25 + (number - 1.5) * step / (20 * total)
     return metrics
 
 

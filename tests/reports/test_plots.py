@@ -25,7 +25,7 @@ def test_held_out_losses_stand_beside_their_references(run):
     drawn = [line.get_ydata() for line in figure.axes[0].get_lines()]
     assert len(drawn) == 2 * len(run.domains)
     np.testing.assert_array_equal(drawn[0], run.series("metrics/python/loss").values)
-    np.testing.assert_array_equal(drawn[1], run.series("loading/reference/python").values)
+    np.testing.assert_array_equal(drawn[1], run.series("mixture/reference/python").values)
 
 
 def test_expected_sizes_are_parts_of_the_source(run):
@@ -46,8 +46,8 @@ def test_excess_is_what_is_above_the_reference_of_the_time(make_run):
     directory = make_run()
     lines = [json.loads(text) for text in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        if "loading/reference/python" in line["metrics"]:
-            line["metrics"]["loading/reference/python"] = 4.0 - line["batch"] / 300
+        if "mixture/reference/python" in line["metrics"]:
+            line["metrics"]["mixture/reference/python"] = 4.0 - line["batch"] / 300
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (directory / "metrics.jsonl").write_text(text)
     run = read_run(directory)

@@ -15,9 +15,9 @@ def test_a_real_run_has_all_that_is_drawn(recipe_file, tmp_path):
     references.write_text("losses: {prose: 4.0, code: 4.1, letters: 4.2}\n")
     run_here(
         recipe_file,
-        "loading.policy=paper",
-        f"loading.references={references}",
-        "loading.update_interval=4ba",
+        "mixture.policy=paper",
+        f"mixture.references={references}",
+        "mixture.update_interval=4ba",
         "run.duration=8ba",
     )
     run = read_run(tmp_path / "run")
@@ -37,10 +37,10 @@ def test_a_real_run_has_all_that_is_drawn(recipe_file, tmp_path):
     assert dict(tables.facts(run).rows)["parameters"] == f"{parameters:,}"
     assert {row[0] for row in tables.domains(run).rows} == {"prose", "code", "letters"}
     assert all("-" not in row for row in tables.domains(run).rows)
-    told = [row[0] for row in tables.verdict(run).rows]
-    assert told[:3] == ["settled", "loss as trained", "loss cut to size"]
+    told = [row[0] for row in tables.mask_report(run).rows]
+    assert told[:3] == ["frozen", "loss as trained", "loss cut to size"]
     assert len(told) > 3
     shown = (run.directory / "log.txt").read_text()
-    for name, problem in tables.verdict(run).rows[3:]:
+    for name, problem in tables.mask_report(run).rows[3:]:
         assert name == "problem"
         assert problem in shown

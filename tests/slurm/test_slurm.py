@@ -131,7 +131,7 @@ def test_the_whole_method_as_jobs_that_wait_for_each_other(
         "DATA": str(tiny_data_recipe),
         "PRUNE": str(recipe),
         "CONTINUE": str(second),
-        "PRUNE_ARGS": "run.duration=4ba run.eval_interval=4ba pruning.settle=0.5dur",
+        "PRUNE_ARGS": "run.duration=4ba run.eval_interval=4ba pruning.freeze=0.5dur",
         "CONTINUE_ARGS": "run.duration=4ba run.eval_interval=4ba",
         "PREPARE_TASKS": "3",
         "PRUNE_NODES": "2",

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmshearing import preflight
 from llmshearing.architecture.families import family_of
 from llmshearing.config import parse_recipe
-from llmshearing.loading.references import References
+from llmshearing.mixture.references import References
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.planning.devices import device_of
 from llmshearing.planning.plan import Machine, make_plan
 from llmshearing.pruning.masks import Masks
-from llmshearing.pruning.schedule import Moment
+from llmshearing.pruning.schedule import MaskState
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "yamls/models"
@@ -116,7 +116,7 @@ def model_directory(stage, tokenizer, folder, **changes):
 def arguments(stage, tokenizer, references, model):
     found = [f"model.path={model}", f"data.root={tokenizer / 'tree'}"]
     if "???" in stage.path.read_text().split("references:")[1].splitlines()[0]:
-        found.append(f"loading.references={references}")
+        found.append(f"mixture.references={references}")
     else:
         # the published losses are of rows of 4,096 tokens, the tree's are shorter
         published = stage.path.read_text().split("references:")[1].split()[0]
@@ -124,7 +124,7 @@ def arguments(stage, tokenizer, references, model):
         assert set(losses) == set(DOMAINS)
         copy = Path(references).with_name(Path(published).name)
         References(losses, "published").write(copy)
-        found.append(f"loading.references={copy}")
+        found.append(f"mixture.references={copy}")
     return found
 
 
@@ -172,7 +172,7 @@ def test_the_model_is_built_at_its_size(stage, tokenizer, references, tmp_path):
     if masks is None:
         return
     assert inputs.target is not None
-    masks.set_progress(Moment(1, 1.0))
+    masks.set_progress(MaskState(1, 1.0))
     masks.eval()
     kept = {axis: int((gate > 0).sum(-1).max()) for axis, gate in masks().gates.items()}
     assert kept == {axis: size for axis, size in table.sizes(inputs.target).items() if axis in kept}
@@ -217,12 +217,14 @@ def test_two_steps_of_the_recipe_on_a_shrunk_model(stage, tokenizer, references,
 
 @pytest.mark.parametrize("stage", [s for s in STAGES if not s.prunes], ids=str)
 def test_a_stage_begins_where_another_left_the_mixture(stage):
-    given = ("model.path=M", "data.root=D", "loading.references=R")
+    given = ("model.path=M", "data.root=D", "mixture.references=R")
     recipe, _ = parse_recipe(stage.path, given)
-    assert recipe.loading.weights
-    recipe, errors = parse_recipe(stage.path, [*given, "loading.mixture=runs/prune/mixture.yaml"])
-    assert (recipe.loading.mixture, recipe.loading.weights, errors) == (
+    assert recipe.mixture.weights
+    recipe, errors = parse_recipe(
+        stage.path, [*given, "mixture.start_from=runs/prune/mixture.yaml"]
+    )
+    assert (recipe.mixture.start_from, recipe.mixture.weights, errors) == (
         "runs/prune/mixture.yaml", {}, []
     )  # fmt: skip
-    recipe, errors = parse_recipe(stage.path, [*given, "loading.weights={}"])
-    assert (recipe.loading.weights, errors) == ({}, [])
+    recipe, errors = parse_recipe(stage.path, [*given, "mixture.weights={}"])
+    assert (recipe.mixture.weights, errors) == ({}, [])

@@ -1,0 +1,205 @@
+"""Whether an exported directory is the gated model: loaded strictly, run, compared.
+
+Both models run with the parameters of one module in memory at a time, so that a model of any size
+is verified in the memory in which it is exported. The gated model needs nothing of what is written,
+so that it runs while its weights are being cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.accelerate import init_empty_weights
+
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import family_of
+from llmshearing.errors import UserError
+from llmshearing.export.mapped import OneAtATime
+from llmshearing.huggingface.source import empty_model, parameter_aliases, read_source
+from llmshearing.huggingface.weight_files import WeightFiles
+from llmshearing.models.gated import GatedLinear, insert_gates, set_gates
+from llmshearing.pruning.gates import Gates
+
+TOLERANCE = 1e-5
+# Rows and tokens on which logits are compared. Every weight but an embedding's takes part in every
+# token's logits, and the time is that of reading the weights up to about eight tokens.
+PROBE = (1, 8)
+
+
+class Original(Protocol):
+    """What a directory was written from: a run's checkpoint, or a source directory."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The source's config, complete."""
+        ...
+
+    @property
+    def tensors(self) -> Any:
+        """Its tensors: `names()`, `read(name)` and `mapped`, as a checkpoint's."""
+        ...
+
+
+@contextmanager
+def gated_logits(checkpoint: Original, gates: Gates) -> Iterator[Future[Tensor]]:
+    """The gated model's logits, computed beside what the caller does.
+
+    Args:
+        checkpoint: what a directory is written from.
+        gates: the deterministic gates of the checkpoint's masks.
+
+    Yields:
+        What gives the probe's logits once they are known.
+    """
+    threads = torch.get_num_threads()
+    table = family_of(checkpoint.config).table(checkpoint.config)
+    tokens = _probe(table.source.vocabulary)
+    model = _gated_model(checkpoint, table, gates)
+
+    def compute() -> Tensor:
+        # More threads would wait for each other while the caller works on as many cores.
+        torch.set_num_threads(max(1, threads // 2))
+        with torch.inference_mode():
+            return model(tokens, use_cache=False).logits
+
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            yield beside.submit(compute)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def verify(
+    directory: Path, expected: Future[Tensor], tensors: Iterable[tuple[str, Tensor]]
+) -> float:
+    """Load a directory strictly and compare its logits with the gated model's.
+
+    In float32 they must agree to 1e-5 of the largest logit. A narrower dtype rounds the weights, so
+    then those in the files are compared with the rounded tensors instead, to the bit.
+
+    Args:
+        directory: what was written.
+        expected: from `gated_logits` of what it was written from.
+        tensors: name and value of every tensor before it was rounded.
+
+    Returns:
+        The largest difference of logits.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    source, weights = read_source(directory), WeightFiles(directory)
+    loaded = empty_model(source, weights)
+    stream_parameters(loaded, lambda names: weights.read(_present(names, weights.stored)))
+    with torch.inference_mode():
+        found = loaded(_probe(source.table.source.vocabulary), use_cache=False).logits
+    logits = expected.result()
+    difference = (logits - found).abs().max().item()
+    bound = TOLERANCE * max(1.0, logits.abs().max().item())
+    if source.config["dtype"] != "float32":
+        _compare_rounded(weights, tensors)
+    elif not difference <= bound:
+        raise UserError(
+            f"the exported model's logits differ from the gated model's by {difference:.2e}, "
+            f"expected at most {bound:.2e}; nothing was kept"
+        )
+    return difference
+
+
+def stream_parameters(model: nn.Module, read: Callable[[list[str]], Tensor]) -> None:
+    """Have every module read its parameters before its forward and drop them after it.
+
+    Args:
+        model: with all parameters on the meta device.
+        read: from the names of a parameter (a tied one has several) to its value.
+    """
+    aliases = parameter_aliases(model)
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if own:
+            names = {name: aliases[parameter] for name, parameter in own.items()}
+            module.register_forward_pre_hook(_filler(names, read))
+            module.register_forward_hook(_emptier(own))
+
+
+def _filler(names: dict[str, list[str]], read: Callable[[list[str]], Tensor]) -> Callable[..., Any]:
+    def fill(module: nn.Module, inputs: Any) -> None:
+        del inputs
+        for name, known_as in names.items():
+            value = nn.Parameter(read(known_as).to(torch.float32), requires_grad=False)
+            # Not by setattr: making a model without memory turns every parameter that is
+            # registered meanwhile, in whatever thread, into one without.
+            module._parameters[name] = value
+
+    return fill
+
+
+def _emptier(empty: dict[str, nn.Parameter]) -> Callable[..., Any]:
+    def drop(module: nn.Module, inputs: Any, output: Any) -> None:
+        del inputs, output
+        module._parameters.update(empty)
+
+    return drop
+
+
+def _gated_model(checkpoint: Original, table: CouplingTable, gates: Gates) -> PreTrainedModel:
+    """The source model with the checkpoint's weights under its deterministic gates."""
+    config = AutoConfig.for_model(**checkpoint.config)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
+        )
+    model.tie_weights()
+    model.eval()
+    if gates:
+        sites = insert_gates(model, table)
+        set_gates(sites, table, gates)
+        _gate_activations([site.module for site in sites])
+    stored, read = set(checkpoint.tensors.names()), OneAtATime(checkpoint.tensors)
+    stream_parameters(model, lambda names: read(_present(names, stored)))
+    return model
+
+
+def _gate_activations(modules: Iterable[nn.Module]) -> None:
+    """Have projections gate what goes in and comes out, as the method is defined.
+
+    It is the same function as the product of weight and gates that training computes, without the
+    copy of every weight, and independent of the products that were written.
+    """
+    for module in modules:
+        if not isinstance(module, GatedLinear):
+            continue  # hooks are given the module, its inputs and, after it, its output
+        before, after = module.in_gate, module.out_gate
+        module.in_gate = module.out_gate = None
+        if before is not None:
+            module.register_forward_pre_hook(lambda *given, gate=before: (given[1][0] * gate,))
+        if after is not None:
+            module.register_forward_hook(lambda *given, gate=after: given[2] * gate)
+
+
+def _compare_rounded(weights: WeightFiles, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    for name, tensor in tensors:
+        stored = weights.read(name)
+        if not torch.equal(stored, tensor.to(stored.dtype)):
+            raise UserError(f"the exported {name} is not what was written; nothing was kept")
+        if not torch.isfinite(stored).all():
+            raise UserError(
+                f"the exported {name} holds values that {stored.dtype} cannot; nothing was kept: "
+                "export with --dtype bfloat16 or float32"
+            )
+
+
+def _present(names: list[str], stored: Any) -> str:
+    return next(name for name in names if name in stored)
+
+
+def _probe(vocabulary: int) -> Tensor:
+    """A few rows of random tokens, the same each time."""
+    return torch.randint(0, vocabulary, PROBE, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,1 @@
+"""Hugging Face directories: reading a source model, its tokenizer and its weight files."""

@@ -1,0 +1,217 @@
+"""Reading a Hugging Face directory: config, coupling table, weights, tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.integrations.accelerate import init_empty_weights
+
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import family_of, read_config
+from llmshearing.architecture.family import Family
+from llmshearing.errors import UserError
+from llmshearing.huggingface.weight_files import WeightFiles
+
+# From a parameter: the tensor with the values that this process holds, and which rows they are.
+Part = Callable[[Tensor], tuple[Tensor, slice]]
+# A tensor is read in pieces, so that a large one is never in memory twice.
+PIECE_BYTES = 32 << 20
+# Rotary embeddings were stored by old versions of Transformers and are computed since.
+INVERSE_FREQUENCIES = r"rotary_emb\.inv_freq$"
+CHECKPOINTED = "_checkpoint_wrapped_module."  # torch's mark on a block that is recomputed
+
+
+def whole(parameter: Tensor) -> tuple[Tensor, slice]:
+    """All rows, as where nothing is sharded."""
+    return parameter, slice(None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Hugging Face directory that the code can prune or train.
+
+    Attributes:
+        path: the directory.
+        config: its config with every default filled in.
+        family: its model family.
+        table: its coupling table.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    family: Family
+    table: CouplingTable
+
+
+def read_source(path: str | Path) -> Source:
+    """Read and check a directory's config; no weights are touched.
+
+    Raises:
+        UserError: no directory or config, an unknown family, or a field that the family refuses.
+    """
+    path = Path(path)
+    family = family_of(read_config(path))
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
+    return Source(path, config, family, family.table(config))
+
+
+def load_model(source: Source, *, attention: str = "sdpa", random: bool = False) -> PreTrainedModel:
+    """The stock model in float32, every weight found and none left over.
+
+    Weights are read piece by piece, so that host memory holds the model once.
+
+    Args:
+        source: the directory.
+        attention: Transformers' `attn_implementation`.
+        random: draw the weights from torch's generator instead of reading them.
+
+    Raises:
+        UserError: weights are missing, unexpected, of another size, or there are none.
+    """
+    if random:
+        return _stock_model(source, attention)
+    weights = WeightFiles(source.path)
+    model = empty_model(source, weights, attention=attention)
+    fill(model, weights)
+    return model
+
+
+def empty_model(
+    source: Source, weights: WeightFiles, *, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """The stock model whose parameters have no memory yet, known to fit the weights.
+
+    All ranks call it: the checksums of an exported directory's files are compared here.
+
+    Raises:
+        UserError: weights are missing, unexpected, of another size or damaged.
+    """
+    weights.check_contents()
+    with init_empty_weights():
+        model = _stock_model(source, attention)
+    model.tie_weights()  # the context gives every parameter an object of its own
+    model.config.dtype = torch.float32
+    _check_fit(model, weights)
+    return model.eval()
+
+
+def fill(model: nn.Module, weights: WeightFiles, part: Part = whole) -> None:
+    """Read the weights into a model, one at a time, giving memory to parameters without.
+
+    Args:
+        model: from `empty_model`; its parameters may have been sharded since.
+        weights: of the same directory.
+        part: which of its rows a parameter holds here, and the tensor that holds them.
+    """
+    aliases = parameter_aliases(model)
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    with torch.no_grad():
+        for module in model.modules():
+            for name, empty in list(module.named_parameters(recurse=False)):
+                if not empty.is_meta:
+                    continue
+                if empty not in made:
+                    made[empty] = _read_parameter(empty, aliases[empty], weights, part)
+                setattr(module, name, made[empty])
+        for name, buffer in _stored_buffers(model).items():
+            buffer.copy_(weights.read(name))
+
+
+def parameter_aliases(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Every parameter with all its names; a tied one has several."""
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(parameter, []).append(name.replace(CHECKPOINTED, ""))
+    return aliases
+
+
+def _read_parameter(
+    empty: nn.Parameter, names: list[str], weights: WeightFiles, part: Part
+) -> nn.Parameter:
+    device = empty.device_mesh.device_type if isinstance(empty, DTensor) else None
+    filled = nn.Parameter(
+        torch.empty_like(empty, device=device or torch.get_default_device()),
+        requires_grad=empty.requires_grad,
+    )
+    here, rows = part(filled)
+    stored = next(name for name in names if name in weights.stored)
+    first = rows.indices(empty.shape[0])[0]
+    step = max(1, PIECE_BYTES // max(1, here[:1].numel() * here.element_size()))
+    for begin in range(0, here.shape[0], step):
+        piece = here[begin : begin + step]
+        piece.copy_(weights.read(stored, slice(first + begin, first + begin + len(piece))))
+    return filled
+
+
+def _stock_model(source: Source, attention: str) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"model.attention: found {attention!r}, which Transformers does not run here "
+            f"({str(error).splitlines()[0]}); give sdpa or eager, or install what it asks for"
+        ) from None
+    if (source.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source.path)
+    return model
+
+
+def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a model keeps in its weight files."""
+    state = model.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if not isinstance(t, nn.Parameter)}
+
+
+def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
+    """Every weight of the model is stored in its size, and nothing else is.
+
+    Raises:
+        UserError: otherwise, by name; a weight is quantised.
+    """
+    expected = {tuple(names): p for p, names in parameter_aliases(model).items()}
+    expected |= {(name,): buffer for name, buffer in _stored_buffers(model).items()}
+    known = {name for names in expected for name in names}
+    ignored = re.compile("|".join([INVERSE_FREQUENCIES, *_ignored_names(model)]))
+    wrong = {
+        "missing": [names[0] for names in expected if not set(names) & weights.stored.keys()],
+        "unexpected": [n for n in weights.stored if n not in known and not ignored.search(n)],
+        "of another size": [
+            f"{name} {list(weights.stored[name].shape)} where {list(tensor.shape)} fits"
+            for names, tensor in expected.items()
+            for name in names
+            if name in weights.stored and weights.stored[name].shape != tuple(tensor.shape)
+        ],
+    }
+    for name in sorted(known & weights.stored.keys()):
+        weights.check_floating(name)
+    found = "; ".join(f"{kind}: {_few(names)}" for kind, names in wrong.items() if names)
+    if found:
+        raise UserError(
+            f"the weights in {weights.path} do not fit its config ({found}); expected exactly the "
+            "parameters of the stock model: take config.json and weights from the same model"
+        )
+
+
+def _ignored_names(model: PreTrainedModel) -> list[str]:
+    """Patterns of what old files of this model hold besides weights, as Transformers lists them."""
+    found: Any = model
+    return list(found._keys_to_ignore_on_load_unexpected or [])
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + rest

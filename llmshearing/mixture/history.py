@@ -1,0 +1,102 @@
+"""What a run remembers of its losses: to foresee where they end, and to see which never close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+POINTS = 64
+FEWEST_POINTS = 4
+EXPONENTS = np.geomspace(0.05, 2.0, 40)
+
+
+@dataclass
+class LossHistory:
+    """Losses per domain at a bounded number of points, thinned as a run grows.
+
+    Attributes:
+        samples: samples trained on at each point.
+        losses: in nats per token at each point, per domain.
+    """
+
+    samples: list[int] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+
+    def add(self, sample: int, losses: Sequence[float]) -> None:
+        """Keep one more point; past `POINTS`, every other one of the older half goes."""
+        self.samples.append(int(sample))
+        self.losses.append([float(loss) for loss in losses])
+        if len(self.samples) > POINTS:
+            kept = [*range(0, POINTS // 2, 2), *range(POINTS // 2, len(self.samples))]
+            self.samples = [self.samples[i] for i in kept]
+            self.losses = [self.losses[i] for i in kept]
+
+    def extrapolate(self, sample: int) -> NDArray[np.float64]:
+        """Losses to expect after `sample` samples, per domain.
+
+        The fit is a / n^b + c over the points since the worst mean loss, for what comes before is
+        the model being cut and not learning. Fewer than four points give the lowest loss of them.
+
+        Raises:
+            ValueError: no point was added.
+        """
+        if not self.losses:
+            raise ValueError("no losses yet")
+        losses = np.array(self.losses)
+        start = int(losses.mean(1).argmax())
+        after, points = np.array(self.samples[start:], np.float64), losses[start:]
+        lowest = points.min(0)
+        if len(after) < FEWEST_POINTS:
+            return lowest
+        fitted = np.array([_fitted(after, column, sample) for column in points.T])
+        return np.minimum(fitted, lowest)
+
+    def state_dict(self) -> list[list[float]]:
+        """Plain lists."""
+        return [[n, *losses] for n, losses in zip(self.samples, self.losses, strict=True)]
+
+    @classmethod
+    def from_state(cls, state: Sequence[Sequence[float]]) -> LossHistory:
+        """The history that `state_dict` gave."""
+        return cls([int(row[0]) for row in state], [list(row[1:]) for row in state])
+
+
+def _fitted(samples: NDArray[np.float64], losses: NDArray[np.float64], at: int) -> float:
+    """Give a / at^b + c of the best fit with a, c >= 0, over a grid of b."""
+    best, value = float("inf"), float(losses[-1])
+    samples = np.maximum(samples, 1.0)
+    unit = samples[-1]
+    for exponent in EXPONENTS:
+        curve = (samples / unit) ** -exponent
+        (a, c), residual = nnls(np.stack([curve, np.ones_like(curve)], 1), losses)
+        if residual < best:
+            best, value = residual, float(a * (max(at, 1) / unit) ** -exponent + c)
+    return value
+
+
+@dataclass
+class PlateauDetector:
+    """Which domains stay above their reference without coming nearer.
+
+    Attributes:
+        patience: updates to wait.
+        excess: of the last updates, per domain.
+    """
+
+    patience: int
+    excess: list[list[float]] = field(default_factory=list)
+
+    def add(self, excess: Sequence[float]) -> list[int]:
+        """Take an update's excess losses; give the domains to warn of."""
+        self.excess = [*self.excess, [float(e) for e in excess]][-self.patience - 1 :]
+        if len(self.excess) <= self.patience:
+            return []
+        table = np.array(self.excess)
+        stalled = (table > 0).all(0) & (table[-1] >= table[0])
+        if stalled.any():
+            self.excess = self.excess[-1:]
+        return np.flatnonzero(stalled).tolist()

@@ -1,0 +1,146 @@
+"""The mixture plan: from which sample on which weights hold, and which domain a sample belongs to.
+
+Inside a segment domains are dealt by Tijdeman's rule for the chairman assignment problem (Discrete
+Mathematics 32, 1980), in integers: after any n samples of the segment each of k domains has been
+dealt weight * n times, up to 1 - 1/(2k - 2).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from llmshearing.mixture.policies import check_weights
+
+SCALE = 1 << 30  # weights are whole multiples of 1 / SCALE; products stay exact in float64
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Weights from a sample on.
+
+    Attributes:
+        first: global number of its first sample.
+        weights: per domain, in units of 1 / SCALE; their sum is SCALE.
+    """
+
+    first: int
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The segments of a run, by rising first sample; the first begins at 0."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def start(cls, weights: ArrayLike) -> Plan:
+        """A plan with one mixture.
+
+        Raises:
+            UserError: weights are negative or do not sum to 1.
+        """
+        return cls((Segment(0, quantised(weights)),))
+
+    def append(self, first: int, weights: ArrayLike) -> Plan:
+        """The plan with other weights from sample `first` on.
+
+        Raises:
+            UserError: weights are negative or do not sum to 1.
+            ValueError: `first` lies before the last segment.
+        """
+        last = self.segments[-1]
+        if first < last.first:
+            raise ValueError(f"segment at {first} after one at {last.first}")
+        kept = self.segments[:-1] if first == last.first else self.segments
+        return replace(self, segments=(*kept, Segment(first, quantised(weights))))
+
+    def at(self, sample: int) -> int:
+        """The number of the segment that holds a sample."""
+        return bisect_right(self.segments, sample, key=lambda segment: segment.first) - 1
+
+    def shares(self, samples: int) -> np.ndarray:
+        """The mean weights over the first `samples` samples [k]."""
+        starts = np.array([segment.first for segment in self.segments] + [samples])
+        lengths = np.diff(np.minimum(starts, samples)) if samples else np.eye(len(starts) - 1)[0]
+        weights = np.array([segment.weights for segment in self.segments]) / SCALE
+        return lengths @ weights / lengths.sum()
+
+    def state_dict(self) -> list[list[int]]:
+        """Plain lists: first sample and weights of each segment."""
+        return [[segment.first, *segment.weights] for segment in self.segments]
+
+    @classmethod
+    def from_state(cls, state: Sequence[Sequence[int]]) -> Plan:
+        """The plan that `state_dict` gave."""
+        return cls(tuple(Segment(int(row[0]), tuple(map(int, row[1:]))) for row in state))
+
+
+def quantised(weights: ArrayLike) -> tuple[int, ...]:
+    """Weights in units of 1 / SCALE that sum to SCALE, rounded by largest remainders.
+
+    Raises:
+        UserError: weights are negative or do not sum to 1.
+    """
+    weights = np.asarray(weights, np.float64)
+    check_weights(weights)
+    return _apportioned(weights / weights.sum())
+
+
+def masked(weights: Sequence[int], alive: Sequence[bool]) -> tuple[int, ...]:
+    """Quantised weights without the domains that are not alive, the rest scaled up.
+
+    Where nothing of weight is alive, the living share equally; where nothing is alive, all are 0.
+    """
+    if all(alive):
+        return tuple(weights)
+    kept = np.where(alive, weights, 0).astype(np.float64)
+    if not any(alive):
+        return (0,) * len(weights)
+    if kept.sum() == 0:
+        kept = np.asarray(alive, np.float64)
+    return _apportioned(kept / kept.sum())
+
+
+def _apportioned(weights: np.ndarray) -> tuple[int, ...]:
+    exact = weights * SCALE
+    whole = np.floor(exact).astype(np.int64)
+    missing = SCALE - int(whole.sum())
+    order = np.argsort(-(exact - whole), kind="stable")
+    order = order[weights[order] > 0]
+    for i in range(missing):
+        whole[order[i % len(order)]] += 1
+    return tuple(int(w) for w in whole)
+
+
+class DomainScheduler:
+    """Deals samples to domains, one at a time.
+
+    Args:
+        weights: quantised, see `SCALE`.
+        deficit: samples that each domain is still due, weight * n - dealt, in units of 1 / SCALE;
+            all 0 at the start of a segment.
+    """
+
+    def __init__(self, weights: Sequence[int], deficit: Sequence[int]) -> None:
+        self.deficit = list(deficit)
+        self._terms = [(i, w) for i, w in enumerate(weights) if w > 0]
+        slack = SCALE / max(2 * len(self._terms) - 2, 1)
+        self._eligible, self._deadline = slack, SCALE - slack
+
+    def deal(self) -> int:
+        """The next sample's domain: of those due, the one that must be served soonest."""
+        deficit, best, soonest = self.deficit, -1, float("inf")
+        for i, weight in self._terms:
+            deficit[i] += weight
+            if deficit[i] >= self._eligible:
+                time_left = (self._deadline - deficit[i]) / weight
+                if time_left < soonest:
+                    best, soonest = i, time_left
+        deficit[best] -= SCALE
+        return best

@@ -1,0 +1,205 @@
+"""Reference losses for a size from models of other sizes: a / N^b + c, domain by domain.
+
+Source: the Sheared LLaMA paper (arXiv 2310.06694) and the values of its released code.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import OptimizeWarning, curve_fit
+
+from llmshearing.errors import UserError
+from llmshearing.mixture.mixture_file import read_yaml
+from llmshearing.mixture.references import References
+
+log = logging.getLogger(__name__)
+
+START = (406.4, 0.336, 0.69)  # of Chinchilla (arXiv 2203.15556)
+EVALUATIONS = 20_000
+FEWEST_MODELS = 3
+FAR = 4.0  # beyond this factor from the measured sizes a value is an extrapolation
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's losses.
+
+    Attributes:
+        parameters: its size.
+        losses: in nats per token, by domain.
+    """
+
+    parameters: float
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """a / N^b + c, with what it leaves unexplained at the measured sizes, in nats."""
+
+    a: float
+    b: float
+    c: float
+    residuals: tuple[float, ...]
+
+    def at(self, parameters: float) -> float:
+        """The loss at a size."""
+        return self.a / parameters**self.b + self.c
+
+
+def read_models(path: str | Path) -> list[Measured]:
+    """Read a file with a list `models:` of `{parameters: N, losses: {domain: loss}}`.
+
+    Raises:
+        UserError: it has another form, fewer than three models, equal sizes, different domains or
+            impossible losses.
+    """
+    rows = read_yaml(path, "file of measured losses").get("models")
+    if not isinstance(rows, list):
+        raise UserError(
+            f"found no list `models` in {path}, expected {{parameters, losses}} in each"
+        )
+    return checked([_measured(row, f"{path}, model {i + 1}") for i, row in enumerate(rows)], path)
+
+
+def checked(models: Sequence[Measured], where: str | Path) -> list[Measured]:
+    """The models by rising size.
+
+    Raises:
+        UserError: fewer than three models, equal sizes or different domains.
+    """
+    if len(models) < FEWEST_MODELS:
+        raise UserError(
+            f"found {len(models)} models in {where}, expected at least {FEWEST_MODELS}: "
+            "a curve with three unknowns needs three sizes"
+        )
+    models = sorted(models, key=lambda model: model.parameters)
+    sizes = [model.parameters for model in models]
+    if len(set(sizes)) < len(sizes):
+        raise UserError(f"found sizes {sizes} in {where}, expected each size once")
+    domains = set(models[0].losses)
+    for model in models[1:]:
+        odd = domains ^ set(model.losses)
+        if odd:
+            raise UserError(
+                f"found {', '.join(sorted(odd))} for some models of {where} only, "
+                "expected the same domains for each"
+            )
+    return list(models)
+
+
+def fit(models: Sequence[Measured]) -> dict[str, Curve]:
+    """A curve per domain.
+
+    Args:
+        models: three or more, of different sizes, with the same domains.
+
+    Raises:
+        UserError: no curve was found for a domain.
+    """
+    sizes = np.array([model.parameters for model in models], np.float64)
+    return {
+        domain: _curve(domain, sizes, np.array([model.losses[domain] for model in models]))
+        for domain in models[0].losses
+    }
+
+
+def fit_warnings(
+    curves: Mapping[str, Curve], models: Sequence[Measured], parameters: float
+) -> list[str]:
+    """Why the values at a size may be wrong, one sentence each."""
+    found = []
+    smallest, largest = models[0].parameters, models[-1].parameters
+    factor = max(smallest / parameters, parameters / largest)
+    if factor > FAR:
+        found.append(
+            f"{parameters:g} parameters lie a factor {factor:.1f} outside the measured sizes "
+            f"({smallest:g} to {largest:g}): the losses are extrapolated"
+        )
+    for domain, curve in curves.items():
+        if curve.c < 0:
+            found.append(
+                f"{domain}: the curve's asymptote is negative ({curve.c:.2f}), which no loss can "
+                "be; it may serve near the measured sizes only"
+            )
+        if curve.at(parameters) <= 0:
+            found.append(f"{domain}: the curve gives {curve.at(parameters):.4f}, which is no loss")
+    return found
+
+
+def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
+    """Reference losses for a size from a file of measured ones.
+
+    Args:
+        path: see `read_models`.
+        parameters: size of the target model.
+
+    Returns:
+        The losses, and what to tell of them: residuals and warnings, as lines.
+
+    Raises:
+        UserError: the file or the size is of no use.
+    """
+    if not parameters > 0 or not math.isfinite(parameters):
+        raise UserError(f"found {parameters} parameters, expected a number above 0")
+    models = read_models(path)
+    curves = fit(models)
+    losses = {domain: round(curve.at(parameters), 6) for domain, curve in curves.items()}
+    warned = [f"warning: {text}\n" for text in fit_warnings(curves, models, parameters)]
+    references = References(losses, source=f"fit to {len(models)} models at {parameters:g}")
+    return references, residual_table(curves, models) + "".join(warned)
+
+
+def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> str:
+    """The curves and their residuals in nats, one line a domain."""
+    width = max(len("domain"), *map(len, curves))
+    sizes = "  ".join(f"{model.parameters:>11g}" for model in models)
+    lines = [f"{'domain':<{width}}  {'a':>11}  {'b':>7}  {'c':>8}  residuals at {sizes}"]
+    for domain, curve in curves.items():
+        residuals = "  ".join(f"{residual:+11.2e}" for residual in curve.residuals)
+        lines.append(
+            f"{domain:<{width}}  {curve.a:>11.5g}  {curve.b:>7.4f}  {curve.c:>8.4f}"
+            f"               {residuals}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _measured(row: object, where: str) -> Measured:
+    if not isinstance(row, dict) or not isinstance(row.get("losses"), dict) or not row["losses"]:
+        raise UserError(
+            f"found {row} ({where}), expected {{parameters: N, losses: {{domain: loss}}}}"
+        )
+    try:
+        size = float(row["parameters"])
+        losses = {str(name): float(loss) for name, loss in row["losses"].items()}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"found {row} ({where}), expected a number for parameters and each loss"
+        ) from None
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss) or loss < 0]
+    if bad or not math.isfinite(size) or size <= 0:
+        raise UserError(
+            f"found an impossible number ({where}: {', '.join(bad) or 'parameters'}), "
+            "expected finite losses, 0 or more, and a size above 0"
+        )
+    return Measured(size, losses)
+
+
+def _curve(domain: str, sizes: np.ndarray, losses: np.ndarray) -> Curve:
+    def law(size: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
+        return a / size**b + c
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", OptimizeWarning)  # three points leave no variance
+        try:
+            (a, b, c), _ = curve_fit(law, sizes, losses, p0=START, maxfev=EVALUATIONS)
+        except RuntimeError as error:
+            raise UserError(f"found no curve for {domain}: {error}") from None
+    return Curve(float(a), float(b), float(c), tuple((law(sizes, a, b, c) - losses).tolist()))

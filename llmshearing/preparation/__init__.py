@@ -1,0 +1,1 @@
+"""Raw text to MDS: reading, tokenizing, packing and splitting by document."""

@@ -1,0 +1,180 @@
+"""The input files of a domain: found below folders and globs, and checked to be what they claim."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from llmshearing.errors import UserError
+from llmshearing.preparation.sources import SUFFIXES, Source, beginning
+
+SHOWN = 5  # files listed in a message
+POINTERS = (b"version https://git-lfs", b"../.git/annex/objects", b"/annex/objects")
+
+
+class Inputs(NamedTuple):
+    """What folders and globs name.
+
+    Attributes:
+        files: the files to read, in the order of their names.
+        skipped: the files and folders that are not read, and why.
+    """
+
+    files: list[Source]
+    skipped: dict[str, str]
+
+
+def find(root: Path, patterns: list[str], what: str) -> Inputs:
+    """Find the files that folders and globs below `root` name. Links are followed.
+
+    Raises:
+        UserError: a pattern finds no file, a link leads nowhere, or a file is not JSON Lines.
+    """
+    if not root.is_dir():
+        raise UserError(f"found no folder {root}, expected the source of the text: set source=")
+    found: dict[str, Source] = {}
+    skipped: dict[str, str] = {}
+    first: dict[str, str] = {}  # the name under which each file or folder was first read
+    try:
+        for pattern in patterns:
+            fit, known = 0, len(skipped)
+            for path in _paths(root, pattern, first, skipped):
+                name = _name(root, path)
+                why = _unfit(path)
+                fit += not why
+                if why := why or _repeated(path, name, first):
+                    skipped[name] = why
+                else:
+                    found[name] = Source(path, name, path.stat().st_size)
+            if not fit:
+                raise UserError(
+                    f"{what}: found no file for `{pattern}` below {root}, expected a folder or "
+                    f"glob of {', '.join(SUFFIXES)}{listed(dict([*skipped.items()][known:]))}"
+                )
+        problems = {name: why for name, source in found.items() if (why := _problem(source))}
+    except OSError as error:
+        raise UserError(f"{what}: cannot read {error.filename}: {error.strerror}") from None
+    if problems:
+        raise UserError(
+            f"{what}: found {len(problems):,} of {len(found):,} files that cannot be read, "
+            f"expected one JSON object per line{listed(problems)}"
+        )
+    return Inputs([found[name] for name in sorted(found)], dict(sorted(skipped.items())))
+
+
+def listed(reasons: dict[str, str]) -> str:
+    """Format the first few of some files with a reason for each."""
+    lines = [f"\n  {name}: {why}" for name, why in list(reasons.items())[:SHOWN]]
+    more = len(reasons) - len(lines)
+    return "".join(lines) + (f"\n  and {more:,} more" if more else "")
+
+
+def _name(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _paths(
+    root: Path, pattern: str, first: dict[str, str], skipped: dict[str, str]
+) -> Iterator[Path]:
+    base, *tail = [pattern]
+    if not os.path.lexists(root / pattern):
+        base, *tail = re.split(r"(?:^|/)\*\*(?:/|$)", pattern)
+    if len(tail) > 1:
+        raise UserError(f"found the pattern `{pattern}`, expected `**` at most once")
+    names = [base or "."]
+    if not os.path.lexists(root / base):
+        names = sorted(glob.glob(base, root_dir=root))  # noqa: PTH207 - leaves out hidden files
+    for name in names:
+        place = root / name
+        if not place.is_dir():
+            yield place
+            continue
+        for path in _walk(root, place, first, skipped):
+            if not any(tail) or path.relative_to(place).match(tail[0]):
+                yield path
+
+
+def _walk(
+    root: Path, folder: Path, first: dict[str, str], skipped: dict[str, str]
+) -> Iterator[Path]:
+    """List the files below a folder: first those in real folders, then those behind links."""
+    tops = [str(folder)]
+    for top in tops:
+        for place, folders, names in os.walk(top, onerror=_fail):
+            path = Path(place)
+            if why := _repeated(path, name := _name(root, path), first):
+                skipped[name] = why
+                folders.clear()
+                continue
+            for name in _hidden([*folders, *names]):
+                skipped[_name(root, path / name)] = "hidden"
+            folders[:] = sorted(set(folders) - set(_hidden(folders)))
+            links = [name for name in folders if (path / name).is_symlink()]
+            tops += [str(path / name) for name in links]
+            folders[:] = [name for name in folders if name not in links]
+            yield from (path / name for name in sorted(set(names) - set(_hidden(names))))
+
+
+def _hidden(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(".")]
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _repeated(path: Path, name: str, first: dict[str, str]) -> str | None:
+    earlier = first.setdefault(os.path.realpath(path), name)
+    return f"the same as {earlier}, which is read" if earlier != name else None
+
+
+def _unfit(path: Path) -> str | None:
+    """Explain why a path is not read.
+
+    Raises:
+        UserError: it is named like a file of text and is none.
+    """
+    if path.name.lower().endswith(SUFFIXES):
+        if not path.is_file():
+            what = "is not a regular file" if path.exists() else "is a link to nothing"
+            raise UserError(f"found {path}, which {what}, expected text: restore or remove it")
+        return None
+    return "unknown suffix" if path.exists() else "a link to nothing"
+
+
+def _problem(source: Source) -> str | None:
+    """Explain why a file cannot hold one document per line, or return None."""
+    if source.size == 0:
+        return "an empty file; remove it"
+    with source.path.open("rb") as file:
+        if file.read(256).startswith(POINTERS):
+            return "a pointer to a large file, not the file; run `git lfs pull` or `git annex get`"
+    if source.kind == "parquet":
+        return None
+    head = beginning(source)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16; convert it to UTF-8"
+    head = head.removeprefix(codecs.BOM_UTF8).strip()
+    line, newline, _ = head.partition(b"\n")
+    if b"\r" in line and not newline:
+        return "lines that end with CR alone; convert them with `tr '\\r' '\\n'`"
+    if line.startswith(b"[") and (not newline or not _is_json(line)):
+        return "one JSON array; convert it with `jq -c '.[]'`"
+    if newline and line.strip() == b"{":
+        return "one JSON document over several lines; convert it with `jq -c .`"
+    return None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,373 @@
+"""Units of work: pieces of the raw text, each tokenised into one file that is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from llmshearing.errors import UserError
+from llmshearing.preparation import encoders, fingerprints, sources
+from llmshearing.preparation.chat import ChatEncoder
+
+BATCH_BYTES = 1 << 18  # text and ids of a batch stay in a core's cache from step to step
+FORMAT = 2  # of a unit's file; others are not read
+LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
+EMPTY = "empty text"
+WHOLE = 1 << 64  # documents whose hash is below the bound `keep` are tokenised; this keeps all
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of blocks of one file.
+
+    Attributes:
+        index: its place in the order of the text.
+        domain: whose text it is.
+        pool: `train`, to be split by hash, or `eval`, held out as a whole.
+        source: the file.
+        blocks: half-open range of the file's blocks.
+        part: its place among the units of the file, and their number.
+        stamp: of the file when the work was planned.
+        keep: bound on the hashes of the documents to tokenise.
+    """
+
+    index: int
+    domain: str
+    pool: str
+    source: sources.Source
+    blocks: tuple[int, int]
+    part: tuple[int, int]
+    stamp: fingerprints.Stamp
+    keep: int = WHOLE
+
+    @property
+    def file_name(self) -> str:
+        """Name of the unit's file in the work folder."""
+        return f"{self.index:07}.unit"
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """What every unit of a preparation shares.
+
+    Attributes:
+        folder: where finished units go.
+        tokenizer: the tokenizer.
+        tokenizer_path: the path the user gave, which chat templates are read from.
+        dtype: of the ids.
+        seed: of the documents' hashes.
+        bos: id to begin documents with, or None.
+        eos: id to end documents with, or None.
+        unit_bytes: size of units, from which the blocks follow.
+        reads: what to read of a record, by domain.
+        chats: the domains whose records are chats.
+    """
+
+    folder: Path
+    tokenizer: encoders.TokenizerFacts
+    tokenizer_path: str
+    dtype: str
+    seed: int
+    bos: int | None
+    eos: int | None
+    unit_bytes: int
+    reads: dict[str, sources.Reads]
+    chats: frozenset[str]
+
+
+@dataclass
+class UnitSummary:
+    """Counts of a unit.
+
+    Attributes:
+        index: the unit.
+        stamp: of the file that it was read from.
+        keep: bound on the hashes of the documents that were tokenised.
+        chunks: digests of the unit's part of the file.
+        lines: lines or rows read, blank ones included.
+        documents: good documents.
+        tokenised: documents chosen by their hash and tokenised.
+        tokens: of those.
+        bytes: UTF-8 bytes of their text.
+        bad: bad documents.
+        read_bytes: bytes of all lines.
+        bad_bytes: bytes of the lines of bad documents.
+        empty: documents without text; nothing is lost with them, so that they are listed but
+            are not counted as bad.
+        problems: line within the unit and problem of the first of them.
+        values: values of the fields of `where`, as JSON: all that are asked for, and some others.
+    """
+
+    index: int
+    stamp: fingerprints.Stamp
+    keep: int
+    chunks: list[str] = field(default_factory=list)
+    lines: int = 0
+    documents: int = 0
+    tokenised: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    bad: int = 0
+    read_bytes: int = 0
+    bad_bytes: int = 0
+    empty: int = 0
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    values: dict[str, list[str]] = field(default_factory=dict)
+
+
+class UnitWorker:
+    """Tokenises units; one in each process."""
+
+    def __init__(self, settings: UnitSettings) -> None:
+        self.settings = settings
+        self._encoder = encoders.fastest(settings.tokenizer)
+        self._chat = ChatEncoder(settings.tokenizer_path) if settings.chats else None
+        self._marks = encoders.Marks.of(settings.bos, settings.eos)
+
+    def run(self, unit: Unit) -> UnitSummary:
+        """Tokenise `unit` and write its file.
+
+        Raises:
+            UserError: the source cannot be read or the file cannot be written.
+        """
+        summary = UnitSummary(unit.index, unit.stamp, unit.keep)
+        hashes: list[int] = []
+        lengths, tokens, loss = [], [], []
+        for batch in self._batches(unit, summary, hashes):
+            if unit.domain in self.settings.chats:
+                assert self._chat is not None
+                flat, counts, targets = self._framed_chat(*self._chat.encode(batch))
+                loss.append(targets)
+            else:
+                flat, counts = self._encoder.encode(batch, self._marks)
+            tokens.append(flat.astype(self.settings.dtype))
+            lengths.append(counts)
+        summary.chunks = fingerprints.chunks(unit.source.path, unit.stamp, unit.part)
+        table = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        summary.tokenised, summary.tokens = len(table), int(table.sum())
+        _write(self.settings.folder / unit.file_name, summary, hashes, table, tokens, loss)
+        return summary
+
+    def _batches(self, unit: Unit, summary: UnitSummary, hashes: list[int]) -> Iterator[list[Any]]:
+        """Read documents in batches, count them, and note the hashes of those that are kept."""
+        settings = self.settings
+        chat = self._chat if unit.domain in settings.chats else None
+        reads = settings.reads[unit.domain]
+        seed = settings.seed % (1 << 64)
+        digest = xxhash.xxh3_64_intdigest
+        batch: list[Any] = []
+        size = line = 0
+        seen: dict[str, set[str]] = {}
+        for document in sources.documents(
+            unit.source, unit.blocks, settings.unit_bytes, reads, seen
+        ):
+            line, value, problem, blank, read = document
+            summary.read_bytes += read
+            if blank:
+                continue
+            content = canonical = b""
+            if problem is None:
+                try:
+                    canonical = _canonical_chat(value) if chat else _canonical(value)
+                    content = chat.render(value) if chat else canonical
+                except ValueError as error:
+                    problem = str(error)
+            if problem is not None:
+                summary.bad += problem != EMPTY
+                summary.bad_bytes += read * (problem != EMPTY)
+                summary.empty += problem == EMPTY
+                if len(summary.problems) < LISTED_BAD_DOCUMENTS:
+                    summary.problems.append((line, problem))
+                continue
+            summary.documents += 1
+            number = digest(canonical, seed)
+            if number >= unit.keep:
+                continue
+            hashes.append(number)
+            summary.bytes += len(canonical)
+            size += len(canonical)
+            batch.append(content)
+            del document, value, content, canonical  # a document may have 50 MB
+            if size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        summary.lines = line
+        summary.values = {name: sorted(values) for name, values in seen.items()}
+        if batch:
+            yield batch
+
+    def _framed_chat(
+        self, flat: np.ndarray, lengths: np.ndarray, loss: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Add the marks that the chat template does not write itself."""
+        bos, eos = self.settings.bos, self.settings.eos
+        tokens, targets, counts = [], [], []
+        ends = np.cumsum(lengths)
+        for begin, end in zip(ends - lengths, ends, strict=True):
+            ids, counted = flat[begin:end], loss[begin:end]
+            if bos is not None and ids[0] != bos:
+                ids, counted = np.insert(ids, 0, bos), np.insert(counted, 0, 0)
+            if eos is not None and eos not in ids[-2:]:  # some templates end the line after it
+                ids, counted = np.append(ids, eos), np.append(counted, counted[-1])
+            tokens.append(ids)
+            targets.append(counted)
+            counts.append(len(ids))
+        return (
+            np.concatenate(tokens),
+            np.array(counts, np.int64),
+            np.concatenate(targets).astype(np.uint8),
+        )
+
+
+def _canonical(value: Any) -> encoders.Text:
+    """Give what a document's hash is taken of: its UTF-8, which an ASCII string is itself.
+
+    Raises:
+        ValueError: what is wrong with the document.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"found {type(value).__name__}, expected a string")
+    if not value or value.isspace():
+        raise ValueError(EMPTY)
+    if value.isascii():
+        return value
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair at character {error.start}") from None
+
+
+def _canonical_chat(value: Any) -> encoders.Text:
+    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def _write(
+    path: Path,
+    summary: UnitSummary,
+    hashes: list[int],
+    lengths: np.ndarray,
+    tokens: list[np.ndarray],
+    loss: list[np.ndarray],
+) -> None:
+    head = json.dumps({**asdict(summary), "chat": bool(loss)}, ensure_ascii=False).encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(temporary, path) as file:
+        np.save(file, np.frombuffer(head, np.uint8))
+        np.save(file, np.array(hashes, np.uint64))
+        np.save(file, lengths.astype(np.uint32))
+        for part in (*tokens, *loss):
+            file.write(part.data)
+
+
+class writing:  # noqa: N801 - used as a function
+    """Open `temporary` for writing; rename it to `path` on success, remove it on failure.
+
+    Raises:
+        UserError: the file system refuses, for lack of space or otherwise.
+    """
+
+    def __init__(self, temporary: Path, path: Path) -> None:
+        self._temporary, self._path = temporary, path
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            self._file = self._temporary.open("wb")
+        except OSError as error:
+            raise self._told(error) from None
+        return self._file
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._file.close()
+            if error is None:
+                self._temporary.replace(self._path)
+        except OSError as failure:
+            error = failure
+        if error is not None:
+            self._temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._told(error) from None
+
+    def _told(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path} ({error.strerror}): make room or choose another output=, "
+            "then run the same command again; finished pieces are kept"
+        )
+
+
+@dataclass(frozen=True)
+class UnitFile:
+    """A finished unit, its token ids left on disk.
+
+    Attributes:
+        path: the file.
+        head: the summary, and whether it is chat.
+        hashes: of its documents, uint64.
+        lengths: of its documents in tokens, int64.
+        offset: byte at which the ids begin.
+    """
+
+    path: Path
+    head: dict[str, Any]
+    hashes: np.ndarray
+    lengths: np.ndarray
+    offset: int
+
+    @classmethod
+    def open(cls, path: Path, dtype: str) -> UnitFile:
+        """Read the table of a unit.
+
+        Raises:
+            UserError: the file is not as it was written.
+        """
+        try:
+            with path.open("rb") as file:
+                head = _head(file)
+                hashes = np.load(file, allow_pickle=False)
+                lengths = np.load(file, allow_pickle=False).astype(np.int64)
+                unit = cls(path, head, hashes, lengths, file.tell())
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
+        each = np.dtype(dtype).itemsize + (1 if head["chat"] else 0)
+        if path.stat().st_size != unit.offset + int(lengths.sum()) * each:
+            raise UserError(f"found {path} cut off: remove it and run again")
+        return unit
+
+    @staticmethod
+    def read_head(path: Path) -> dict[str, Any]:
+        """Read only the summary of a unit.
+
+        Raises:
+            UserError: the file is not as it was written.
+        """
+        try:
+            with path.open("rb") as file:
+                return _head(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
+
+    def tokens(self, dtype: str) -> np.ndarray:
+        """Map the ids."""
+        return self._map(dtype, self.offset)
+
+    def loss(self, dtype: str) -> np.ndarray:
+        """Map the marks of target tokens of chat data."""
+        return self._map("uint8", self.offset + int(self.lengths.sum()) * np.dtype(dtype).itemsize)
+
+    def _map(self, dtype: str, offset: int) -> np.ndarray:
+        count = int(self.lengths.sum())
+        if not count:
+            return np.zeros(0, dtype)
+        mapped = np.memmap(self.path, dtype, mode="r", offset=offset, shape=(count,))
+        return mapped.view(np.ndarray)  # whose slices are cheap
+
+
+def _head(file: BinaryIO) -> dict[str, Any]:
+    return json.loads(np.load(file, allow_pickle=False).tobytes())

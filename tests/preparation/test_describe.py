@@ -1,0 +1,91 @@
+"""A tree described and checked; what is damaged is named."""
+
+import json
+
+import pytest
+from corpus import contents, prepare
+
+from llmshearing.data.tree import DataTree
+
+
+@pytest.fixture
+def tree(config, tmp_path):
+    assert prepare(config) == 0
+    return tmp_path / "tree"
+
+
+def describe(*arguments):
+    from llmshearing.preparation import describe as module
+
+    return module.main([str(argument) for argument in arguments])
+
+
+def test_counts_and_samples_of_a_whole_tree(tree, capsys):
+    capsys.readouterr()
+    before = contents(tree)
+    assert describe(tree, "--samples", 2, "--domain", "web") == 0
+    told = capsys.readouterr().out
+    held = DataTree.open(tree)
+    assert f"{held.split('continue')['web'].tokens:,}" in told
+    assert held.split("continue")["web"].fingerprint[:12] in told
+    assert told.count("prune/web row") == 2
+    assert "prune/code row" not in told
+    assert "all files are as recorded" in told
+    assert contents(tree) == before
+
+
+def test_a_missing_index_is_rebuilt_as_it_was(tree, capsys):
+    index = tree / "continue" / "web" / "index.json"
+    before = index.read_bytes()
+    index.unlink()
+    assert describe(tree) == 0
+    assert "rebuilt" in capsys.readouterr().err
+    assert index.read_bytes() == before
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGE = {
+    "a changed byte": ("prune/web/shard.00000.mds", flip, "hash is not the recorded one"),
+    "a lost shard": ("continue/web/shard.00001.mds", lambda p: p.unlink(), "missing"),
+    "a shard cut off": (
+        "eval/code/shard.00000.mds", lambda p: p.write_bytes(p.read_bytes()[:-10]), "damaged",
+    ),
+    "an empty shard": ("eval/code/shard.00000.mds", lambda p: p.write_bytes(b""), "damaged"),
+    "a damaged index": ("eval/code/index.json", lambda p: p.write_text("{"), "damaged"),
+    "an index of another": (
+        "eval/code/index.json", lambda p: p.write_text('{"shards": []}'), "names 0 shards",
+    ),
+    "a foreign file": ("eval/web/extra.mds", lambda p: p.write_bytes(b"x"), "does not belong"),
+    "another tokenizer": ("tokenizer/tokenizer.model", flip, "not the tokenizer"),
+    "no tokenizer": ("tokenizer/tokenizer.model", lambda p: p.unlink(), "tokenizer is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage", "problem"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_told_with_the_file(tree, capsys, name, damage, problem):
+    damage(tree / name)
+    assert describe(tree) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if problem in line]
+    assert told
+    assert name.split("/")[0] in told[0]
+
+
+def test_a_lost_index_over_changed_shards_is_not_rebuilt(tree, capsys):
+    flip(tree / "prune" / "web" / "shard.00000.mds")
+    (tree / "prune" / "web" / "index.json").unlink()
+    assert describe(tree) == 2
+    assert "not the recorded ones" in capsys.readouterr().err
+    assert not (tree / "prune" / "web" / "index.json").exists()
+
+
+def test_ids_beyond_the_vocabulary_are_told(tree, capsys):
+    manifest = json.loads((tree / "manifest.json").read_text())
+    manifest["vocabulary"] = 300
+    (tree / "manifest.json").write_text(json.dumps(manifest))
+    assert describe(tree) == 2
+    assert "the vocabulary has 300" in capsys.readouterr().err
