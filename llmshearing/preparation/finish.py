@@ -6,15 +6,12 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from llmshearing.data.schema import (
@@ -27,10 +24,9 @@ from llmshearing.data.schema import (
 from llmshearing.errors import UserError
 from llmshearing.preparation import (
     fingerprints,
-    inputs,
     mds_files,
     packing,
-    sources,
+    selection,
     splits,
     units,
     workers,
@@ -41,30 +37,8 @@ from llmshearing.preparation import work_plan as plans
 log = logging.getLogger(__name__)
 
 BAD_DOCUMENTS = "bad_documents.jsonl"
-SHOWN = 5  # bad documents shown in a message
-NONE = np.zeros(0, np.uint64)
 UNRECORDED = ("output", "processes", "unit_bytes")  # they do not change the result
 PACKAGES = ("llmshearing", "mosaicml-streaming", "numpy", "sentencepiece", "tokenizers")
-
-
-@dataclass
-class Held:
-    """What the units of a domain hold, added up.
-
-    Attributes:
-        counts: lines, documents, tokenised documents, their tokens and bytes, bad and empty ones.
-        tokens: tokens by bucket of hashes and by pool. [buckets]
-        problems: file, line and problem of bad documents.
-        files: bytes read and lost, and good documents, by file.
-        values: values found in the fields of `where`, as JSON.
-    """
-
-    counts: dict[str, int]
-    tokens: dict[str, np.ndarray]
-    problems: list[dict[str, Any]]
-    files: dict[str, Counter[str]]
-    values: dict[str, set[str]]
-    duplicates: int = 0
 
 
 def finish(plan: plans.Plan, processes: int) -> None:
@@ -73,155 +47,28 @@ def finish(plan: plans.Plan, processes: int) -> None:
     Raises:
         UserError: too many documents are bad, a split is empty, or the disk is full.
     """
-    excluded = _held_out(plan)
-    held = {domain.name: _held(plan, domain, excluded) for domain in plan.domains}
-    bad = sum(domain.counts["bad"] for domain in held.values())
-    total = bad + sum(domain.counts["documents"] for domain in held.values())
-    if bad > plan.recipe.bad_documents * total:
-        problems = [problem for domain in held.values() for problem in domain.problems]
-        raise too_many_bad(plan, bad, total, problems)
-    _refuse_unreadable(plan, held)
-    _refuse_unmatched(plan, held)
-    cuts = {domain.name: _cuts(domain, held[domain.name]) for domain in plan.domains}
+    selected = selection.select(plan)
     streams = [
-        _stream(plan, domain, pool, cut, excluded)
+        _stream(plan, domain, pool, cut, selected[domain.name])
         for domain in plan.domains
-        for pool, cut in cuts[domain.name]
+        for pool, cut in selected[domain.name].cuts
     ]
     _refuse_empty(streams)
-    digests = _digests(plan)
+    digests = {name: one for domain in selected.values() for name, one in domain.digests.items()}
     notes = _pack(plan, streams, processes, fingerprints.combined(digests))
-    _write_tree(plan, streams, notes, held, cuts, digests)
-
-
-def too_many_bad(
-    plan: plans.Plan, bad: int, total: int, problems: list[dict[str, Any]]
-) -> UserError:
-    """Say which documents are bad and what to do."""
-    told = [p for p in problems if p["problem"] != units.EMPTY][:SHOWN]
-    listed = "\n".join(f"  {p['file']}:{p['line']}: {p['problem']}" for p in told)
-    return UserError(
-        f"found {bad:,} bad of {total:,} documents, expected at most "
-        f"{plan.recipe.bad_documents:.2%} (bad_documents): mend them or allow more\n{listed}"
-    )
-
-
-def _refuse_unreadable(plan: plans.Plan, held: dict[str, Held]) -> None:
-    lost = {}
-    for domain in held.values():
-        first = {p["file"]: p for p in reversed(domain.problems) if p["problem"] != units.EMPTY}
-        for name, file in domain.files.items():
-            part = file["bad_bytes"] / max(1, file["read_bytes"])
-            if part > plan.recipe.bad_bytes or (part and not file["documents"]):
-                bad = first.get(name, {"line": "?", "problem": "not listed"})
-                lost[name] = f"{part:.1%} is lost, first at line {bad['line']}: {bad['problem']}"
-    if lost:
-        raise UserError(
-            f"found too many bytes in bad documents in {len(lost):,} files, expected at most "
-            f"{plan.recipe.bad_bytes:.1%} of each file (bad_bytes) and some good documents: "
-            f"repair or remove the files{inputs.listed(lost)}"
-        )
-
-
-def _refuse_unmatched(plan: plans.Plan, held: dict[str, Held]) -> None:
-    problems = [
-        f"\n  domains.{domain.name}.where: {problem}"
-        for domain in plan.domains
-        for problem in _unmatched(domain.reads, held[domain.name])
-    ]
-    if problems:
-        raise UserError(
-            "found filters that match nothing, expected values that occur, in quotes where they "
-            f"are text: correct `where`{''.join(problems)}"
-        )
-
-
-def _unmatched(reads: sources.Reads, held: Held) -> list[str]:
-    problems = []
-    for path, wanted in reads.where:
-        name, values = ".".join(path), held.values[".".join(path)]
-        if missing := [value for value in wanted if value not in values]:
-            others = sorted(values.difference(wanted))[: sources.EXAMPLES]
-            bools = " (YAML reads yes, no, on and off as true or false: quote them)"
-            problems.append(
-                f"no document has `{name}` equal to {' or '.join(missing)}"
-                f"{bools if {'true', 'false'} & set(missing) else ''}; other values are "
-                f"{', '.join(others) or 'none'}{' (no such field)' if others == ['null'] else ''}"
-            )
-    if reads.where and not problems and not held.counts["documents"] + held.counts["bad"]:
-        problems.append("no document passes all of the filters")
-    return problems
-
-
-def _files(plan: plans.Plan, domain: str, pool: str) -> Iterator[tuple[units.Unit, units.UnitFile]]:
-    for unit in plan.units:
-        if unit.domain == domain and unit.pool == pool:
-            path = plan.settings.folder / unit.file_name
-            yield unit, units.UnitFile.open(path, plan.settings.dtype)
-
-
-def _digests(plan: plans.Plan) -> dict[str, str]:
-    """Put together the digests of the raw files from their units'; domains may share a file."""
-    chunks: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for domain in plan.domains:
-        for pool in domain.pools:
-            for unit, file in _files(plan, domain.name, pool):
-                chunks[unit.source.name, domain.name, pool] += file.head["chunks"]
-    return {name: fingerprints.digest(hashed) for (name, _, _), hashed in chunks.items()}
-
-
-def _held_out(plan: plans.Plan) -> np.ndarray:
-    """Collect the hashes of explicit held-out text, so that no other split repeats it. Sorted."""
-    found = [
-        file.hashes
-        for domain in plan.domains
-        if "eval" in domain.pools
-        for _, file in _files(plan, domain.name, "eval")
-    ]
-    return np.unique(np.concatenate(found)) if found else NONE
-
-
-def _held(plan: plans.Plan, domain: plans.Domain, excluded: np.ndarray) -> Held:
-    names = ("lines", "documents", "tokenised", "tokens", "bytes", "bad", "bad_bytes", "empty")
-    held = Held(dict.fromkeys(names, 0), {}, [], defaultdict(Counter), defaultdict(set))
-    for pool in sorted(domain.pools):
-        tokens = np.zeros(splits.BUCKETS, np.int64)
-        before: dict[str, int] = defaultdict(int)  # lines of the file before the unit
-        for unit, file in _files(plan, domain.name, pool):
-            for name in names:
-                held.counts[name] += file.head[name]
-            for name, values in file.head["values"].items():
-                held.values[name].update(values)
-            for name in ("read_bytes", "bad_bytes", "documents"):
-                held.files[unit.source.name][name] += file.head[name]
-            where = {"domain": domain.name, "file": unit.source.name}
-            for line, problem in file.head["problems"]:
-                number = before[unit.source.name] + line
-                held.problems.append({**where, "line": number, "problem": problem})
-            before[unit.source.name] += file.head["lines"]
-            mask = packing.chosen(
-                file.hashes, 0, splits.BUCKETS, excluded if pool == "train" else NONE
-            )
-            held.duplicates += int(len(mask) - mask.sum())
-            np.add.at(tokens, splits.buckets(file.hashes[mask]), file.lengths[mask])
-        held.tokens[pool] = tokens
-    return held
-
-
-def _cuts(domain: plans.Domain, held: Held) -> list[tuple[str, splits.Cut]]:
-    return [
-        (pool, cut)
-        for pool in sorted(domain.pools)
-        for cut in splits.cut(held.tokens[pool], domain.asks[pool])
-    ]
+    _write_tree(plan, streams, notes, selected, digests)
 
 
 def _stream(
-    plan: plans.Plan, domain: plans.Domain, pool: str, cut: splits.Cut, excluded: np.ndarray
+    plan: plans.Plan,
+    domain: plans.Domain,
+    pool: str,
+    cut: splits.Cut,
+    chosen: selection.DomainSelection,
 ) -> packing.Stream:
-    excluded = excluded if pool == "train" else NONE
+    excluded = chosen.excluded if pool == "train" else selection.NONE
     paths, before, documents = [], [0], 0
-    for _, file in _files(plan, domain.name, pool):
+    for _, file in selection.unit_files(plan, domain.name, pool):
         mask = packing.chosen(file.hashes, cut.begin, cut.end, excluded)
         documents += int(mask.sum())
         paths.append(file.path)
@@ -290,15 +137,15 @@ def _write_tree(
     plan: plans.Plan,
     streams: list[packing.Stream],
     notes: Path,
-    held: dict[str, Held],
-    cuts: dict[str, list[tuple[str, splits.Cut]]],
+    selected: dict[str, selection.DomainSelection],
     digests: dict[str, str],
 ) -> None:
     described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     for stream in streams:
         entries = [packing.entry(stream, index, notes) for index in range(stream.shards)]
         folder = plan.root / stream.split / stream.domain
-        cut = next(cut for _, cut in cuts[stream.domain] if cut.split == stream.split)
+        cuts = selected[stream.domain].cuts
+        cut = next(cut for _, cut in cuts if cut.split == stream.split)
         described[stream.split][stream.domain] = {
             "rows": stream.rows,
             "tokens": stream.rows * stream.layout.sequence_length,
@@ -311,7 +158,7 @@ def _write_tree(
             "lacking_tokens": cut.lacks,
         }
         _write(plan, folder / "index.json", mds_files.index_text(entries))
-    problems = [problem for name in held for problem in held[name].problems]
+    problems = [problem for domain in selected.values() for problem in domain.problems]
     _write(
         plan,
         plan.root / BAD_DOCUMENTS,
@@ -335,7 +182,9 @@ def _write_tree(
         },
         "seed": plan.recipe.seed,
         "splits": {split: domains for split, domains in described.items() if domains},
-        "domains": {domain.name: _described(domain, held[domain.name]) for domain in plan.domains},
+        "domains": {
+            domain.name: _described(domain, selected[domain.name]) for domain in plan.domains
+        },
         "config": _config(plan.recipe),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
@@ -343,12 +192,12 @@ def _write_tree(
     shutil.rmtree(plan.work, ignore_errors=True)
 
 
-def _described(domain: plans.Domain, held: Held) -> dict[str, Any]:
+def _described(domain: plans.Domain, selected: selection.DomainSelection) -> dict[str, Any]:
     return {
         "files": sum(map(len, domain.pools.values())),
         "file_bytes": sum(file.size for pool in domain.pools.values() for file in pool),
-        **held.counts,
-        "repeats_of_held_out_text": held.duplicates,
+        **selected.counts,
+        "repeats_of_held_out_text": selected.repeats,
         "skipped": domain.skipped,
     }
 

@@ -67,7 +67,7 @@ class Stream:
 def chosen(hashes: np.ndarray, begin: int, end: int, excluded: np.ndarray) -> np.ndarray:
     """Say of each document whether it belongs to the stretch of hashes and is not excluded."""
     bucket = splits.buckets(hashes)
-    return (bucket >= begin) & (bucket < end) & ~np.isin(hashes, excluded)
+    return (bucket >= begin) & (bucket < end) & ~splits.contains(excluded, hashes)
 
 
 def _note(stream: Stream, index: int, notes: Path) -> Path:

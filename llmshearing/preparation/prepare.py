@@ -22,7 +22,7 @@ from llmshearing import files
 from llmshearing.data.schema import MANIFEST
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError, exits_on_user_error
-from llmshearing.preparation import fingerprints, finish, tables, units, workers
+from llmshearing.preparation import fingerprints, finish, selection, tables, units, workers
 from llmshearing.preparation import recipe as recipes
 from llmshearing.preparation import work_plan as plans
 
@@ -146,7 +146,7 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
                 {"file": unit.source.name, "line": f"{line} of the piece", "problem": problem}
                 for line, problem in summary.problems
             ]
-            raise finish.too_many_bad(plan, bad, seen, problems)
+            raise selection.too_many_bad(plan, bad, seen, problems)
     if todo:
         progress.close()
 

@@ -6,7 +6,6 @@ are counted in a table of fixed size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +52,15 @@ def buckets(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
 
 
-def cut(tokens: np.ndarray, asks: list[Ask]) -> list[Cut]:
+def contains(values: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return for each hash whether it is one of some sorted values."""
+    if not len(values):
+        return np.zeros(len(hashes), bool)
+    places = np.searchsorted(values, hashes)
+    return values[np.minimum(places, len(values) - 1)] == hashes
+
+
+def cut(tokens: np.ndarray, asks: list[Ask], begin: int = 0) -> list[Cut]:
     """Share the buckets out among splits, in the order in which they ask.
 
     A budget takes the fewest buckets that hold it. A share takes as many as come nearest to it, but
@@ -62,10 +69,11 @@ def cut(tokens: np.ndarray, asks: list[Ask]) -> list[Cut]:
     Args:
         tokens: tokens in each bucket. [buckets]
         asks: what each split asks.
+        begin: the first bucket that they may take.
     """
     total = np.concatenate([[0], np.cumsum(tokens)])  # tokens before each boundary
     filled = np.flatnonzero(tokens)
-    cuts, begin = [], 0
+    cuts = []
     for place, ask in enumerate(asks):
         left = int(total[-1] - total[begin])
         if ask.tokens is not None:
@@ -97,8 +105,3 @@ def keep_bound(asks: list[Ask], estimate: int, oversample: float, small: int) ->
         return 1 << 64
     part = sum(ask.tokens or 0 for ask in asks) * oversample / estimate
     return 1 << 64 if part >= 1 else -int(-part * BUCKETS // 1) << (64 - BUCKET_BITS)
-
-
-def asks_of(rules: Mapping[str, tuple[int | None, float | None]], order: list[str]) -> list[Ask]:
-    """Put the rules of a domain in the order in which the splits take their part."""
-    return [Ask(split, *rules[split]) for split in order if split in rules]

@@ -84,8 +84,10 @@ def after(tree: DataTree) -> str:
         for name, held in tree.manifest["domains"].items()
         if held["bad"] or held["empty"]
     ]
-    again = sum(held["repeats_of_held_out_text"] for held in tree.manifest["domains"].values())
-    notes = (
-        [*bad, f"{again:,} documents left out because they repeat held-out text"] if again else bad
-    )
-    return text + "".join(f"{note}\n" for note in notes)
+    repeats = [
+        f"{name}: {held['repeats_of_held_out_text']:,} documents are left out because a domain "
+        "holds out the same text"
+        for name, held in tree.manifest["domains"].items()
+        if held["repeats_of_held_out_text"]
+    ]
+    return text + "".join(f"{note}\n" for note in bad + repeats)

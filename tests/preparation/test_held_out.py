@@ -1,0 +1,108 @@
+"""A document that any domain holds out is trained on in none."""
+
+import json
+
+import numpy as np
+import pytest
+from corpus import contents, prepare, text, write_jsonl
+
+from llmshearing.data.schema import TOKENS
+from llmshearing.data.tree import DataTree
+
+
+def documents(tree, split, domain):
+    """The documents of a split as tuples of ids; the last may be cut off and is left out."""
+    from llmshearing.preparation.describe import Shard
+    from llmshearing.preparation.mds_files import shard_name
+
+    info, end = tree.split(split)[domain], tree.tokenizer["eos"]
+    shards = tree.manifest["splits"][split][domain]["shards"]
+    rows = [Shard.open(info.path / shard_name(i)).read(slice(None))[TOKENS] for i in range(shards)]
+    flat = np.concatenate(rows).ravel()
+    return {tuple(part) for part in np.split(flat, np.flatnonzero(flat == end) + 1)[:-1]}
+
+
+def overlap(root):
+    """Count the held-out documents, and those of them that a domain trains on."""
+    tree = DataTree.open(root)
+    held = set().union(*(documents(tree, "eval", name) for name in tree.splits["eval"]))
+    trained = set().union(
+        *(documents(tree, s, name) for s in tree.splits if s != "eval" for name in tree.split(s))
+    )
+    return len(held), len(held & trained)
+
+
+@pytest.fixture
+def shared_text(config, source):
+    """A small domain, and a large one that holds all its text."""
+    small = [text(50_000 + i, 30) for i in range(200)]
+    large = [text(60_000 + i, 30) for i in range(1800)]
+    write_jsonl(source / "small" / "a.jsonl", small)
+    write_jsonl(source / "large" / "a.jsonl", [*large[:900], *small, *large[900:]])
+    settings = {
+        **json.loads(config.read_text()),
+        "domains": {"small": {}, "large": {}},
+        "splits": {
+            "eval": {"tokens_per_domain": 4000},
+            "prune": {"tokens_per_domain": 3000},
+            "continue": {"share": 1},
+        },
+        "unit_bytes": 100_000,
+    }
+    config.write_text(json.dumps(settings))
+    return config
+
+
+def changed(config, **changes):
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+
+
+CASES = {
+    "budgets": {},
+    "the large domain first": {"domains": {"large": {}, "small": {}}},
+    "shares": {
+        "splits": {"eval": {"share": 0.3}, "prune": {"share": 0.2}, "continue": {"share": 1}}
+    },
+    "three domains": {"domains": {"large": {}, "small": {}, "again": {"files": ["small", "code"]}}},
+    "held-out files": {
+        "domains": {"small": {"files": "code", "eval_files": "small"}, "large": {}},
+        "splits": {"eval": {"share": 0.3}, "continue": {"share": 1}},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_held_out_text_is_trained_on_in_no_domain(shared_text, tmp_path, capsys, changes):
+    changed(shared_text, **changes)
+    assert prepare(shared_text) == 0
+    held, trained = overlap(tmp_path / "tree")
+    assert held > 50
+    assert trained == 0
+    tree = DataTree.open(tmp_path / "tree")
+    shown = capsys.readouterr().out
+    for name, about in tree.manifest["domains"].items():
+        left_out = about["repeats_of_held_out_text"]
+        assert (f"{name}: {left_out:,} documents are left out" in shown) == (left_out > 0)
+        in_splits = sum(split[name].documents for split in tree.splits.values())
+        assert in_splits == about["documents"] - left_out, "no other document is lost"
+    assert sum(one["repeats_of_held_out_text"] for one in tree.manifest["domains"].values())
+
+
+def test_the_same_with_several_shards(shared_text, tmp_path):
+    assert prepare(shared_text) == 0
+    other = f"output={tmp_path / 'other'}"
+    for shard in ("0/2", "1/2"):
+        assert prepare(shared_text, other, "--shard", shard) == 0
+    assert prepare(shared_text, other, "--merge") == 0
+    assert contents(tmp_path / "other") == contents(tmp_path / "tree")
+
+
+def test_a_share_is_of_what_is_left_after_held_out_text_is_left_out(shared_text, tmp_path):
+    changed(
+        shared_text,
+        splits={"eval": {"share": 0.3}, "prune": {"share": 0.5}, "continue": {"share": 1}},
+    )
+    assert prepare(shared_text) == 0
+    tree = DataTree.open(tmp_path / "tree")
+    prune, rest = (tree.split(name)["large"].tokens for name in ("prune", "continue"))
+    assert prune == pytest.approx(rest, rel=0.02)
