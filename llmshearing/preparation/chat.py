@@ -6,23 +6,29 @@ import datetime
 import hashlib
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from llmshearing.errors import UserError
 from llmshearing.preparation import encoders
 
+Message: TypeAlias = dict[str, Any]
+Tools: TypeAlias = list[dict[str, Any]] | None
 # What a template that prints today's date prints, so that two runs give the same rows. It is the
 # date that the templates of Llama 3 print where none is given.
 DATE = datetime.datetime(2024, 7, 26)
 
 
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # what the assistant writes, marked
+
+
 @dataclass(frozen=True)
 class Dialogue:
-    """A rendered dialogue.
+    """A rendered dialogue, or its part up to some answer.
 
     Attributes:
         text: what the template wrote.
@@ -34,10 +40,11 @@ class Dialogue:
 
 
 class ChatEncoder:
-    """Renders `messages` and marks the tokens of the assistant's answers.
+    """Renders dialogues and marks the tokens of the assistant's answers.
 
-    A token counts as a target when its first character lies in what the template writes for an
-    answer, from the end of the prompt for it to the end of the turn.
+    A token counts as a target when its first character lies in an answer: in a block that the
+    template marks with `{% generation %}`, or else in what the template writes from the end of the
+    prompt for the answer to the end of the turn.
 
     Args:
         path: a Hugging Face directory with a chat template.
@@ -56,7 +63,7 @@ class ChatEncoder:
                 "with a chat template: set tokenizer="
             )
         try:
-            self._template = _template(folder)
+            self._templates = _templates(folder)
             self._tokens = encoders.special_tokens(folder)
             self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises bare Exceptions
@@ -75,62 +82,134 @@ class ChatEncoder:
     @property
     def identity(self) -> str:
         """SHA-256 of all that decides the ids of a dialogue: the template and the tokenizer."""
-        about = [self._template, self._tokens, self._tokenizer.to_str(), str(DATE)]
+        about = [self._templates, self._tokens, self._tokenizer.to_str(), str(DATE)]
         text = json.dumps(about, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def render(self, messages: Any) -> Dialogue:
+    def render(self, value: Any) -> tuple[Dialogue, ...]:
         """Render a dialogue and find its answers.
 
+        Args:
+            value: messages with `role` and `content`, or a mapping with these as `messages` and
+                the functions that the assistant may call as `tools`.
+
+        Returns:
+            One text where the template writes the same for a turn whatever follows it. Where it
+            does not (it drops the reasoning of earlier turns, say), further texts, so that each
+            answer follows the prompt that the model reads when it has to write that answer.
+
         Raises:
-            ValueError: it is none, or the template refuses it.
+            ValueError: it is no dialogue, or the template cannot render it.
         """
-        _check(messages)
-        text = self._rendered(messages)
-        answers = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._prompt(messages, index)
-            after = self._rendered(messages[: index + 1])
-            if not (after.startswith(before) and text.startswith(after)):
-                raise ValueError(f"the chat template rewrites what came before turn {index + 1}")
+        messages, tools = _conversation(value)
+        answering = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        whole, marked = self._rendered(messages, tools)
+        if GENERATION.search(self._template(tools)):
+            if len(marked) < len(answering):  # transformers loses one at the very beginning
+                raise ValueError("the chat template marks fewer answers than there are")
+            return (Dialogue(whole, tuple(marked)),)
+        parts: list[Dialogue] = []
+        text, answers = "", []
+        for index in answering:
+            before = self._prompt(messages, index, tools)
+            after, _ = self._rendered(messages[: index + 1], tools)
+            if not after.startswith(before):
+                raise ValueError(
+                    f"the chat template does not write turn {index + 1} after its own prompt for it"
+                )
+            if not before.startswith(text):
+                parts.append(Dialogue(text, tuple(answers)))
+                answers = []
+            text = after
             answers.append((len(before), len(after)))
-        return Dialogue(text, tuple(answers))
+        return (*parts, Dialogue(whole if whole.startswith(text) else text, tuple(answers)))
 
-    def encode(self, dialogues: list[Dialogue]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give all ids, the number of ids of each dialogue, and 1 for each target token."""
-        ids: list[int] = []
-        loss, lengths = [], []
-        for dialogue in dialogues:
-            encoded = self._tokenizer.encode(dialogue.text, add_special_tokens=False)
-            begins = np.array([begin for begin, _ in encoded.offsets], np.int64)
-            counted = np.zeros(len(begins), np.uint8)
-            for begin, end in dialogue.answers:
-                counted[(begins >= begin) & (begins < end)] = 1
-            ids += encoded.ids
-            loss.append(counted)
-            lengths.append(len(begins))
-        return np.array(ids, np.uint32), np.array(lengths, np.int64), np.concatenate(loss)
+    def encode(
+        self, batch: list[tuple[Dialogue, ...]], bos: int | None = None, eos: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encode the texts of some dialogues.
 
-    def _prompt(self, messages: list[dict[str, Any]], index: int) -> str:
+        Args:
+            batch: what `render` returned, by dialogue.
+            bos: id to begin each text with, where the template does not.
+            eos: id to end each text with, where the template does not.
+
+        Returns:
+            All ids, the number of ids of each dialogue, and 1 for each target token.
+        """
+        ids, loss, lengths = [], [], []
+        for texts in batch:
+            parts = [self._encoded(text, bos, eos) for text in texts]
+            lengths.append(sum(len(part) for part, _ in parts))
+            ids += [part for part, _ in parts]
+            loss += [targets for _, targets in parts]
+        return np.concatenate(ids), np.array(lengths, np.int64), np.concatenate(loss)
+
+    def _encoded(
+        self, dialogue: Dialogue, bos: int | None, eos: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self._tokenizer.encode(dialogue.text, add_special_tokens=False)
+        ids = np.array(encoded.ids, np.uint32)
+        begins = np.array([begin for begin, _ in encoded.offsets], np.int64)
+        targets = np.zeros(len(begins), np.uint8)
+        for begin, end in dialogue.answers:
+            targets[(begins >= begin) & (begins < end)] = 1
+        if bos is not None and ids[0] != bos:
+            ids, targets = np.insert(ids, 0, bos), np.insert(targets, 0, 0)
+        if eos is not None and eos not in ids[-2:]:  # some templates end the line after it
+            ids, targets = np.append(ids, np.uint32(eos)), np.append(targets, targets[-1])
+        return ids, targets
+
+    def _prompt(self, messages: list[Message], index: int, tools: Tools) -> str:
         """Render what the model reads before it writes message `index`."""
         if index:
-            return self._rendered(messages[:index], add_generation_prompt=True)
+            return self._rendered(messages[:index], tools, add_generation_prompt=True)[0]
         # Many templates cannot render zero messages. Everything before the content, such as BOS, a
         # default system turn and the header, is what two different answers have in common.
-        answers = ([{"role": "assistant", "content": content}] for content in "AB")
-        return _common_prefix([*map(self._rendered, answers), self._rendered(messages[:1])])
+        answers = [[{"role": "assistant", "content": content}] for content in "AB"]
+        return _common_prefix([self._rendered(one, tools)[0] for one in (*answers, messages[:1])])
 
-    def _rendered(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        import jinja2
+    def _rendered(
+        self, messages: list[Message], tools: Tools, **options: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Render messages, with null content where the template knows what it means."""
+        filled = [{**message, "content": message["content"] or ""} for message in messages]
+        found = self._applied(filled, tools, **options)
+        if filled == messages:
+            return found
+        try:
+            given = self._applied(messages, tools, **options)
+        except ValueError:
+            return found
+        return found if given[0].count("None") > found[0].count("None") else given
+
+    def _applied(
+        self, messages: list[Message], tools: Tools, **options: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Apply the chat template.
+
+        Returns:
+            The text, and the ranges of characters that the template marks as generated.
+
+        Raises:
+            ValueError: it raises an error.
+        """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        options |= {"chat_template": self._template, "strftime_now": DATE.strftime}
+        template = self._template(tools)
+        options |= {"chat_template": template, "tools": tools, "strftime_now": DATE.strftime}
+        options["return_assistant_tokens_mask"] = bool(GENERATION.search(template))
         try:
-            return render_jinja_template([messages], **self._tokens, **options)[0][0]
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template refuses it: {error}") from None
+            texts, marked = render_jinja_template([messages], **self._tokens, **options)
+        except Exception as error:  # a template raises whatever its expressions do
+            raise ValueError(
+                f"the chat template fails with {type(error).__name__}: {error}"
+            ) from None
+        ranges: Any = marked[0] if marked else ()
+        return texts[0], [(begin, end) for begin, end in ranges if begin < end]
+
+    def _template(self, tools: Tools) -> str:
+        return self._templates.get("tool_use" if tools else "default", self._templates["default"])
 
 
 def _common_prefix(texts: list[str]) -> str:
@@ -139,34 +218,89 @@ def _common_prefix(texts: list[str]) -> str:
     return low[: sum(1 for _ in equal)]
 
 
-def _template(folder: Path) -> str:
-    """Read the default chat template of a Hugging Face directory, without loading any class.
+def _templates(folder: Path) -> dict[str, str]:
+    """Read the chat templates of a Hugging Face directory by name, without loading any class.
 
     Transformers imports the class that `tokenizer_config.json` names, which may be code that came
     with the directory.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no default one.
     """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        found = {"default": file.read_text(encoding="utf-8")}
+        for other in (folder / "additional_chat_templates").glob("*.jinja"):
+            found[other.stem] = other.read_text(encoding="utf-8")
+        return found
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    if not found:
-        raise ValueError("found no `chat_template` in tokenizer_config.json")
+    given = config.get("chat_template")
+    named = given if isinstance(given, list) else [{"name": "default", "template": given}]
+    found = {entry["name"]: entry["template"] for entry in named}
+    if not found.get("default"):
+        raise ValueError("found no default `chat_template` in tokenizer_config.json")
     return found
 
 
-def _check(messages: Any) -> None:
+def _conversation(value: Any) -> tuple[list[Message], Tools]:
+    """Check the messages of a dialogue and bring them into the form that templates expect.
+
+    Raises:
+        ValueError: what is wrong with them.
+    """
+    messages, tools = value, None
+    if isinstance(value, dict):
+        messages, tools = value["messages"], value["tools"]
+        if isinstance(tools, str):
+            tools = _json(tools)
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise ValueError("expected a list of objects as tools, or its JSON")
     if not isinstance(messages, list) or not messages:
         raise ValueError("expected a list of messages")
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise ValueError("expected messages with `role` and `content`")
-    if not any(message["role"] == "assistant" and message["content"] for message in messages):
+    messages = [_message(message) for message in messages]
+    if not any(m["role"] == "assistant" and (m["content"] or "tool_calls" in m) for m in messages):
         raise ValueError("no answer of the assistant")
+    return messages, tools or None
+
+
+def _message(given: Any) -> Message:
+    if not isinstance(given, dict):
+        raise ValueError("expected messages with `role` and `content`")
+    message = {key: value for key, value in given.items() if value is not None}
+    calls = message.pop("tool_calls", None) or []
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(map(_text, content))  # as the common servers do
+    if calls:
+        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+            raise ValueError("expected a list of objects as tool_calls")
+        message["tool_calls"] = [_call(call) for call in calls]
+    elif content is None:
+        raise ValueError("expected messages with `role` and `content`")
+    if not isinstance(message.get("role"), str) or not isinstance(content or "", str):
+        raise ValueError("expected messages with `role` and `content`")
+    return {**message, "content": content}
+
+
+def _text(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str) or (isinstance(part, dict) and part.get("type") != "text"):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise ValueError(f"found a content part of type {kind}, expected text")
+    return text
+
+
+def _call(call: Message) -> Message:
+    """Parse arguments that are JSON in a string, which a template would quote once more."""
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _call(call["function"])}
+    arguments = call.get("arguments")
+    parsed = _json(arguments) if isinstance(arguments, str) else None
+    return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

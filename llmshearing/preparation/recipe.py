@@ -32,6 +32,8 @@ class DomainRule:
             given, held-out text is split off `files`.
         text_field: the field that holds the text; the recipe's own where none is given.
         messages_field: the field that holds a chat; a domain that names it is chat data.
+        tools_field: the field that holds the functions which the assistant may call, where a chat
+            has it; null reads none.
         where: fields and the value, or list of values, that a document of the domain has in them,
             for files that mix domains; a dot leads into a field, e.g.
             `meta.redpajama_set_name: RedPajamaC4`. Text and numbers differ: 2023 is not "2023".
@@ -42,6 +44,7 @@ class DomainRule:
     eval_files: Any = None
     text_field: str | None = None
     messages_field: str | None = None
+    tools_field: str | None = "tools"
     where: dict[str, Any] | None = None
     weight: float | None = None
 

@@ -112,10 +112,22 @@ class Reads:
     Attributes:
         field: the field that holds the text or the chat.
         where: paths of fields, and the values that they have in records of the domain, as JSON.
+        tools: the field that holds the functions which the assistant of a chat may call.
     """
 
     field: str
     where: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    tools: str | None = None
+
+    def value(self, record: dict[str, Any]) -> Any:
+        """Return the value of the field; with tools, a mapping of `messages` and `tools`.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if self.tools and (tools := record.get(self.tools)):
+            return {"messages": record[self.field], "tools": tools}
+        return record[self.field]
 
     def of(self, record: dict[str, Any], seen: dict[str, set[str]]) -> bool:
         """Return whether a record is of the domain; a missing field counts as null.
@@ -179,7 +191,7 @@ def _parse(number: int, line: bytes, reads: Reads, seen: dict[str, set[str]]) ->
     try:
         record = orjson.loads(line)
         if not reads.where or reads.of(record, seen):
-            return Document(number, record[reads.field], size=len(line))
+            return Document(number, reads.value(record), size=len(line))
     except (ValueError, KeyError, TypeError):
         return Document(number, *_parse_with_care(line, reads, seen), len(line))
     return Document(number, None, None, True, len(line))
@@ -207,7 +219,7 @@ def _parse_with_care(
         return None, None, True
     if reads.field not in record:
         return None, f"no field `{reads.field}`", False
-    return record[reads.field], None, False
+    return reads.value(record), None, False
 
 
 def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
@@ -307,6 +319,8 @@ def _parquet_documents(
 
     file = _parquet(source)
     columns = sorted({reads.field, *(path[0] for path, _ in reads.where)})
+    if reads.tools and reads.tools in file.schema_arrow.names:
+        columns.append(reads.tools)
     if not set(columns) <= set(file.schema_arrow.names):
         raise UserError(
             f"found the columns {', '.join(file.schema_arrow.names)} in {source.path}, "
@@ -321,7 +335,7 @@ def _parquet_documents(
                 try:
                     record = {name: batch.column(name)[row].as_py() for name in columns}
                     blank = not reads.of(record, seen)
-                    yield Document(number, record[reads.field], None, blank, size)
+                    yield Document(number, reads.value(record), None, blank, size)
                 except UnicodeDecodeError as error:
                     problem = f"invalid UTF-8 at byte {error.start}"
                     yield Document(number, None, problem, size=size)

@@ -143,7 +143,9 @@ class UnitWorker:
         for batch in self._batches(unit, summary, hashes):
             if unit.domain in self.settings.chats:
                 assert self._chat is not None
-                flat, counts, targets = self._framed_chat(*self._chat.encode(batch))
+                flat, counts, targets = self._chat.encode(
+                    batch, self.settings.bos, self.settings.eos
+                )
                 loss.append(targets)
             else:
                 flat, counts = self._encoder.encode(batch, self._marks)
@@ -159,7 +161,7 @@ class UnitWorker:
         """Read documents in batches, count them, and note the hashes of those that are kept."""
         settings = self.settings
         chat = self._chat if unit.domain in settings.chats else None
-        reads = settings.reads[unit.domain]
+        reads, parquet = settings.reads[unit.domain], unit.source.kind == "parquet"
         seed = settings.seed % (1 << 64)
         digest = xxhash.xxh3_64_intdigest
         batch: list[Any] = []
@@ -176,7 +178,9 @@ class UnitWorker:
             if problem is None:
                 try:
                     canonical = _canonical_chat(value) if chat else _canonical(value)
-                    content = chat.render(value) if chat else canonical
+                    content = canonical
+                    if chat:
+                        content = chat.render(_without_nulls(value) if parquet else value)
                 except ValueError as error:
                     problem = str(error)
             if problem is not None:
@@ -203,28 +207,6 @@ class UnitWorker:
         if batch:
             yield batch
 
-    def _framed_chat(
-        self, flat: np.ndarray, lengths: np.ndarray, loss: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Add the marks that the chat template does not write itself."""
-        bos, eos = self.settings.bos, self.settings.eos
-        tokens, targets, counts = [], [], []
-        ends = np.cumsum(lengths)
-        for begin, end in zip(ends - lengths, ends, strict=True):
-            ids, counted = flat[begin:end], loss[begin:end]
-            if bos is not None and ids[0] != bos:
-                ids, counted = np.insert(ids, 0, bos), np.insert(counted, 0, 0)
-            if eos is not None and eos not in ids[-2:]:  # some templates end the line after it
-                ids, counted = np.append(ids, eos), np.append(counted, counted[-1])
-            tokens.append(ids)
-            targets.append(counted)
-            counts.append(len(ids))
-        return (
-            np.concatenate(tokens),
-            np.array(counts, np.int64),
-            np.concatenate(targets).astype(np.uint8),
-        )
-
 
 def _canonical(value: Any) -> encoders.Text:
     """Give what a document's hash is taken of: its UTF-8, which an ASCII string is itself.
@@ -244,8 +226,15 @@ def _canonical(value: Any) -> encoders.Text:
         raise ValueError(f"half of a surrogate pair at character {error.start}") from None
 
 
+def _without_nulls(value: Any) -> Any:
+    """Drop the nulls in structs: in Parquet every struct has every field."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return list(map(_without_nulls, value)) if isinstance(value, list) else value
+
+
 def _canonical_chat(value: Any) -> encoders.Text:
-    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False))
+    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
 
 
 def _write(

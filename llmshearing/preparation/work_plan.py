@@ -159,7 +159,8 @@ def _domains(
         ordered = [asks[split] for split in SPLITS if split in asks]
         estimate, chat = None, rule.messages_field is not None
         where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
-        reads = sources.Reads(rule.messages_field or rule.text_field or recipe.text_field, where)
+        named = rule.messages_field or rule.text_field or recipe.text_field
+        reads = sources.Reads(named, where, rule.tools_field if chat else None)
         if any(ask.tokens is not None for ask in ordered) and not chat:
             encoder = encoder or encoders.fastest(facts)
             estimate = _estimate(pools["train"], reads, encoder, recipe)
@@ -220,7 +221,7 @@ def _identities(
         "domains": [
             {
                 "name": domain.name,
-                "field": domain.reads.field,
+                "field": [domain.reads.field, domain.reads.tools],
                 "where": domain.reads.where,
                 "chat": domain.chat,
                 "files": [
