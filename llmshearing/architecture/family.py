@@ -44,6 +44,7 @@ class Family:
 
     Attributes:
         model_type: the value of `model_type` in `config.json`.
+        blocks: the name of the stock model's list of decoder blocks.
         read_shape: from a complete config (as a mapping) to the shape.
         write_shape: from a shape to the config fields that state it.
         rows: from (config, shape) to the coupling table's rows.
@@ -55,6 +56,7 @@ class Family:
     """
 
     model_type: str
+    blocks: str
     read_shape: Callable[[Mapping[str, Any]], Shape]
     write_shape: Callable[[Shape], dict[str, Any]]
     rows: Callable[[Mapping[str, Any], Shape], tuple[Row, ...]]

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.architecture.coupling import LAYER_FIELD, Dim, Row
 from llmshearing.architecture.family import attention_dims
 from llmshearing.architecture.shape import Shape
 
 FIELDS = frozenset(
     "head_dim hidden_act num_key_value_heads rms_norm_eps rope_scaling rope_theta".split()
 )
+BLOCKS = "model.layers"
 # Dropout would make a step depend on how its batch was cut.
 FIXED: Mapping[str, Any] = {"attention_dropout": 0.0}
 
@@ -66,7 +67,7 @@ def rows(
     hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))
     vocabulary, head_dim = Dim(multiple=shape.vocabulary), Dim(multiple=shape.head_dim)
     query, key_value = attention_dims(shape)
-    layer = "model.layers.{layer}."
+    layer = f"{BLOCKS}.{LAYER_FIELD}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
     table = [
         Row("model.embed_tokens.weight", (vocabulary, hidden.with_gate)),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
+from llmshearing.architecture.families import family_of
 from llmshearing.models.gated import GateSite, insert_gates, set_gates
 from llmshearing.models.head import TokenLosses, insert_loss_head
 from llmshearing.models.metrics import IGNORED, DomainLoss, HeldOutLoss, shifted
@@ -64,15 +65,15 @@ class ShearingModel(ComposerModel):
         self.domain_loss = DomainLoss(domains)
         self.held_out = HeldOutLoss()
         self.last_draw: MaskOutput | None = None
-        decoder_layers = {type(block) for block in _decoder_layers(model)}
+        kinds = {type(block) for block in _decoder_blocks(model)}
         # Composer reads these two to place sharding and activation checkpointing.
         hooks: Any = model
-        hooks.fsdp_wrap_fn = lambda module: type(module) in decoder_layers
-        hooks.activation_checkpointing_fn = lambda module: type(module) in decoder_layers
+        hooks.fsdp_wrap_fn = lambda module: type(module) in kinds
+        hooks.activation_checkpointing_fn = lambda module: type(module) in kinds
 
     def blocks(self) -> nn.ModuleList:
         """The decoder's blocks."""
-        return _decoder_layers(self.model)
+        return _decoder_blocks(self.model)
 
     def forward(self, batch: Batch) -> Outputs:
         """Draw the gates once, outside the blocks, and run the stock model."""
@@ -130,7 +131,8 @@ def unwrapped(model: nn.Module) -> ShearingModel:
     return inner
 
 
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder blocks: the longest module list of the model."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
+def _decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder blocks, which the model's family names."""
+    blocks = model.get_submodule(family_of({"model_type": model.config.model_type}).blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks

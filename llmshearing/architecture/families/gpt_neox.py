@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.architecture.coupling import LAYER_FIELD, Dim, Row
 from llmshearing.architecture.family import Family
 from llmshearing.architecture.shape import Shape, implied_head_size_error
 from llmshearing.errors import UserError
+
+BLOCKS = "gpt_neox.layers"
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
@@ -55,7 +57,7 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
     fused, head = Dim((Axis.HEAD,), 3 * shape.head_dim), Dim((Axis.HEAD,), shape.head_dim)
     stream = hidden.with_gate
     tied = bool(config.get("tie_word_embeddings"))
-    layer = "gpt_neox.layers.{layer}."
+    layer = f"{BLOCKS}.{LAYER_FIELD}."
     attention, mlp = layer + "attention.", layer + "mlp."
     table = [
         Row("gpt_neox.embed_in.weight", (vocabulary, stream)),
@@ -101,6 +103,7 @@ def config_error(config: Mapping[str, Any]) -> str | None:
 
 FAMILY = Family(
     model_type="gpt_neox",
+    blocks=BLOCKS,
     read_shape=read_shape,
     write_shape=write_shape,
     rows=rows,

@@ -18,6 +18,7 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
 
 FAMILY = Family(
     model_type="mistral",
+    blocks=llama_like.BLOCKS,
     read_shape=llama_like.read_shape,
     write_shape=llama_like.write_shape,
     rows=rows,

@@ -40,6 +40,7 @@ def config_error(config: Mapping[str, Any]) -> str | None:
 
 FAMILY = Family(
     model_type="qwen2",
+    blocks=llama_like.BLOCKS,
     read_shape=llama_like.read_shape,
     write_shape=write_shape,
     rows=rows,

@@ -26,6 +26,7 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
 
 FAMILY = Family(
     model_type="qwen3",
+    blocks=llama_like.BLOCKS,
     read_shape=llama_like.read_shape,
     write_shape=write_shape,
     rows=rows,
