@@ -140,8 +140,7 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
 
     def verified():
         tensors = cut_tensors(checkpoint, table, decision)
-        with gated_logits(checkpoint, decision.gates) as logits:
-            return verify(tmp_path / "out", logits, tensors)
+        return verify(tmp_path / "out", gated_logits(checkpoint, decision.gates), tensors)
 
     assert verified() < (1e-5 if dtype == "float32" else 0.1)
     weights = load_file(tmp_path / "out/model.safetensors")
