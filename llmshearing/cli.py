@@ -72,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "quickstart", quickstart, "the whole path on text found here", "--out demo")
     verb.add_argument("--out", type=_path, default=Path("quickstart-out"), help="output directory")
-    verb.add_argument("--model", type=_path, help="a Hugging Face LLaMA instead of a new one")
 
     verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
     verb.add_argument("recipe", type=_path)
@@ -230,9 +229,9 @@ def _verb(verbs, name, run, summary, example) -> argparse.ArgumentParser:
 
 def quickstart(options: argparse.Namespace) -> None:
     """The whole path on text found on this machine."""
-    from llmshearing.quickstart import run
+    from llmshearing.quickstart.run import run
 
-    run(options.out, options.model)
+    run(options.out)
 
 
 def validate(options: argparse.Namespace) -> None:

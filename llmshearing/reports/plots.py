@@ -1,4 +1,4 @@
-"""The plots of a report. Each takes runs and gives a figure, or None where there is nothing."""
+"""The plots of a report. Each takes runs and returns a figure, or None if there is nothing."""
 
 from __future__ import annotations
 
@@ -8,78 +8,76 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from llmshearing.reports.masks import AXES
-from llmshearing.reports.runs import HELD_OUT, Run, Series
+from llmshearing.reports.mask_plots import AXES
+from llmshearing.reports.run_directory import HELD_OUT, Run, Series
 from llmshearing.reports.style import INK, axis_labels, color, legend, new_figure
 
-SMOOTHED_OVER, FEWEST_SMOOTHED = 0.03, 5
+SMOOTHED_FRACTION, SHORTEST_WINDOW = 0.03, 5
 MOST_POINTS = 1500
 
 
 def training_loss(runs: Sequence[Run]) -> Figure | None:
-    """Cross entropy of training batches, faint as it is and strong as a running mean."""
+    """Cross entropy of training batches: raw values faint, their running mean strong."""
     found = {run.name: run.series("loss/train/ce") for run in runs}
-    return _over_tokens(found, "loss, nats per token", smooth=True)
+    return _lines(found, "tokens", "loss, nats per token", smooth=True)
 
 
 def held_out_mean(runs: Sequence[Run]) -> Figure | None:
-    """Held-out loss, mean over the domains, one line a run."""
-    return _over_tokens({run.name: run.mean_held_out() for run in runs}, "mean held-out loss, nats")
+    """Mean held-out loss over the domains, one line per run."""
+    found = {run.name: run.mean_held_out() for run in runs}
+    return _lines(found, "tokens", "mean held-out loss, nats")
 
 
 def throughput(runs: Sequence[Run]) -> Figure | None:
-    """Tokens per second, one line a run."""
+    """Tokens per second, one line per run."""
     found = {run.name: run.series("throughput/tokens_per_second") for run in runs}
-    figure = _over_tokens(found, "tokens per second")
+    figure = _lines(found, "tokens", "tokens per second")
     if figure is not None:
         figure.axes[0].set_ylim(bottom=0)
     return figure
 
 
 def held_out(run: Run) -> Figure | None:
-    """Held-out loss of each domain, with its reference loss as a broken line."""
-    losses, references = run.group(HELD_OUT), run.group("mixture/reference/{}")
-    return _domains(losses, references, "held-out loss, nats")
+    """Held-out loss of each domain, with its reference loss as a dashed line."""
+    references = run.group("mixture/reference/{}")
+    return _lines(run.group(HELD_OUT), "step", "held-out loss, nats", dashed=references)
 
 
 def excess(run: Run) -> Figure | None:
-    """Held-out loss of each domain above its reference loss; 0 is reached."""
+    """Held-out loss of each domain above its reference loss."""
     references = run.group("mixture/reference/{}")
     above = {}
     for name, losses in run.group(HELD_OUT).items():
         if name in references:
-            # `dro` without given references moves them, so each loss meets the one of its time.
-            reached = np.interp(losses.steps, references[name].steps, references[name].values)
-            above[name] = Series(losses.steps, losses.tokens, losses.values - reached)
-    figure = _domains(above, {}, "above reference, nats")
+            # The policy `dro` without given references updates them, so take those of each step.
+            then = np.interp(losses.steps, references[name].steps, references[name].values)
+            above[name] = Series(losses.steps, losses.tokens, losses.values - then)
+    figure = _lines(above, "step", "above reference, nats")
     if figure is not None:
         figure.axes[0].axhline(0, color=INK, lw=0.8)
     return figure
 
 
 def mixture(run: Run) -> Figure | None:
-    """Weight of each domain, and the share of its rows so far as a broken line."""
+    """Weight of each domain, and its share of the rows so far as a dashed line."""
     weights, shares = run.group("mixture/weight/{}"), run.group("mixture/share/{}")
-    return _domains(weights, shares, "part of the batch")
+    return _lines(weights, "step", "fraction of the batch", dashed=shares)
 
 
 def expected_sizes(run: Run) -> Figure | None:
-    """Expected size of each axis as a part of the source's, and its target as a broken line."""
+    """Expected size of each axis as a fraction of the source's, and its target dashed."""
     expected, targets = run.group("pruning/expected/{}"), run.group("pruning/target/{}")
-    if not expected:
-        return None
-    figure, (plot,) = new_figure()
     sizes = run.axis_sizes()
-    for number, axis in enumerate(axis for axis in AXES if axis in expected):
-        series, target = expected[axis], targets.get(axis)
-        # Before the first checkpoint the targets' start is all that tells the source's size.
-        whole = sizes[axis][0] if axis in sizes else np.nanmax((target or series).values)
-        plot.plot(series.steps, series.values / whole, color=color(number), label=axis)
+    solid, dashed = {}, {}
+    for axis in (axis for axis in AXES if axis in expected):
+        target = targets.get(axis)
+        # Before the first checkpoint, the first target is the best guess of the source's size.
+        first = (target or expected[axis]).values
+        whole = sizes[axis][0] if axis in sizes else float(np.nanmax(first))
+        solid[axis] = _scaled(expected[axis], whole)
         if target is not None:
-            plot.plot(target.steps, target.values / whole, color=color(number), ls="--", lw=1)
-    axis_labels(plot, "step", "part of the source's size")
-    legend(plot)
-    return figure
+            dashed[axis] = _scaled(target, whole)
+    return _lines(solid, "step", "fraction of the source's size", dashed=dashed, markers=False)
 
 
 def multipliers(run: Run) -> Figure | None:
@@ -97,50 +95,49 @@ def multipliers(run: Run) -> Figure | None:
     return figure
 
 
-def _over_tokens(
-    found: Mapping[str, Series | None], y: str, *, smooth: bool = False
+def _lines(
+    solid: Mapping[str, Series | None],
+    x: str,
+    y: str,
+    *,
+    dashed: Mapping[str, Series] | None = None,
+    smooth: bool = False,
+    markers: bool = True,
 ) -> Figure | None:
-    if not any(series is not None for series in found.values()):
-        return None
-    figure, (plot,) = new_figure()
-    for number, (name, series) in enumerate(found.items()):
-        if series is None:
-            continue
-        shown = thinned(series)
-        if smooth and len(series.values) > 10:
-            plot.plot(shown.tokens, shown.values, color=color(number), alpha=0.25, lw=0.8)
-            shown = thinned(Series(series.steps, series.tokens, running_mean(series.values)))
-        plot.plot(
-            shown.tokens, shown.values, color=color(number), label=name, ms=3, marker=_marker(shown)
-        )
-    axis_labels(plot, "tokens", y)
-    legend(plot)
-    return figure
-
-
-def _domains(solid: Mapping[str, Series], broken: Mapping[str, Series], y: str) -> Figure | None:
-    if not solid:
+    """One colored line per name, over steps or tokens."""
+    if not any(series is not None for series in solid.values()):
         return None
     figure, (plot,) = new_figure()
     for number, (name, series) in enumerate(solid.items()):
+        if series is None:
+            continue
+        if smooth and len(series.values) > 10:
+            raw = thinned(series)
+            plot.plot(_over(raw, x), raw.values, color=color(number), alpha=0.25, lw=0.8)
+            series = Series(series.steps, series.tokens, running_mean(series.values))  # noqa: PLW2901
         shown = thinned(series)
+        marker = "o" if markers and len(shown.values) < 30 else ""
         plot.plot(
-            shown.steps, shown.values, color=color(number), label=name, ms=3, marker=_marker(shown)
+            _over(shown, x), shown.values, color=color(number), label=name, ms=3, marker=marker
         )
-        if name in broken:
-            other = thinned(broken[name])
-            plot.plot(other.steps, other.values, color=color(number), ls="--", lw=1)
-    axis_labels(plot, "step", y)
+        if dashed and name in dashed:
+            other = thinned(dashed[name])
+            plot.plot(_over(other, x), other.values, color=color(number), ls="--", lw=1)
+    axis_labels(plot, x, y)
     legend(plot)
     return figure
 
 
-def _marker(series: Series) -> str:
-    return "o" if len(series.values) < 30 else ""
+def _over(series: Series, x: str) -> NDArray[np.int64]:
+    return series.tokens if x == "tokens" else series.steps
+
+
+def _scaled(series: Series, whole: float) -> Series:
+    return Series(series.steps, series.tokens, series.values / whole)
 
 
 def thinned(series: Series) -> Series:
-    """At most so many points that a line of a long run still draws fast; the last is among them."""
+    """At most `MOST_POINTS` points, the last one included, so that a long run draws fast."""
     count = len(series.values)
     if count <= MOST_POINTS:
         return series
@@ -149,8 +146,8 @@ def thinned(series: Series) -> Series:
 
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last few values of each point; NaN counts as no value."""
-    window = max(FEWEST_SMOOTHED, round(SMOOTHED_OVER * len(values)))
+    """Mean of the last few values at each point; NaN counts as no value."""
+    window = max(SHORTEST_WINDOW, round(SMOOTHED_FRACTION * len(values)))
     known = np.isfinite(values)
     sums = np.cumsum(np.where(known, values, 0.0))
     counts = np.cumsum(known)

@@ -1,4 +1,4 @@
-"""How plots look: small enough to be read on a phone, and coloured by the page's own variables."""
+"""The look of plots: readable on a phone, in the colors of the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 # Readable on white and on near-black alike.
 COLORS = ("#3b82c4", "#e07b39", "#3f9b62", "#c4508a", "#8f6fd1",
           "#a88b1e", "#2aa3a3", "#9a7b66", "#d1495b", "#7a8794")  # fmt: skip
-# Stand-ins in the figure for what the page sets by its theme.
+# Placeholders in the figure for colors that depend on the page's theme.
 INK, GRID = "#1b1f27", "#d8dce3"
 VARIABLES = {INK: "var(--ink)", GRID: "var(--grid)"}
 SIZE_INCHES = (4.4, 3.1)
@@ -51,14 +51,14 @@ STYLE: dict[Any, Any] = {
 
 
 def color(index: int) -> str:
-    """The colour of the n-th run or domain."""
+    """The color of the n-th run, domain or axis."""
     return COLORS[index % len(COLORS)]
 
 
 def new_figure(
     rows: int = 1, heights: list[float] | None = None, height: float = SIZE_INCHES[1]
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the one width that all have, with `rows` plots below each other."""
+    """A figure of the common width with `rows` plots below each other."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained", facecolor="none")
         plots = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -66,7 +66,7 @@ def new_figure(
 
 
 def legend(plot: Axes) -> None:
-    """Put the names above the plot, where they cover no line."""
+    """Put the names above the plot, where they hide no line."""
     handles, labels = plot.get_legend_handles_labels()
     if not handles:
         return
@@ -84,35 +84,35 @@ def legend(plot: Axes) -> None:
 
 
 def color_scale(figure: Figure, image: AxesImage, plots: list[Axes]) -> None:
-    """A scale from 0 to 1 beside the plots."""
+    """Add a color scale from 0 to 1 next to the plots."""
     with mpl.rc_context(STYLE):
         figure.colorbar(image, ax=plots, shrink=0.8, aspect=30, ticks=[0, 0.5, 1])
 
 
 def axis_labels(plot: Axes, x: str, y: str) -> None:
-    """Name the axes; large numbers as 1 k, 1 M."""
+    """Name the axes; show large numbers as 1k, 1M."""
     plot.set_xlabel(x, fontsize=STYLE["axes.labelsize"])
     plot.set_ylabel(y, fontsize=STYLE["axes.labelsize"])
     plot.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """Give a figure as an SVG element to stand within a page.
+    """A figure as an SVG element for a page.
 
     Args:
         figure: the figure.
-        name: distinct in the page; element ids start with it.
+        name: unique in the page; element ids start with it.
     """
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    figure.set_layout_engine("none")  # it is laid out; once is half of the time
+    figure.set_layout_engine("none")  # the layout is done; again would double the time
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for stand_in, variable in VARIABLES.items():
-        text = text.replace(stand_in, variable)
+    for placeholder, variable in VARIABLES.items():
+        text = text.replace(placeholder, variable)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Ids of groups repeat from figure to figure; those of clip paths hash addresses in memory.
+    # Group ids repeat in every figure; ids of clip paths depend on memory addresses.
     text = re.sub(r'(<g id=")', rf"\g<1>{name}-", text)
     for number, clip in enumerate(dict.fromkeys(re.findall(r'<clipPath id="(\w+)"', text))):
         text = re.sub(rf"\b{clip}\b", f"{name}-clip-{number}", text)
@@ -120,7 +120,7 @@ def as_svg(figure: Figure, name: str) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Give a figure as a picture on white."""
+    """A figure as a PNG image on white."""
     buffer = io.BytesIO()
     canvas = FigureCanvasAgg(figure)
     figure.set_facecolor("white")

@@ -1,10 +1,12 @@
-"""The page around plots and tables: no script, nothing fetched, dark and light."""
+"""The HTML around plots and tables: no scripts, nothing fetched, dark and light theme."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
+
+from llmshearing.tables import Table
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f27; --soft: #5a6372; --grid: #dfe3ea;
@@ -49,58 +51,32 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.4; }
 """
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        title: what stands above it.
-        header: names of the columns.
-        rows: cells; the first of a row names it.
-        prose: whether cells are text that may break, not numbers.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    prose: bool = False
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the page.
-
-    Attributes:
-        title: its name.
-        caption: what is drawn.
-        svg: the drawing.
-    """
+class Plot(NamedTuple):
+    """A figure of the page: its name, what it shows, and the drawing as SVG."""
 
     title: str
     caption: str
     svg: str
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
+def page(title: str, lead: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """The whole page.
 
-    Attributes:
-        title: its heading.
-        parts: HTML that stands below it; empty ones are left out.
+    Args:
+        title: of the page.
+        lead: a sentence below it.
+        sections: title and parts in HTML; empty parts and sections are left out.
     """
-
-    title: str
-    parts: Sequence[str]
-
-
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page out of its sections; those without content are left out."""
-    shown = [section for section in sections if any(section.parts)]
-    body = "\n".join(_section(number, section) for number, section in enumerate(shown))
+    shown = [(heading, [*filter(None, parts)]) for heading, parts in sections if any(parts)]
     links = "\n".join(
-        f'<a href="#section-{number}">{escape(section.title)}</a>'
-        for number, section in enumerate(shown)
+        f'<a href="#section-{number}">{escape(heading)}</a>'
+        for number, (heading, _) in enumerate(shown)
+    )
+    body = "\n".join(
+        f'<section id="section-{number}">\n<h2>{escape(heading)}</h2>\n<div class="stack">\n'
+        + "\n".join(parts)
+        + "\n</div>\n</section>"
+        for number, (heading, parts) in enumerate(shown)
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -124,7 +100,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def plots(found: Sequence[Plot]) -> str:
-    """Figures side by side, as many as the page is wide."""
+    """Figures next to each other, as many as fit the page's width."""
     figures = "\n".join(
         f'<figure role="img" aria-label="{escape(plot.title)}">\n{plot.svg}\n'
         f"<figcaption><b>{escape(plot.title)}.</b> {escape(plot.caption)}</figcaption>\n</figure>"
@@ -134,21 +110,13 @@ def plots(found: Sequence[Plot]) -> str:
 
 
 def cards(tables: Sequence[Table]) -> str:
-    """Tables side by side as far as the page is wide; those without rows are left out."""
+    """Tables next to each other, as many as fit; those without rows are left out."""
     shown = "\n".join(_table(content) for content in tables if content.rows)
     return f'<div class="cards">\n{shown}\n</div>' if shown else ""
 
 
-def _section(number: int, section: Section) -> str:
-    content = "\n".join(part for part in section.parts if part)
-    return (
-        f'<section id="section-{number}">\n<h2>{escape(section.title)}</h2>\n'
-        f'<div class="stack">\n{content}\n</div>\n</section>'
-    )
-
-
 def _table(content: Table) -> str:
-    """A table; wide ones scroll within themselves."""
+    """A table; a wide one scrolls within its card."""
     head = "".join(f"<th>{escape(name)}</th>" for name in content.header)
     head = f"<thead><tr>{head}</tr></thead>\n" if head else ""
     kind = ' class="prose"' if content.prose else ""
@@ -163,7 +131,7 @@ def _table(content: Table) -> str:
 
 
 def folded(title: str, text: str) -> str:
-    """Text that opens by a click."""
+    """Text that opens on a click."""
     return (
         f'<details class="card"><summary>{escape(title)}</summary>'
         f"<pre>{escape(text)}</pre></details>"

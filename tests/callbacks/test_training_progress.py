@@ -9,6 +9,7 @@ from terminals import pseudo_terminal
 
 from llmshearing import progress
 from llmshearing.callbacks.training_progress import FlopsModel
+from llmshearing.quickstart.run import TRAINING_STEP
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
@@ -35,6 +36,7 @@ def test_the_log_and_the_bar_show_speed_and_utilisation(recipe_file, tmp_path, m
     assert f"{operations:.4g} operations per token (6 x matrix parameters + 12 x layers" in text
     assert "1e+09 operations per second, the peak of this processor" in text
     assert re.search(r"step 2/2 .* tokens/s \(\d+\.\d% MFU\)  \d+s left", text)
+    assert TRAINING_STEP.findall(text)[-1][:2] == ("2", "2")  # what the quickstart shows
     each = series(lines, "throughput/tokens_per_second_per_device")
     for step, part in series(lines, "throughput/model_flops_utilisation").items():
         assert part == pytest.approx(each[step] * operations / 1e9)

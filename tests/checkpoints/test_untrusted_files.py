@@ -33,7 +33,7 @@ from llmshearing.huggingface import tokenizer_files
 from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.mixture.references import References
 from llmshearing.pruning.importance import load_scores
-from llmshearing.reports.runs import read_run
+from llmshearing.reports.run_directory import read_run
 from llmshearing.train import main
 
 pytestmark = [

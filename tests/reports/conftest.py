@@ -94,13 +94,13 @@ def write_run(
         f"optimizer:\n  betas: [0.9, 0.95]\n"
     )
     if manifest:
-        facts = {
+        manifest = {
             "source": {"path": "models/source", "config": CONFIG, "shape": SOURCE},
             "target": TARGET if prunes else None,
             "data": {"root": "data/sample", "sequence_length": 256},
             "versions": {"torch": "2.7.0"},
         }
-        (directory / "manifest.json").write_text(json.dumps(facts))
+        (directory / "manifest.json").write_text(json.dumps(manifest))
     if prunes:
         for step in (0, steps):
             write_masks(directory / "masks", step, random)

@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 
 from llmshearing.cli import main
 from llmshearing.errors import UserError
-from llmshearing.reports import tables
+from llmshearing.reports import run_tables
 from llmshearing.reports.page import OF_A_RUN, write_report
-from llmshearing.reports.runs import read_run, read_runs
-from llmshearing.reports.template import Table
+from llmshearing.reports.run_directory import read_run, read_runs
+from llmshearing.tables import Table
 
 VOID = {"meta", "link", "br", "img"}
 
@@ -155,23 +155,23 @@ def test_runs_side_by_side(make_run):
     file = second / "config.yaml"
     file.write_text(file.read_text().replace("300ba", "100ba"))
     runs = read_runs([first, second])
-    rows = {row[0]: row[1:] for row in tables.domains_of_runs(runs).rows}
+    rows = {row[0]: row[1:] for row in run_tables.domains_of_runs(runs).rows}
     expected = [f"{run.series('metrics/python/loss').last:.4f}" for run in runs]
     assert list(rows["python"]) == expected
     assert list(rows["mean"]) == [f"{run.mean_held_out().last:.4f}" for run in runs]
-    differences = {row[0]: row[1:] for row in tables.differences(runs).rows}
+    differences = {row[0]: row[1:] for row in run_tables.differences(runs).rows}
     assert differences == {"run.directory": ("one", "two"), "run.duration": ("300ba", "100ba")}
-    assert not tables.domains_of_runs(runs[:1]).rows
-    assert not tables.differences(runs[:1]).rows
+    assert not run_tables.domains_of_runs(runs[:1]).rows
+    assert not run_tables.differences(runs[:1]).rows
 
 
-def test_facts_count_parameters_as_the_family_does(make_run):
-    facts = dict(tables.facts(read_run(make_run())).rows)
+def test_details_count_parameters_as_the_family_does(make_run):
+    found = dict(run_tables.details(read_run(make_run())).rows)
     block = 4 * 192 * 192 + 3 * 192 * 512 + 2 * 192
-    assert facts["parameters"] == f"{2 * 512 * 192 + 6 * block + 192:,}"
+    assert found["parameters"] == f"{2 * 512 * 192 + 6 * block + 192:,}"
     block = 4 * 96 * 96 + 3 * 96 * 256 + 2 * 96
-    assert facts["of the target"].startswith(f"{2 * 512 * 96 + 4 * block + 96:,} (")
-    assert facts["data"] == "data/sample, rows of 256"
+    assert found["target parameters"].startswith(f"{2 * 512 * 96 + 4 * block + 96:,} (")
+    assert found["data"] == "data/sample, rows of 256"
 
 
 def test_no_run(tmp_path):
@@ -186,8 +186,8 @@ def test_no_run(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", '{"source": ', "no valid JSON"),
-        ("config.yaml", "run: [", "no valid YAML"),
+        ("manifest.json", '{"source": ', "not valid JSON"),
+        ("config.yaml", "run: [", "not valid YAML"),
         ("config.yaml", "- a\n- b\n", "expected a recipe"),
     ],
 )

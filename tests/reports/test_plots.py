@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmshearing.reports import plots
-from llmshearing.reports.runs import Series, read_run
+from llmshearing.reports.run_directory import HELD_OUT, Series, read_run
 from llmshearing.reports.style import as_svg
 
 
@@ -23,7 +23,7 @@ def lines_of(figure):
 def test_held_out_losses_stand_beside_their_references(run):
     figure = plots.held_out(run)
     drawn = [line.get_ydata() for line in figure.axes[0].get_lines()]
-    assert len(drawn) == 2 * len(run.domains)
+    assert len(drawn) == 2 * len(run.group(HELD_OUT))
     np.testing.assert_array_equal(drawn[0], run.series("metrics/python/loss").values)
     np.testing.assert_array_equal(drawn[1], run.series("mixture/reference/python").values)
 

@@ -3,9 +3,9 @@
 import pytest
 from runs import run_here
 
-from llmshearing.reports import masks, plots, tables
+from llmshearing.reports import mask_plots, plots, run_tables
 from llmshearing.reports.page import OF_A_RUN
-from llmshearing.reports.runs import read_run
+from llmshearing.reports.run_directory import read_run
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
@@ -25,22 +25,22 @@ def test_a_real_run_has_all_that_is_drawn(recipe_file, tmp_path):
         assert draw(run) is not None, title
     assert plots.throughput([run]) is not None
     assert list(run.masks) == [4, 8]
-    assert masks.heat_maps(run.masks[8]) is not None
-    assert [row[:3] for row in masks.units_table(run).rows] == [
+    assert mask_plots.heat_maps(run.masks[8]) is not None
+    assert [row[:3] for row in mask_plots.units_table(run).rows] == [
         ("hidden", "32", "16"),
         ("layer", "3", "2"),
-        ("head (of a layer)", "4", "2"),
-        ("intermediate (of a layer)", "48", "24"),
+        ("head (per layer)", "4", "2"),
+        ("intermediate (per layer)", "48", "24"),
     ]
-    assert len(masks.layers_table(run).rows) == 3
+    assert len(mask_plots.layers_table(run).rows) == 3
     parameters = 2 * 128 * 32 + 3 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
-    assert dict(tables.facts(run).rows)["parameters"] == f"{parameters:,}"
-    assert {row[0] for row in tables.domains(run).rows} == {"prose", "code", "letters"}
-    assert all("-" not in row for row in tables.domains(run).rows)
-    told = [row[0] for row in tables.mask_report(run).rows]
+    assert dict(run_tables.details(run).rows)["parameters"] == f"{parameters:,}"
+    assert {row[0] for row in run_tables.domains(run).rows} == {"prose", "code", "letters"}
+    assert all("-" not in row for row in run_tables.domains(run).rows)
+    told = [row[0] for row in run_tables.mask_report(run).rows]
     assert told[:3] == ["frozen", "loss as trained", "loss cut to size"]
     assert len(told) > 3
     shown = (run.directory / "log.txt").read_text()
-    for name, problem in tables.mask_report(run).rows[3:]:
+    for name, problem in run_tables.mask_report(run).rows[3:]:
         assert name == "problem"
         assert problem in shown

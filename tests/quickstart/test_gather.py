@@ -1,25 +1,27 @@
-"""The quickstart's own tokenizer."""
+"""The quickstart's tokenizer and the config of its source model."""
 
 import pytest
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
-from llmshearing.quickstart import tokenizer
+from llmshearing.quickstart.gather import train_tokenizer
 
 TEXT = [
     "def walk(tree):\n    for node in tree:\n        yield node, tree[node]\n",
-    "The language reference tells what a name is, and where it is bound.",
+    "The language reference explains what a name is, and where it is bound.",
 ] * 20
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("tokenizer") / "out"
-    return out, tokenizer.train([TEXT, TEXT[1:]], out, vocabulary=330)
+    train_tokenizer([TEXT, TEXT[1:]], out, vocabulary=330)
+    return out
 
 
-def test_auto_tokenizer_gives_the_same_ids(trained):
-    out, pieces = trained
-    auto = AutoTokenizer.from_pretrained(out)
+def test_auto_tokenizer_gives_the_same_ids_as_sentencepiece(trained):
+    pieces = SentencePieceProcessor(model_file=str(trained / "tokenizer.model"))
+    auto = AutoTokenizer.from_pretrained(trained)
     assert pieces.get_piece_size() == len(auto) == 330
     for text in (*TEXT[:2], "unseen: čeština 中文\tx == 10"):
         ids = pieces.encode(text)
@@ -29,6 +31,6 @@ def test_auto_tokenizer_gives_the_same_ids(trained):
 
 
 def test_the_same_text_gives_the_same_tokenizer(trained, tmp_path):
-    tokenizer.train([TEXT, TEXT[1:]], tmp_path / "again", vocabulary=330)
-    first, again = trained[0] / "tokenizer.model", tmp_path / "again/tokenizer.model"
+    train_tokenizer([TEXT, TEXT[1:]], tmp_path, vocabulary=330)
+    first, again = trained / "tokenizer.model", tmp_path / "tokenizer.model"
     assert first.read_bytes() == again.read_bytes()

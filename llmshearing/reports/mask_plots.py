@@ -1,12 +1,11 @@
-"""Masks of a run as heat maps, as counts over time, and as tables.
+"""Masks of a run as heat maps, as counts over time and as tables.
 
-A unit is kept, undecided or off by its probability to stay.
+A unit is kept, undecided or off according to its probability to stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,56 +14,37 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.reports.runs import Run
+from llmshearing.reports.run_directory import Run
 from llmshearing.reports.style import axis_labels, color, color_scale, legend, new_figure
-from llmshearing.reports.template import Table
+from llmshearing.tables import Table
 
 AXES = tuple(axis.value for axis in Axis)
-PER_LAYER = tuple(axis.value for axis in Axis if axis.per_layer)
-SURE = 0.95
-# Inches of a heat map: a strip for what all layers share, a row a layer within bounds.
+SURE = 0.95  # a unit is kept from this probability on, and off up to 1 - SURE
+# Inches of a heat map: of a single row, of each of several rows, and the limits of their sum.
 STRIP, ROW, SMALLEST, LARGEST = 0.34, 0.11, 0.8, 3.2
-AROUND = 0.36
+MARGIN = 0.36
 
 Scores = Mapping[str, NDArray]
 
 
-@dataclass(frozen=True)
-class Units:
-    """Units by what their masks say.
-
-    Attributes:
-        kept: probability to stay of 0.95 and more.
-        undecided: in between.
-        off: 0.05 and less.
-    """
-
-    kept: int
-    undecided: int
-    off: int
-
-    @classmethod
-    def of(cls, scores: NDArray) -> Units:
-        """Count the units of any array of probabilities."""
-        kept, off = int((scores >= SURE).sum()), int((scores <= 1 - SURE).sum())
-        return cls(kept, scores.size - kept - off, off)
-
-    def __str__(self) -> str:
-        return f"{self.kept:,} / {self.undecided:,} / {self.off:,}"
+def count_units(scores: NDArray) -> tuple[int, int, int]:
+    """Units kept, undecided and off in an array of probabilities to stay."""
+    kept, off = int((scores >= SURE).sum()), int((scores <= 1 - SURE).sum())
+    return kept, scores.size - kept - off, off
 
 
 def heat_maps(scores: Scores) -> Figure | None:
-    """Each axis's units: a row a layer, the first on top; wide axes sorted from high to low.
+    """The units of each axis: one row per layer from the top, wide axes sorted from high to low.
 
     Args:
         scores: probability to stay by axis, [d] for hidden, [L] for layer, [L, n] for the others.
     """
-    axes = [axis for axis in AXES if axis in scores]
-    if not axes:
+    tables = {axis: _as_drawn(axis, table) for axis, table in _ordered(scores).items()}
+    if not tables:
         return None
-    tables = {axis: _as_drawn(axis, scores[axis]) for axis in axes}
     heights = [_height(table) for table in tables.values()]
-    figure, plots = new_figure(len(axes), heights, height=sum(heights) + AROUND * (len(axes) + 1))
+    height = sum(heights) + MARGIN * (len(tables) + 1)
+    figure, plots = new_figure(len(tables), heights, height=height)
     image = None
     for plot, (axis, table) in zip(plots, tables.items(), strict=True):
         image = plot.imshow(
@@ -77,28 +57,28 @@ def heat_maps(scores: Scores) -> Figure | None:
 
 
 def last_heat_maps(run: Run) -> Figure | None:
-    """The heat maps of a run's newest masks."""
+    """The heat maps of a run's last masks."""
     return heat_maps(run.masks[max(run.masks)]) if run.masks else None
 
 
 def undecided(run: Run) -> Figure | None:
-    """Part of each axis's units that are neither kept nor off, at each evaluation."""
+    """Fraction of undecided units of each axis, at each evaluation."""
     if len(run.masks) < 2:
         return None
     figure, (plot,) = new_figure()
-    for number, axis in enumerate(axis for axis in AXES if axis in next(iter(run.masks.values()))):
-        parts = [
-            Units.of(scores[axis]).undecided / scores[axis].size for scores in run.masks.values()
-        ]
-        plot.plot([*run.masks], parts, color=color(number), label=axis, marker="o", ms=3)
+    for number, axis in enumerate(_ordered(next(iter(run.masks.values())))):
+        open_units = [count_units(scores[axis])[1] for scores in run.masks.values()]
+        sizes = [scores[axis].size for scores in run.masks.values()]
+        fractions = np.divide(open_units, sizes)
+        plot.plot([*run.masks], fractions, color=color(number), label=axis, marker="o", ms=3)
     plot.set_ylim(bottom=0)
-    axis_labels(plot, "step", "part of the units undecided")
+    axis_labels(plot, "step", "fraction of units undecided")
     legend(plot)
     return figure
 
 
 def units_table(run: Run) -> Table:
-    """One row an axis: sizes, and how many units the last masks keep, leave open and switch off."""
+    """One row per axis: sizes, and how many units the last masks keep, leave open and turn off."""
     header = ("axis", "source", "target", "expected", "kept", "undecided", "off")
     if not run.masks:
         return Table("Units", header, [])
@@ -106,16 +86,13 @@ def units_table(run: Run) -> Table:
     rows = []
     for axis, scores in _ordered(run.masks[max(run.masks)]).items():
         source, target = sizes.get(axis, (scores.shape[-1], None))
-        units = Units.of(scores)
         rows.append(
             (
-                axis + (" (of a layer)" if scores.ndim > 1 else ""),
+                axis + (" (per layer)" if scores.ndim > 1 else ""),
                 f"{source:,}",
                 "-" if target is None else f"{target:,}",
                 f"{scores.sum(-1).mean():,.1f}",
-                f"{units.kept:,}",
-                f"{units.undecided:,}",
-                f"{units.off:,}",
+                *(f"{count:,}" for count in count_units(scores)),
             )
         )
     title = f"Units at step {max(run.masks):,}; kept, undecided and off over all layers"
@@ -123,21 +100,20 @@ def units_table(run: Run) -> Table:
 
 
 def layers_table(run: Run) -> Table:
-    """One row a layer: its own probability to stay, and its units kept / undecided / off."""
+    """One row per layer: its own probability to stay, and its units kept / undecided / off."""
     scores = _ordered(run.masks[max(run.masks)]) if run.masks else {}
-    per_layer = {axis: table for axis, table in scores.items() if table.ndim > 1}
-    layers = scores.get("layer")
-    header = ("layer", *(["stays"] if layers is not None else []), *per_layer)
-    count = len(layers) if layers is not None else max(map(len, per_layer.values()), default=0)
-    rows = [
-        (
-            str(layer),
-            *([] if layers is None else [f"{layers[layer]:.2f}"]),
-            *(str(Units.of(table[layer])) for table in per_layer.values()),
+    columns = {
+        "stays" if axis == "layer" else axis: (
+            [f"{score:.2f}" for score in table]
+            if axis == "layer"
+            else [" / ".join(f"{count:,}" for count in count_units(layer)) for layer in table]
         )
-        for layer in range(count)
-    ]
-    return Table("Layers: probability to stay; units kept / undecided / off", header, rows)
+        for axis, table in scores.items()
+        if axis != "hidden"
+    }
+    rows = [(str(layer), *cells) for layer, cells in enumerate(zip(*columns.values(), strict=True))]
+    title = "Layers: probability to stay; units kept / undecided / off"
+    return Table(title, ("layer", *columns), rows)
 
 
 def _ordered(scores: Scores) -> dict[str, NDArray]:

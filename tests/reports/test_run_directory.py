@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from llmshearing.errors import UserError
-from llmshearing.reports.runs import read_run, read_runs, short_names
+from llmshearing.reports.run_directory import HELD_OUT, read_run, read_runs, short_names
 
 
 def test_series_and_groups(make_run):
     run = read_run(make_run())
-    assert run.domains == ["python", "reference", "packages", "headers"]
+    assert list(run.group(HELD_OUT)) == ["python", "reference", "packages", "headers"]
     assert run.steps == 300
     assert run.planned_steps == 300
     assert run.tokens == 300 * 2048
@@ -30,7 +30,7 @@ def test_mean_held_out_needs_every_domain(make_run):
     run = read_run(directory)
     means = run.mean_held_out()
     assert means.steps[-1] == 300
-    lasts = [run.series(f"metrics/{name}/loss").values[6] for name in run.domains]
+    lasts = [run.series(f"metrics/{name}/loss").values[6] for name in run.group(HELD_OUT)]
     assert means.last == pytest.approx(np.mean(lasts))
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_has_only_just_begun(make_run, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new/config.yaml").write_text("run:\n  duration: 1ba\n")
     run = read_run(tmp_path / "new")
-    assert (run.steps, run.tokens, run.seconds, run.mean_held_out()) == (0, 0, 0.0, None)
+    assert (run.steps, run.tokens, run.mean_held_out()) == (0, 0, None)
 
 
 def test_not_a_run_directory(tmp_path):

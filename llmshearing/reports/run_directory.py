@@ -1,4 +1,4 @@
-"""What a run directory holds, read as it is: also of a run that goes on, or that was killed."""
+"""Reads a run directory as it is, also while the run continues or after it was killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -20,6 +19,7 @@ from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
 from llmshearing.files import json_lines
+from llmshearing.yaml_files import read_yaml
 
 HELD_OUT = "metrics/{}/loss"
 
@@ -40,7 +40,7 @@ class Series:
 
     @property
     def last(self) -> float:
-        """The newest value."""
+        """The last value."""
         return float(self.values[-1])
 
 
@@ -52,10 +52,10 @@ class Run:
         directory: where it is.
         name: what the page calls it.
         lines: of `metrics.jsonl`, in order.
-        config: the resolved recipe as text; empty where it is not there yet.
+        config: the resolved recipe as text; empty if it is not written yet.
         manifest: `manifest.json`; empty before the first checkpoint.
-        masks: per step the units' scores by axis.
-        mask_report: `mask_report.json` of a pruning run that has ended, else empty.
+        masks: each unit's probability to stay, by step and axis.
+        mask_report: `mask_report.json` of a finished pruning run, else empty.
     """
 
     directory: Path
@@ -71,16 +71,9 @@ class Run:
         """The resolved recipe.
 
         Raises:
-            UserError: `config.yaml` is no YAML mapping.
+            UserError: `config.yaml` is not a YAML mapping.
         """
-        path = self.directory / "config.yaml"
-        try:
-            recipe = yaml.safe_load(self.config) or {}
-        except yaml.YAMLError as error:
-            raise UserError(f"found {path}, which is no valid YAML: {error}") from error
-        if not isinstance(recipe, dict):
-            raise UserError(f"found no sections in {path}, expected a recipe")
-        return recipe
+        return read_yaml(self.directory / "config.yaml") if self.config else {}
 
     @cached_property
     def metrics(self) -> dict[str, Series]:
@@ -92,11 +85,11 @@ class Run:
         return {name: _series(points) for name, points in found.items()}
 
     def series(self, name: str) -> Series | None:
-        """A metric over time, or None where the run has none of it."""
+        """A metric over time; None if the run did not log it."""
         return self.metrics.get(name)
 
     def group(self, template: str) -> dict[str, Series]:
-        """Metrics that differ in one part of their name, by that part.
+        """Metrics whose names differ in one part, by that part.
 
         Args:
             template: a name with `{}` for the part.
@@ -110,30 +103,20 @@ class Run:
         return found
 
     @property
-    def domains(self) -> list[str]:
-        """Domains with a held-out loss."""
-        return list(self.group(HELD_OUT))
-
-    @property
     def steps(self) -> int:
-        """The newest step that was logged."""
+        """The last step that was logged."""
         return self.lines[-1]["batch"] if self.lines else 0
 
     @property
     def planned_steps(self) -> int | None:
-        """Steps that the recipe asks for, where it says so."""
+        """Steps that the recipe asks for; None if it is not known in steps."""
         text = str(self.recipe.get("run", {}).get("duration", ""))
         return int(text[:-2]) if text.endswith("ba") and text[:-2].isdigit() else None
 
     @property
     def tokens(self) -> int:
-        """Tokens up to the newest step."""
+        """Tokens up to the last step."""
         return self.lines[-1]["tokens"] if self.lines else 0
-
-    @property
-    def seconds(self) -> float:
-        """Time up to the newest line."""
-        return self.lines[-1]["seconds"] if self.lines else 0.0
 
     @property
     def prunes(self) -> bool:
@@ -148,7 +131,7 @@ class Run:
 
     @property
     def target(self) -> Shape | None:
-        """The shape that a pruning run aims at; None where there is none (yet)."""
+        """The target shape of a pruning run; None if there is none (yet)."""
         target = self.manifest.get("target")
         return None if target is None else Shape(**target)
 
@@ -169,7 +152,7 @@ class Run:
     def axis_sizes(self) -> dict[str, tuple[int, int | None]]:
         """Units of each axis in source and target; empty before the first checkpoint.
 
-        The target's are None while a budget of parameters has not come to a shape.
+        The target's are None until a parameter budget has been turned into a shape.
         """
         if self.table is None:
             return {}
@@ -179,10 +162,10 @@ class Run:
 
 
 def read_runs(directories: list[Path]) -> list[Run]:
-    """Read run directories; each is named by as much of its path as tells it from the others.
+    """Read run directories and name each by the last parts of its path that make it distinct.
 
     Raises:
-        UserError: one of them is no run directory.
+        UserError: one of them is not a run directory.
     """
     names = short_names([path.absolute() for path in directories])
     return [read_run(path, name) for path, name in zip(directories, names, strict=True)]
@@ -192,16 +175,13 @@ def read_run(directory: Path, name: str | None = None) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a run directory.
     """
-    directory = Path(directory)
-    metrics = directory / "metrics.jsonl"
-    config = directory / "config.yaml"
-    if not directory.is_dir():
-        raise UserError(f"found no directory {directory}: give the run.directory of a recipe")
+    metrics, config = directory / "metrics.jsonl", directory / "config.yaml"
     if not metrics.is_file() and not config.is_file():
+        found = f"neither metrics.jsonl nor config.yaml in {directory}"
         raise UserError(
-            f"found neither metrics.jsonl nor config.yaml in {directory}, expected a run "
+            f"found {found if directory.is_dir() else f'no directory {directory}'}, expected a run "
             "directory: give the run.directory of a recipe"
         )
     return Run(
@@ -216,7 +196,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of `metrics.jsonl`; one that is being written, or was cut off, is left out."""
+    """Read the lines of `metrics.jsonl`, except one that is still being written or was cut off."""
     if not path.is_file():
         return []
     keys = {"batch", "tokens", "seconds", "metrics"}
@@ -224,7 +204,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes to tell them apart."""
+    """The last parts of each path, as many as make the names distinct."""
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
@@ -244,8 +224,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(
-            f"found {path}, which is no valid JSON ({error}); copy it anew, or remove it for a "
-            "report without it"
+            f"{path} is not valid JSON ({error}). Copy it again, or remove it for a report without "
+            "it"
         ) from error
 
 
@@ -257,5 +237,5 @@ def _read_masks(folder: Path) -> dict[int, dict[str, NDArray[Any]]]:
             scores = {name: x for name, x in tensors.items() if not name.endswith(".kept")}
             found[int(path.stem.removeprefix("ba"))] = scores
         except (ValueError, SafetensorError, OSError):
-            continue  # another file's name, or a file still being written
+            continue  # the name of another file, or a file still being written
     return dict(sorted(found.items()))

@@ -1,0 +1,81 @@
+"""The results of a finished quickstart: `summary.json`, `report.html` and a closing table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llmshearing.architecture.families import family_of, read_config
+from llmshearing.files import write_json
+from llmshearing.mixture.references import References
+from llmshearing.reports.page import write_report
+from llmshearing.reports.run_directory import read_run
+from llmshearing.tables import Table
+
+MODELS = ("source", "pruned", "sheared", "scratch")
+RUNS = ("source", "prune", "continue", "scratch")
+
+
+def write_results(out: Path) -> None:
+    """Write `summary.json` and `report.html` of a finished quickstart and print the losses."""
+    summary = summarise(out)
+    write_json(out / "summary.json", summary)
+    rows = [
+        (
+            name,
+            f"{summary[f'{name}_parameters']:,}",
+            f"{summary[f'{name}_loss']:.4f}",
+            *(f"{loss:.4f}" for loss in summary["losses"][name].values()),
+        )
+        for name in MODELS
+    ]
+    header = ("model", "parameters", "mean", *summary["losses"]["source"])
+    table = Table("Held-out loss, nats per token", header, rows)
+    lead, page = _lead(summary), out / "report.html"
+    runs = [out / "runs" / name for name in RUNS]
+    write_report(runs, page, title="Sheared on this machine", lead=lead, first=[table])
+    places = [f"{page}  {out / 'summary.json'}  {out / 'models'}/"]
+    replace(table, notes=["", lead, *places]).show()
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """Losses, sizes, tokens, time and memory of a finished quickstart."""
+    losses = {"source": References.read(out / "references.yaml").losses}
+    for name in MODELS[1:]:
+        domains = _read(out / "losses" / f"{name}.json")["domains"]
+        losses[name] = {domain: found["loss"] for domain, found in domains.items()}
+    done = {path.stem: _read(path) for path in sorted((out / "done").glob("*.json"))}
+    return {
+        **{f"{name}_loss": fmean(losses[name].values()) for name in MODELS},
+        **{f"{name}_parameters": _parameters(out / "models" / name) for name in MODELS},
+        "tokens": {name: read_run(out / "runs" / name).tokens for name in RUNS},
+        "minutes": round(sum(step["seconds"] for step in done.values()) / 60, 2),
+        "peak_memory_gb": max(step["peak_memory_gb"] for step in done.values()),
+        "losses": losses,
+        "seconds": {name: step["seconds"] for name, step in done.items()},
+    }
+
+
+def _parameters(model: Path) -> int:
+    config = read_config(model)
+    table = family_of(config).table(config)
+    return table.parameter_count(table.source)
+
+
+def _lead(summary: dict[str, Any]) -> str:
+    gain = summary["scratch_loss"] - summary["sheared_loss"]
+    tokens = summary["tokens"]["prune"] + summary["tokens"]["continue"]
+    return (
+        f"Pruned from {summary['source_parameters']:,} to {summary['sheared_parameters']:,} "
+        f"parameters. After {tokens:,} tokens the sheared model's held-out loss is {abs(gain):.3f} "
+        f"{'below' if gain >= 0 else 'above'} that of the same shape trained from scratch on "
+        f"{summary['tokens']['scratch']:,} tokens. All steps took {summary['minutes']:.1f} minutes "
+        f"and {summary['peak_memory_gb']:.1f} GB of memory."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

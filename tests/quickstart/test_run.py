@@ -1,0 +1,178 @@
+"""Commands as processes of their own: skipped, resumed, stopped and killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmshearing import files
+from llmshearing.errors import UserError
+from llmshearing.files import lock_directory
+from llmshearing.quickstart import run as quickstart
+from llmshearing.quickstart.steps import Step
+
+SHORTER = ["run.eval_interval=4ba", "run.checkpoint_interval=4ba", "mixture.prefetch=1"]
+EXTRA = {
+    "gather": ["--characters", "400000"],
+    "prepare": ["splits.eval.tokens_per_domain=2048"],
+    **{
+        name: [*SHORTER, f"run.duration={steps}ba"]
+        for name, steps in {"source": 8, "prune": 8, "continue": 4, "scratch": 12}.items()
+    },
+}
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "TICK_SECONDS", 0.05)
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path / "out"
+    signal.signal(signal.SIGTERM, before)
+
+
+def python(name, code, output="made"):
+    return Step(name, name, 1.0, Path(output), ("python", "-c", code))
+
+
+def done(out):
+    return sorted(path.stem for path in (out / "done").iterdir())
+
+
+def test_finished_steps_do_not_run_again(out, tmp_path):
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    quickstart.run_steps([python("a", count)], out)
+    quickstart.run_steps([python("a", count), python("b", count)], out)
+    assert (tmp_path / "count").read_text() == "xx"
+    assert done(out) == ["a", "b"]
+
+
+def test_commands_run_with_this_python_and_leave_a_log(out):
+    quickstart.run_steps([python("a", "import sys; print(sys.prefix)")], out)
+    assert (out / "logs/a.log").read_text().strip() == sys.prefix
+
+
+def test_the_time_and_memory_of_a_command_are_recorded(out):
+    quickstart.run_steps([python("a", "x = b'1' * 300_000_000; import time; time.sleep(1)")], out)
+    found = json.loads((out / "done/a.json").read_text())
+    assert 0.28 < found["peak_memory_gb"] - psutil.Process().memory_info().rss / 1e9 < 0.5
+    assert 1 < found["seconds"] < 10
+
+
+def test_a_failure_shows_the_end_of_the_output(out):
+    with pytest.raises(UserError, match=r"status 3(?s:.)*a\.log(?s:.)*too bad"):
+        quickstart.run_steps([python("a", "import sys; print('too bad'); sys.exit(3)")], out)
+    assert done(out) == []
+
+
+def test_what_a_stopped_attempt_left_is_removed_unless_it_can_be_resumed(out, tmp_path):
+    for name, kept in (("export-source", False), ("source", True)):
+        made = tmp_path / name
+        made.mkdir()
+        (made / "half").write_text("")
+        code = f"import pathlib, sys; sys.exit(pathlib.Path({str(made)!r}).exists() != {kept})"
+        quickstart.run_steps([python(name, code, made)], out)
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        quickstart.run(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_steps_made_by_other_commands_are_refused(out):
+    quickstart.run_steps([python("a", "1 + 1")], out)
+    with pytest.raises(UserError, match=r"python -c 1 \+ 1(?s:.)*choose|Choose another --out"):
+        quickstart.check_directory([python("a", "1 + 2")], out)
+    quickstart.check_directory([python("a", "1 + 1")], out)
+
+
+SCRIPT = """
+import pathlib, sys
+from llmshearing.quickstart.run import run_steps
+from llmshearing.quickstart.steps import Step
+out = pathlib.Path(sys.argv[1])
+# As a launcher and its rank: the rank asks to end with its parent, and stops on SIGTERM.
+rank = "import time; from llmshearing.processes import exit_with_parent; exit_with_parent(); "
+rank += "print('up', flush=True); time.sleep(60)"
+code = f'''
+import subprocess, sys
+rank = subprocess.Popen([sys.executable, '-c', {rank!r}])
+try:
+    rank.wait()
+except KeyboardInterrupt:
+    rank.terminate()
+    print('rank ended with', rank.wait())
+'''
+run_steps([Step("a", "a", 1.0, out / "made", ("python", "-c", code))], out)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_command_and_its_children_end_with_the_quickstart(tmp_path, number):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log, deadline = tmp_path / "logs/a.log", time.monotonic() + 60
+    while not (log.is_file() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 2
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    stopped = f"rank ended with -{signal.SIGTERM.value}" in log.read_text()
+    assert stopped == (number != signal.SIGKILL)  # otherwise a launcher gets time to stop its ranks
+
+
+def test_one_quickstart_per_directory_and_none_of_its_processes_outlives_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.1)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "llmshearing.cli", "quickstart", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        process, deadline = psutil.Process(first.pid), time.monotonic() + 60
+        while not process.children() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = process.children(recursive=True)
+        with pytest.raises(UserError, match=f"in use by process {first.pid}"):
+            quickstart.run(out)
+        first.kill()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert children
+    assert not alive
+    with lock_directory(out):
+        pass
+
+
+def test_the_process_that_watches_stays_small():
+    code = "import sys, llmshearing.quickstart.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_whole_quickstart_and_again(tmp_path, capsys):
+    out = tmp_path / "out"
+    quickstart.run(out, EXTRA)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["tokens"]["scratch"] == (
+        summary["tokens"]["prune"] + summary["tokens"]["continue"]
+    )
+    assert 0 < summary["peak_memory_gb"] < 4
+    sheared = AutoModelForCausalLM.from_pretrained(out / "models/sheared")
+    assert summary["sheared_parameters"] == sheared.num_parameters()
+    assert summary["sheared_parameters"] == summary["scratch_parameters"]
+    assert AutoTokenizer.from_pretrained(out / "models/sheared").encode("def") != []
+    for name in ("source", "pruned", "sheared", "scratch"):
+        assert 0 < summary[f"{name}_loss"] < 10
+    assert "<svg" in (out / "report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
+    capsys.readouterr()
+    quickstart.run(out, EXTRA)
+    assert "$ composer" not in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in before} == before
