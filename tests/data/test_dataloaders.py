@@ -18,9 +18,10 @@ from llmshearing.errors import UserError
 from llmshearing.mixture.mixture_plan import Plan
 from llmshearing.mixture.sampler import DomainSource, Sampler
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker"),  # on one core
+]
 
 
 @pytest.fixture

@@ -56,6 +56,12 @@ def test_a_window_mixes_its_blocks():
     assert changes > 0.6  # 3/4 where rows are drawn from four blocks at random
 
 
+def test_every_window_has_an_order_of_its_own():
+    found = rows_of(10_000, 100, 1, np.arange(10_000))
+    orders = {tuple(window) for window in (found % 100).reshape(100, 100).tolist()}
+    assert len(orders) == 100
+
+
 def test_no_neighbours_stay_neighbours():
     found = rows_of(100_000, 100_000, 1, np.arange(100_000))
     assert np.abs(np.diff(found) == 1).mean() < 1e-3

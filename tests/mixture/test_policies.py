@@ -106,6 +106,16 @@ def test_dro_is_the_worst_mixture_of_its_ball(radius):
     assert found @ excess == pytest.approx(-best.fun, abs=1e-6)
 
 
+def test_dro_weighs_the_excess_of_each_domain_by_its_eta():
+    excess, eta = np.linspace(0.1, 0.7, 7), np.array([3.0, 1, 1, 1, 1, 1, 0.2])
+    limits = replace(Limits.none(START), eta=eta)
+    found = update("dro", START, REFERENCES + excess, REFERENCES, limits)
+    scaled = update("dro", START, REFERENCES + eta * excess, REFERENCES, Limits.none(START))
+    np.testing.assert_allclose(found, scaled, atol=1e-12)
+    plain = update("dro", START, REFERENCES + excess, REFERENCES, Limits.none(START))
+    assert found[6] < START[6] < plain[6]
+
+
 def test_dro_without_differences_is_the_prior():
     found = update("dro", np.full(7, 1 / 7), REFERENCES + 0.5, REFERENCES, Limits.none(START))
     np.testing.assert_allclose(found, START, atol=1e-12)
