@@ -11,7 +11,7 @@ from llmshearing import tracking
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
-from llmshearing.config import Recipe, error_list, parse_recipe
+from llmshearing.config import DataSettings, Recipe, error_list, parse_recipe
 from llmshearing.data.domains import data_facts, fetch_tree
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import tokenizer_fingerprint
@@ -84,6 +84,7 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
             scores = _try(errors, lambda: _read_scores(recipe, source), "pruning.importance")
     if tree is not None:
         errors += _data_errors(recipe, tree, ranks)
+        _try(errors, lambda: _check_files(recipe.data, tree), "data.root")
     if source is not None and tree is not None:
         errors += _fit_errors(source, tree)
     if source is None or tree is None:
@@ -134,10 +135,12 @@ def _open_tree(recipe: Recipe) -> DataTree:
     data = recipe.data
     if data.remote:
         fetch_tree(data.remote, data.root)
-    tree = DataTree.open(data.root)
+    return DataTree.open(data.root)
+
+
+def _check_files(data: DataSettings, tree: DataTree) -> None:
     by_hash = data.verify == "hash"
     check_files(tree, (data.split, data.eval_split), cached=bool(data.remote), by_hash=by_hash)
-    return tree
 
 
 def _fit_errors(source: Source, tree: DataTree) -> list[str]:

@@ -25,8 +25,10 @@ from composer.utils import dist, get_device
 from llmshearing import preflight
 from llmshearing.config import Recipe
 from llmshearing.errors import exits_on_user_error
+from llmshearing.logs import set_up_log
 from llmshearing.preflight import Inputs
-from llmshearing.train import build_trainer, resume_path, set_up_log
+from llmshearing.resuming import find_checkpoint
+from llmshearing.train import build_trainer
 
 
 class Witness(Callback):
@@ -67,9 +69,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
 def run_recorded(recipe: Recipe, inputs: Inputs) -> None:
     directory = Path(recipe.run.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    set_up_log(directory)
+    set_up_log(directory, dist.get_global_rank())
     witness = Witness(directory)
-    trainer = build_trainer(recipe, inputs, resume_path(recipe), extra_callbacks=[witness])
+    trainer = build_trainer(recipe, inputs, find_checkpoint(recipe), extra_callbacks=[witness])
     trainer.fit()
     trainer.close()
 

@@ -11,7 +11,7 @@ ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
     {"errors", "llmshearing", "processes"},
     {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
-    {"strict", "typed_yaml"},
+    {"logs", "strict", "typed_yaml"},
     {"architecture"},
     {"pruning", "mixture"},
     {"models", "data"},
@@ -23,6 +23,7 @@ FLOORS = [
     {"substrate", "preflight", "watchdog"},
     {"callbacks"},
     {"optimization", "parallelism", "evaluation", "reports", "planning"},
+    {"building", "resuming", "run_manifest"},
     {"train"},
     {"quickstart"},
     {"cli"},

@@ -27,11 +27,10 @@ from llmshearing.callbacks.non_finite import not_finite
 from llmshearing.data.dataloaders import (
     build_eval_loaders,
     build_train_loader,
-    open_domains,
     remote_folders,
     train_rows,
 )
-from llmshearing.data.domains import data_facts
+from llmshearing.data.domains import data_facts, open_domains
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture import policies, settings, usage

@@ -65,10 +65,7 @@ class CheckpointTensors(ABC):
     Attributes:
         path: the checkpoint, a file or a folder.
         manifest: the JSON beside it.
-        mapped: whether `read` gives views of a mapped file.
     """
-
-    mapped = False
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
@@ -103,8 +100,6 @@ def open_checkpoint(path: str | Path) -> CheckpointTensors:
 
 class FullTensors(CheckpointTensors):
     """The tensors of a checkpoint that is one file, mapped into memory."""
-
-    mapped = True
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         super().__init__(path, manifest)

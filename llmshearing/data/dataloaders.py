@@ -164,24 +164,6 @@ def build_eval_loaders(
     return loaders
 
 
-def open_domains(
-    tree: DataTree,
-    split: str,
-    remotes: Mapping[str, str] | None = None,
-    *,
-    by_hash: bool = True,
-) -> list[DomainRows]:
-    """The rows of every domain of a split, in the tree's order.
-
-    Raises:
-        UserError: an index is missing or damaged.
-    """
-    return [
-        DomainRows(name, info.path, (remotes or {}).get(name), by_hash=by_hash)
-        for name, info in tree.split(split).items()
-    ]
-
-
 def remote_folders(tree: DataTree, split: str, remote: str | None) -> dict[str, str]:
     """Where the shards of a split's domains are fetched from; nothing where the tree is local."""
     return {name: f"{remote.rstrip('/')}/{split}/{name}" for name in tree.split(split) if remote}

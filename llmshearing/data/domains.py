@@ -12,6 +12,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -204,6 +205,24 @@ class DomainRows:
                 f"could not fetch shard {path.name} of domain {self.name} from "
                 f"{self.remote or path.parent}: {error}"
             ) from error
+
+
+def open_domains(
+    tree: DataTree,
+    split: str,
+    remotes: Mapping[str, str] | None = None,
+    *,
+    by_hash: bool = True,
+) -> list[DomainRows]:
+    """The rows of every domain of a split, in the tree's order.
+
+    Raises:
+        UserError: an index is missing or damaged.
+    """
+    return [
+        DomainRows(name, info.path, (remotes or {}).get(name), by_hash=by_hash)
+        for name, info in tree.split(split).items()
+    ]
 
 
 def _size(path: Path) -> int | None:

@@ -58,7 +58,7 @@ def check_files(
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
         raise UserError(
-            f"found {len(problems)} damaged files in {tree.root}, expected what was recorded when "
+            f"found damaged files in {tree.root}, expected what was recorded when "
             f"it was prepared: copy them from an undamaged tree, or prepare it again{listed}"
         )
 

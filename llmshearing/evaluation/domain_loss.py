@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from llmshearing.data.dataloaders import open_domains
 from llmshearing.data.dataset import read_rows
-from llmshearing.data.domains import DomainRows
+from llmshearing.data.domains import DomainRows, open_domains
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import tokenizer_fingerprint
 from llmshearing.data.tree import DataTree

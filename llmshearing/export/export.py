@@ -1,14 +1,13 @@
 """From a run to a Hugging Face directory: a function of tensors, verified before it appears.
 
-Tensors pass one at a time from the checkpoint to the weight files, so memory holds one and what it
-is cut to, whatever the model's size.
+Tensors are read and cut one at a time, so memory holds the tensors of one weight file, whatever the
+model's size.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from llmshearing.checkpoints.layout import FORMAT
 from llmshearing.checkpoints.runs import RunCheckpoint, open_run
 from llmshearing.checksums import SEAL
 from llmshearing.errors import UserError
-from llmshearing.export.mapped import OneAtATime
 from llmshearing.export.model_card import model_card
 from llmshearing.export.model_directory import (
     DTYPES,
@@ -32,10 +30,9 @@ from llmshearing.export.model_directory import (
     write_model,
 )
 from llmshearing.export.verification import gated_logits, verify
-from llmshearing.export.weight_writer import Flusher, parse_size
 from llmshearing.files import write_json, write_text
 from llmshearing.huggingface import tokenizer_files
-from llmshearing.huggingface.weight_files import FILES, MANIFEST, weight_records
+from llmshearing.huggingface.weight_files import FILES, MANIFEST, parse_size, weight_records
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.gates import Gates
 from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, decided_gates, select
@@ -147,26 +144,21 @@ def _write(
     options: Options,
     tokenizer: Path,
 ) -> tuple[Shape, float | None]:
-    """The model's files, on the disk when it returns; their shape and how far logits differ."""
-    with ExitStack() as stack:
-        flusher = stack.enter_context(Flusher())
-        logits = None
-        if options.verify:
-            logits = stack.enter_context(gated_logits(checkpoint, decision.gates))
-        shape = write_model(
-            directory,
-            checkpoint.config,
-            table,
-            checkpoint.target or table.source,
-            cut_tensors(checkpoint, table, decision),
-            dtype=options.dtype,
-            max_shard_size=options.max_shard_size,
-            flusher=flusher,
-        )
-        copy_files(directory, tokenizer)
-        if logits is None:
-            return shape, None
-        return shape, verify(directory, logits, cut_tensors(checkpoint, table, decision))
+    """Write the model's files; their shape, and how far the logits differ."""
+    shape = write_model(
+        directory,
+        checkpoint.config,
+        table,
+        checkpoint.target or table.source,
+        cut_tensors(checkpoint, table, decision),
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+    )
+    copy_files(directory, tokenizer)
+    if not options.verify:
+        return shape, None
+    logits = gated_logits(checkpoint, decision.gates)
+    return shape, verify(directory, logits, cut_tensors(checkpoint, table, decision))
 
 
 def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> Decision:
@@ -213,7 +205,7 @@ def cut_tensors(
     checkpoint: RunCheckpoint, table: CouplingTable, decision: Decision
 ) -> Iterator[tuple[str, Tensor]]:
     """The exported model's tensors, one at a time."""
-    return cut_model(table, decision.kept, decision.gates, OneAtATime(checkpoint.tensors))
+    return cut_model(table, decision.kept, decision.gates, checkpoint.tensors.read)
 
 
 def _refuse_undecided(checkpoint: RunCheckpoint, decision: Decision) -> None:

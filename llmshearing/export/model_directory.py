@@ -16,9 +16,9 @@ from llmshearing.architecture.coupling import CouplingTable, derive_shape
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
-from llmshearing.export.weight_writer import Flusher, write_weights
 from llmshearing.files import new_directory
 from llmshearing.huggingface import tokenizer_files
+from llmshearing.huggingface.weight_files import write_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -55,7 +55,6 @@ def write_model(
     *,
     dtype: str,
     max_shard_size: int | str,
-    flusher: Flusher,
 ) -> Shape:
     """Weights, then the config that follows from them.
 
@@ -67,7 +66,6 @@ def write_model(
         tensors: name and value of every tensor, one at a time.
         dtype: of the weights written.
         max_shard_size: of a weight file.
-        flusher: brings the files to the disk; the directory is whole when it has ended.
 
     Returns:
         The shape that the tensors have.
@@ -80,7 +78,7 @@ def write_model(
             yield name, tensor
 
     sizes = table.tensor_shapes(expected)
-    write_weights(directory, sizes, noted(), getattr(torch, dtype), max_shard_size, flusher)
+    write_weights(directory, sizes, noted(), getattr(torch, dtype), max_shard_size)
     shape = derive_shape(table, written)
     fields = {**config, **family_of(config).write_shape(shape), "dtype": dtype}
     AutoConfig.for_model(**fields).save_pretrained(directory)

@@ -24,7 +24,6 @@ from llmshearing.export.model_directory import (
     write_model,
 )
 from llmshearing.export.verification import gated_logits, verify
-from llmshearing.export.weight_writer import Flusher, parse_size
 from llmshearing.files import write_json
 from llmshearing.huggingface.source import (
     Source,
@@ -32,7 +31,13 @@ from llmshearing.huggingface.source import (
     parameter_aliases,
     read_source,
 )
-from llmshearing.huggingface.weight_files import FILES, MANIFEST, WeightFiles, weight_records
+from llmshearing.huggingface.weight_files import (
+    FILES,
+    MANIFEST,
+    WeightFiles,
+    parse_size,
+    weight_records,
+)
 from llmshearing.pruning.importance import Scores, evenly_spaced, load_scores, magnitude, random
 from llmshearing.pruning.selection import indicator, select
 from llmshearing.pruning.surgery import cut_model
@@ -108,13 +113,17 @@ def prune_oneshot(
         return cut_model(table, kept, {}, original.tensors.read)
 
     with new_model_directory(out) as directory:
-        with Flusher() as flusher, gated_logits(original, gates) as logits:
-            written = write_model(
-                directory, source.config, table, shape, tensors(),
-                dtype=dtype, max_shard_size=max_shard_size, flusher=flusher,
-            )  # fmt: skip
-            copy_files(directory, source.path)
-            difference = verify(directory, logits, tensors())
+        written = write_model(
+            directory,
+            source.config,
+            table,
+            shape,
+            tensors(),
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+        )
+        copy_files(directory, source.path)
+        difference = verify(directory, gated_logits(original, gates), tensors())
         manifest = {
             "format": FORMAT,
             FILES: weight_records(directory),
@@ -165,8 +174,6 @@ class _Tensors:
     Raises:
         UserError: weights are missing, unexpected or of another size.
     """
-
-    mapped = False
 
     def __init__(self, source: Source) -> None:
         self._weights = WeightFiles(source.path)

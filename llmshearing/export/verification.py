@@ -1,15 +1,12 @@
 """Whether an exported directory is the gated model: loaded strictly, run, compared.
 
 Both models run with the parameters of one module in memory at a time, so that a model of any size
-is verified in the memory in which it is exported. The gated model needs nothing of what is written,
-so that it runs while its weights are being cut.
+is verified in the memory in which it is exported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +18,6 @@ from transformers.integrations.accelerate import init_empty_weights
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 from llmshearing.errors import UserError
-from llmshearing.export.mapped import OneAtATime
 from llmshearing.huggingface.source import empty_model, parameter_aliases, read_source
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.gated import GatedLinear, insert_gates, set_gates
@@ -43,42 +39,24 @@ class Original(Protocol):
 
     @property
     def tensors(self) -> Any:
-        """Its tensors: `names()`, `read(name)` and `mapped`, as a checkpoint's."""
+        """Its tensors: `names()` and `read(name)`, as a checkpoint's."""
         ...
 
 
-@contextmanager
-def gated_logits(checkpoint: Original, gates: Gates) -> Iterator[Future[Tensor]]:
-    """The gated model's logits, computed beside what the caller does.
+def gated_logits(original: Original, gates: Gates) -> Tensor:
+    """The gated model's logits of the probe, [rows, tokens, vocabulary] in float32.
 
     Args:
-        checkpoint: what a directory is written from.
+        original: what a directory is written from.
         gates: the deterministic gates of the checkpoint's masks.
-
-    Yields:
-        What gives the probe's logits once they are known.
     """
-    threads = torch.get_num_threads()
-    table = family_of(checkpoint.config).table(checkpoint.config)
-    tokens = _probe(table.source.vocabulary)
-    model = _gated_model(checkpoint, table, gates)
-
-    def compute() -> Tensor:
-        # More threads would wait for each other while the caller works on as many cores.
-        torch.set_num_threads(max(1, threads // 2))
-        with torch.inference_mode():
-            return model(tokens, use_cache=False).logits
-
-    try:
-        with ThreadPoolExecutor(1) as beside:
-            yield beside.submit(compute)
-    finally:
-        torch.set_num_threads(threads)
+    table = family_of(original.config).table(original.config)
+    model = _gated_model(original, table, gates)
+    with torch.inference_mode():
+        return model(_probe(table.source.vocabulary), use_cache=False).logits
 
 
-def verify(
-    directory: Path, expected: Future[Tensor], tensors: Iterable[tuple[str, Tensor]]
-) -> float:
+def verify(directory: Path, expected: Tensor, tensors: Iterable[tuple[str, Tensor]]) -> float:
     """Load a directory strictly and compare its logits with the gated model's.
 
     In float32 they must agree to 1e-5 of the largest logit. A narrower dtype rounds the weights, so
@@ -100,9 +78,8 @@ def verify(
     stream_parameters(loaded, lambda names: weights.read(_present(names, weights.stored)))
     with torch.inference_mode():
         found = loaded(_probe(source.table.source.vocabulary), use_cache=False).logits
-    logits = expected.result()
-    difference = (logits - found).abs().max().item()
-    bound = TOLERANCE * max(1.0, logits.abs().max().item())
+    difference = (expected - found).abs().max().item()
+    bound = TOLERANCE * max(1.0, expected.abs().max().item())
     if source.config["dtype"] != "float32":
         _compare_rounded(weights, tensors)
     elif not difference <= bound:
@@ -133,10 +110,8 @@ def _filler(names: dict[str, list[str]], read: Callable[[list[str]], Tensor]) ->
     def fill(module: nn.Module, inputs: Any) -> None:
         del inputs
         for name, known_as in names.items():
-            value = nn.Parameter(read(known_as).to(torch.float32), requires_grad=False)
-            # Not by setattr: making a model without memory turns every parameter that is
-            # registered meanwhile, in whatever thread, into one without.
-            module._parameters[name] = value
+            value = read(known_as).to(torch.float32)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
 
     return fill
 
@@ -144,14 +119,15 @@ def _filler(names: dict[str, list[str]], read: Callable[[list[str]], Tensor]) ->
 def _emptier(empty: dict[str, nn.Parameter]) -> Callable[..., Any]:
     def drop(module: nn.Module, inputs: Any, output: Any) -> None:
         del inputs, output
-        module._parameters.update(empty)
+        for name, parameter in empty.items():
+            setattr(module, name, parameter)
 
     return drop
 
 
-def _gated_model(checkpoint: Original, table: CouplingTable, gates: Gates) -> PreTrainedModel:
+def _gated_model(original: Original, table: CouplingTable, gates: Gates) -> PreTrainedModel:
     """The source model with the checkpoint's weights under its deterministic gates."""
-    config = AutoConfig.for_model(**checkpoint.config)
+    config = AutoConfig.for_model(**original.config)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
@@ -162,8 +138,8 @@ def _gated_model(checkpoint: Original, table: CouplingTable, gates: Gates) -> Pr
         sites = insert_gates(model, table)
         set_gates(sites, table, gates)
         _gate_activations([site.module for site in sites])
-    stored, read = set(checkpoint.tensors.names()), OneAtATime(checkpoint.tensors)
-    stream_parameters(model, lambda names: read(_present(names, stored)))
+    stored = set(original.tensors.names())
+    stream_parameters(model, lambda names: original.tensors.read(_present(names, stored)))
     return model
 
 

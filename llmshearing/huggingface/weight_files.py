@@ -1,23 +1,29 @@
-"""The weight files of a Hugging Face directory, read one tensor (or a part of it) at a time.
+"""The weight files of a Hugging Face directory: read by tensor, written by file.
 
-What is read is mapped from its file and let go with the tensor, so memory holds what is being
-copied and nothing else.
+A tensor that is read is mapped from its file and released with it, so memory holds what is being
+copied and nothing else. Writing holds the tensors of one file.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llmshearing.checksums import check_files, record_files
 from llmshearing.errors import UserError
+from llmshearing.files import write_json
+from llmshearing.quantities import byte_size
 
 MANIFEST = "llmshearing.json"  # of a directory that this project wrote
 FILES = "files"  # the manifest's entry: size and checksum of its weight files
@@ -120,6 +126,68 @@ class WeightFiles:
         )
         self._pickled[file] = tensors
         return {n: StoredTensor(file, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()}
+
+
+def write_weights(
+    directory: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    max_shard_size: int | str,
+) -> None:
+    """Write `model.safetensors`, or several files with their index.
+
+    Args:
+        directory: where.
+        shapes: every tensor's shape by name, which decide the files before the first is written.
+        tensors: name and value, each once; in the order of `shapes` only one file is in memory.
+        dtype: of what is written.
+        max_shard_size: bytes of a file, or a text such as `5GB`; a larger tensor has its own file.
+
+    Raises:
+        UserError: `max_shard_size` is not a size.
+        ValueError: the tensors are not those of `shapes`.
+    """
+    empty = {n: torch.empty(shape, dtype=dtype, device="meta") for n, shape in shapes.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=parse_size(max_shard_size))
+    waiting = {file: set(names) for file, names in split.filename_to_tensors.items()}
+    ready: dict[str, dict[str, Tensor]] = {file: {} for file in waiting}
+    for name, tensor in tensors:
+        file = split.tensor_to_filename.get(name, "")
+        if name not in waiting.get(file, ()) or tensor.shape != empty[name].shape:
+            raise ValueError(f"found {name} of {list(tensor.shape)}, expected {shapes.get(name)}")
+        waiting[file].remove(name)
+        ready[file][name] = tensor.to(dtype).contiguous()
+        if not waiting[file]:
+            save_file(ready.pop(file), directory / file, metadata={"format": "pt"})
+            _sync(directory / file)
+    missing = sorted(name for names in waiting.values() for name in names)
+    if missing:
+        raise ValueError(f"found no {', '.join(missing)}")
+    if split.is_sharded:
+        metadata = {"total_size": split.metadata["total_size"]}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        write_json(directory / "model.safetensors.index.json", index)
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes of a size such as `5GB`.
+
+    Raises:
+        UserError: it is not a size.
+    """
+    try:
+        size = byte_size(text)
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise UserError(f"found the shard size {text!r}, expected a size such as 5GB or 500MB")
+    return size
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
 
 
 def weight_records(path: Path) -> dict[str, Any]:

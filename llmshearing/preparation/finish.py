@@ -41,13 +41,14 @@ UNRECORDED = ("output", "processes", "unit_bytes")  # they do not change the res
 PACKAGES = ("llmshearing", "mosaicml-streaming", "numpy", "sentencepiece", "tokenizers")
 
 
-def finish(plan: plans.Plan, processes: int) -> None:
-    """Make the tree out of finished units.
+def finish(
+    plan: plans.Plan, selected: dict[str, selection.DomainSelection], processes: int
+) -> None:
+    """Make the tree out of finished units and what each split takes of them.
 
     Raises:
-        UserError: too many documents are bad, a split is empty, or the disk is full.
+        UserError: a split is empty, or the disk is full.
     """
-    selected = selection.select(plan)
     streams = [
         _stream(plan, domain, pool, cut, selected[domain.name])
         for domain in plan.domains

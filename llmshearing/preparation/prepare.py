@@ -10,6 +10,7 @@ Killed at any moment, the same command goes on from the finished pieces of work.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -29,6 +30,7 @@ from llmshearing.preparation import work_plan as plans
 log = logging.getLogger(__name__)
 
 STATE = "identity"
+BOUNDS = "bounds.json"
 EARLY_DOCUMENTS = 100_000  # from there on, bad documents stop the run before its end
 
 
@@ -48,21 +50,34 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
     """
     if not _begin(plan):
         return True
-    todo = _todo(plan)
-    if merge and todo:
-        raise UserError(
-            f"found {len(plan.units) - len(todo)} of {len(plan.units)} pieces tokenised in "
-            f"{plan.work}, expected all: run the missing --shard tasks, or run without --merge"
-        )
-    mine = todo
-    if shard:
-        mine = [unit for unit in todo if unit.index % shard[1] == shard[0] % shard[1]]
+    bounds = plan.work / BOUNDS  # of the estimate at first; kept, as it may follow other files
+    if bounds.is_file():
+        plan = plans.with_bounds(plan, json.loads(bounds.read_text(encoding="utf-8")))
+    else:
+        files.write_json(bounds, plan.bounds)
     processes = plan.recipe.processes or len(os.sched_getaffinity(0))
-    _tokenise(plan, mine, processes)
-    if shard:
-        log.info("shard %d/%d is done; when all are, run with --merge", *shard)
-        return False
-    finish.finish(plan, processes)
+    while True:
+        todo = _todo(plan)
+        if merge and todo:
+            raise UserError(
+                f"found {len(plan.units) - len(todo)} of {len(plan.units)} pieces tokenised in "
+                f"{plan.work}, expected all: run the same --shard tasks (again), or run without "
+                "--merge"
+            )
+        if shard:
+            todo = [unit for unit in todo if unit.index % shard[1] == shard[0] % shard[1]]
+        _tokenise(plan, todo, processes)
+        if shard:
+            log.info("shard %d/%d is done; when all are, run with --merge", *shard)
+            return False
+        selected = selection.select(plan)
+        wider = selection.wider_bounds(plan, selected)
+        if not wider:
+            break
+        plan = plans.with_bounds(plan, wider)
+        files.write_json(bounds, plan.bounds)
+    selection.refuse_missing(plan, selected)
+    finish.finish(plan, selected, processes)
     return True
 
 

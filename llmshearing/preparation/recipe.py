@@ -82,10 +82,13 @@ class Recipe:
             except `eval` where explicit files are given.
         bad_documents: part of all documents that may be bad before the run stops.
         bad_bytes: part of a file's bytes that may be in bad documents before the run stops.
+        missing_tokens: part of a budget that the text may lack before the run stops; with 1 a
+            split takes what there is.
         shard_bytes: size of an MDS shard.
         unit_bytes: size of a piece of work; it does not change the result.
         oversample: documents are chosen before they are tokenised, from an estimate; this many
-            times the budget is tokenised so that the exact cut always finds enough.
+            times the budget is tokenised so that the exact cut finds enough. Where it does not,
+            more documents are chosen.
         processes: worker processes; 0 takes one a core.
     """
 
@@ -101,6 +104,7 @@ class Recipe:
     splits: dict[str, SplitRule] = field(default_factory=dict)
     bad_documents: float = 0.001
     bad_bytes: float = 0.1
+    missing_tokens: float = 0.0
     shard_bytes: Any = "64MiB"
     unit_bytes: Any = "32MiB"
     oversample: float = 1.25
@@ -225,7 +229,7 @@ def _problems(recipe: Recipe) -> list[str]:
         problems.append("domains is empty, expected at least one")
     problems += [
         f"{name} is {getattr(recipe, name)}, expected 0 to 1"
-        for name in ("bad_documents", "bad_bytes")
+        for name in ("bad_documents", "bad_bytes", "missing_tokens")
         if not 0 <= getattr(recipe, name) <= 1
     ]
     if recipe.oversample < 1:

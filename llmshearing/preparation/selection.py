@@ -7,8 +7,9 @@ hash, byte for byte; a text that differs in one character is another one.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from llmshearing.errors import UserError
 from llmshearing.preparation import fingerprints, inputs, sources, splits, units
 from llmshearing.preparation import work_plan as plans
+
+log = logging.getLogger(__name__)
 
 SHOWN = 5  # bad documents shown in a message
 NONE = np.zeros(0, np.uint64)
@@ -88,6 +91,54 @@ def select(plan: plans.Plan) -> dict[str, DomainSelection]:
             held = splits.cut(selection.tokens["eval"], domain.asks["eval"])
             selection.cuts = [("eval", cut) for cut in held] + selection.cuts
     return found
+
+
+def wider_bounds(plan: plans.Plan, found: Mapping[str, DomainSelection]) -> dict[str, int]:
+    """Return larger bounds for the domains of which too few documents were chosen.
+
+    They follow from the tokens that the chosen documents turned out to have.
+    """
+    wider = {}
+    for domain in plan.domains:
+        cuts = [cut for pool, cut in found[domain.name].cuts if pool == "train"]
+        keep = plan.bounds.get(domain.name, units.WHOLE)
+        if keep < units.WHOLE and any(cut.lacks for cut in cuts):
+            asked = sum(cut.asked or 0 for cut in cuts)
+            held = int(found[domain.name].tokens["train"].sum())
+            part = keep / units.WHOLE * asked / held * plan.recipe.oversample if held else 1.0
+            next_bucket = keep + splits.bound_of(1 / splits.BUCKETS)
+            wider[domain.name] = max(splits.bound_of(part), next_bucket)
+            log.info(
+                "%s: the documents chosen have %s tokens, the budgets ask for %s: choosing more",
+                domain.name, f"{held:,}", f"{asked:,}",
+            )  # fmt: skip
+    return wider
+
+
+def refuse_missing(plan: plans.Plan, found: Mapping[str, DomainSelection]) -> None:
+    """Check that the budgets are met, all documents being tokenised where it takes that.
+
+    Raises:
+        UserError: a split lacks more of its budget than `missing_tokens` allows.
+    """
+    lacking, most = [], 0.0
+    for domain in plan.domains:
+        for _, cut in found[domain.name].cuts:
+            if cut.asked and cut.lacks:
+                lacking.append(
+                    f"  {cut.split} of {domain.name}: {cut.tokens:,} of {cut.asked:,} tokens"
+                )
+                most = max(most, cut.lacks / cut.asked)
+    listed = "\n".join(lacking)
+    if most > plan.recipe.missing_tokens:
+        raise UserError(
+            f"found less text than {len(lacking)} budgets ask for, expected at least "
+            f"{1 - plan.recipe.missing_tokens:.2%} of each (missing_tokens): give more text, lower "
+            "the budgets, or set missing_tokens=1 to take what there is; finished pieces are kept\n"
+            + listed
+        )
+    if lacking:
+        log.warning("the text has less than the budgets ask for (missing_tokens):\n%s", listed)
 
 
 def unit_files(

@@ -103,5 +103,9 @@ def keep_bound(asks: list[Ask], estimate: int, oversample: float, small: int) ->
     """
     if estimate <= small or any(ask.tokens is None for ask in asks):
         return 1 << 64
-    part = sum(ask.tokens or 0 for ask in asks) * oversample / estimate
+    return bound_of(sum(ask.tokens or 0 for ask in asks) * oversample / estimate)
+
+
+def bound_of(part: float) -> int:
+    """Return the bound on the hashes of a part of all documents, at the end of a bucket."""
     return 1 << 64 if part >= 1 else -int(-part * BUCKETS // 1) << (64 - BUCKET_BITS)

@@ -50,8 +50,9 @@ def before(plan: plans.Plan) -> str:
     note = ""
     if lacking:
         note = (
-            f"warning: the text of {', '.join(lacking)} is less than the budgets ask; the splits "
-            "take what there is, in the order eval, prune, continue\n"
+            f"warning: the text of {', '.join(lacking)} seems to be less than the budgets ask for; "
+            "the splits take it in the order eval, prune, continue, and missing_tokens="
+            f"{plan.recipe.missing_tokens:g} is the part of a budget that may be missing\n"
         )
     for domain in plan.domains:
         if domain.skipped:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llmshearing.preparation import recipe as recipes
 
 WORK_FOLDER = ".prepare"
 SAMPLED_FILES = 8
+SAMPLED_PLACES = 4  # of each of those files
 SAMPLED_CHARACTERS = 1 << 17  # of each of those files
 SMALL = 64_000_000  # tokens; a domain's text of fewer is tokenised whole
 
@@ -76,6 +77,11 @@ class Plan:
     work_identity: str = ""
 
     @property
+    def bounds(self) -> dict[str, int]:
+        """Bound on the hashes of the documents to tokenise, by domain."""
+        return {unit.domain: unit.keep for unit in self.units if unit.pool == "train"}
+
+    @property
     def work(self) -> Path:
         """The folder of the work under way; it goes when the tree is whole."""
         return self.root / WORK_FOLDER
@@ -127,6 +133,17 @@ def make(recipe: recipes.Recipe) -> Plan:
         identity=identity,
         work_identity=work_identity,
     )
+
+
+def with_bounds(plan: Plan, bounds: Mapping[str, int]) -> Plan:
+    """Return the plan with other bounds on the hashes of the documents to tokenise, by domain."""
+    work = [
+        replace(unit, keep=bounds[unit.domain])
+        if unit.pool == "train" and unit.domain in bounds
+        else unit
+        for unit in plan.units
+    ]
+    return replace(plan, units=work)
 
 
 def _domains(
@@ -254,29 +271,27 @@ def _estimate(
     encoder: encoders.Encoder,
     recipe: recipes.Recipe,
 ) -> int:
-    """Guess the tokens of some files from the beginnings of a few of them."""
-    step = -(-len(files) // SAMPLED_FILES)
+    """Estimate the tokens of some files from samples of a few of them."""
+    unit_bytes = sources.BLOCK_BYTES  # not the recipe's: the cut into units changes no result
     tokens = spanned = 0.0
-    for file in files[::step]:
-        texts, documents, size = [], 0, 0
-        total = 0
-        for unit in sources.block_ranges(file, recipes.byte_size(recipe.unit_bytes))[:1]:
-            for document in sources.documents(
-                file, unit, recipes.byte_size(recipe.unit_bytes), reads
-            ):
+    for file in files[:: -(-len(files) // SAMPLED_FILES)]:
+        ranges = sources.block_ranges(file, unit_bytes)
+        if file.kind in ("plain", "parquet"):  # others are read from their beginning
+            ranges = ranges[:: -(-len(ranges) // SAMPLED_PLACES)]
+        texts: list[encoders.Text] = []
+        for blocks in ranges[:SAMPLED_PLACES]:
+            size = 0
+            for document in sources.documents(file, blocks, unit_bytes, reads):
                 if isinstance(document.value, str):
-                    texts.append(document.value[:SAMPLED_CHARACTERS])
-                    documents += 1
-                    size += len(texts[-1].encode("utf-8", "ignore"))
-                    total += len(document.value.encode("utf-8", "ignore"))
-                if size >= SAMPLED_CHARACTERS:
+                    value = document.value[: SAMPLED_CHARACTERS // SAMPLED_PLACES]
+                    texts.append(value.encode("utf-8", "ignore"))
+                    size += len(texts[-1])
+                if size * SAMPLED_PLACES >= SAMPLED_CHARACTERS:
                     break
-        if size:
-            read: list[encoders.Text] = [text.encode("utf-8", "ignore") for text in texts]
-            ids = len(encoder.encode(read, encoders.NO_MARKS)[0])
-            ids += documents * (recipe.bos + recipe.eos)
-            text_bytes = file.size * sources.text_ratio(file, reads)
-            tokens += ids / size * text_bytes
+        if size := sum(map(len, texts)):
+            ids = len(encoder.encode(texts, encoders.NO_MARKS)[0])
+            ids += len(texts) * (recipe.bos + recipe.eos)
+            tokens += ids / size * file.size * sources.text_ratio(file, reads)
             spanned += file.size
     everything = sum(file.size for file in files)
     return round(tokens / spanned * everything) if spanned else 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import edit_manifest, flip_bit, write_manifest
+from mds_trees import replace_rows
 from runs import log_file, start_ranks
 
 from llmshearing.checkpoints.layout import check_contents, latest_checkpoint, read_manifest
@@ -215,9 +216,7 @@ def test_weights_that_were_changed_on_purpose_need_no_manifest(exported):
 @pytest.mark.parametrize("kind", ["full"])
 def test_held_out_data_that_changed_stops_a_resumed_run(checkpoint, resume, tiny_tree, tmp_path):
     tree = shutil.copytree(tiny_tree, tmp_path / "tree")
-    manifest = json.loads((tree / "manifest.json").read_text())
-    manifest["splits"]["eval"]["code"]["fingerprint"] = "0" * 64
-    (tree / "manifest.json").write_text(json.dumps(manifest))
+    replace_rows(tree, "eval", "code")
     status, printed = resume(f"data.root={tree}")
     assert status == 2
     assert "was evaluated on other held-out data: data.root differs in code" in printed

@@ -10,9 +10,9 @@ from llmshearing.data.dataloaders import (
     HeldOutOrder,
     build_eval_loaders,
     build_train_loader,
-    open_domains,
     train_rows,
 )
+from llmshearing.data.domains import open_domains
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture.mixture_plan import Plan

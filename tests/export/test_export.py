@@ -140,8 +140,7 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
 
     def verified():
         tensors = cut_tensors(checkpoint, table, decision)
-        with gated_logits(checkpoint, decision.gates) as logits:
-            return verify(tmp_path / "out", logits, tensors)
+        return verify(tmp_path / "out", gated_logits(checkpoint, decision.gates), tensors)
 
     assert verified() < (1e-5 if dtype == "float32" else 0.1)
     weights = load_file(tmp_path / "out/model.safetensors")
@@ -149,6 +148,22 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
     save_file(weights, tmp_path / "out/model.safetensors")
     with pytest.raises(UserError, match="nothing was kept"):
         verified()
+
+
+def test_verification_refuses_logits_that_are_off_by_one_part_in_ten_thousand(run, tmp_path):
+    """The bound is 1e-5 of the largest logit; scaling the last norm scales every logit."""
+    export(run, tmp_path / "out", Options(allow_undecided=True, verify=False))
+    (tmp_path / "out/llmshearing.json").unlink()  # its checksums would find the change first
+    weights = load_file(tmp_path / "out/model.safetensors")
+    weights["model.norm.weight"] *= 1 + 1e-4
+    save_file(weights, tmp_path / "out/model.safetensors")
+    checkpoint = open_run(run)
+    decision = decide(checkpoint, read_source(checkpoint.source_path).table)
+    with (
+        gated_logits(checkpoint, decision.gates) as logits,
+        pytest.raises(UserError, match="logits differ"),
+    ):
+        verify(tmp_path / "out", logits, [])
 
 
 def test_undecided_masks_are_refused_unless_allowed(run, tmp_path, capsys):

@@ -22,7 +22,8 @@ from composer.loggers import Logger
 
 from llmshearing import preflight
 from llmshearing.export.export import export
-from llmshearing.train import build_trainer, set_up_log
+from llmshearing.logs import set_up_log
+from llmshearing.train import build_trainer
 
 FOLDER = Path(__file__).parent
 ACROSS_STACKS = 1e-5
@@ -52,7 +53,7 @@ class LossRecorder(Callback):
 def train(recipe: Path, *overrides: str) -> dict[tuple[int, str], float]:
     """The losses of one run, which is left in its directory."""
     checked, inputs = preflight.check(recipe, overrides)
-    set_up_log(Path(checked.run.directory))
+    set_up_log(Path(checked.run.directory), rank=0)
     recorder = LossRecorder()
     trainer = build_trainer(checked, inputs, extra_callbacks=[recorder])
     trainer.fit()

@@ -143,9 +143,13 @@ def test_budgets_by_domain_and_by_weight(config, tmp_path, capsys):
     }
     settings["domains"] = {"web": {"weight": 3}, "code": {"weight": 1}}
     path.write_text(json.dumps(settings))
-    assert prepare(path) == 0
-    told = capsys.readouterr()
-    assert "warning: the text of web, code is less than the budgets ask" in told.err
+    assert prepare(path) == 2
+    shown = capsys.readouterr().err
+    assert "the text of web, code seems to be less than the budgets ask for" in shown
+    assert "found less text than 2 budgets ask for" in shown
+    assert "of 750,000 tokens" in shown
+    assert prepare(path, "missing_tokens=0.9") == 2
+    assert prepare(path, "missing_tokens=1") == 0
     splits = DataTree.open(tmp_path / "tree").manifest["splits"]
     for domain, asked in (("web", 1500), ("code", 500)):
         held = splits["prune"][domain]

@@ -1,0 +1,97 @@
+"""The parts of a trainer that need several packages: model, evaluators and algorithms."""
+
+from __future__ import annotations
+
+import torch
+from composer.core import Algorithm, Evaluator
+from torch.optim import Optimizer
+
+from llmshearing import optimization, parallelism, substrate
+from llmshearing.architecture.flops import peak_flops, training_flops_per_token
+from llmshearing.callbacks.dynamic_loading import DynamicLoading
+from llmshearing.callbacks.gradients import GradientClipping
+from llmshearing.callbacks.held_out import EvaluationTimes
+from llmshearing.callbacks.mask_clock import MaskClock
+from llmshearing.callbacks.training_progress import FlopsModel
+from llmshearing.config import Recipe, steps
+from llmshearing.huggingface.source import empty_model, fill, load_model
+from llmshearing.huggingface.weight_files import WeightFiles
+from llmshearing.models.compiled import compile_blocks
+from llmshearing.models.shearing import ShearingModel
+from llmshearing.preflight import Inputs
+from llmshearing.pruning.masks import Masks
+
+
+def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
+    """The stock decoder of the source directory, with masks if the recipe prunes.
+
+    The blocks are compiled if the recipe asks for it. The model is not sharded yet.
+    """
+    settings = recipe.model
+    random = settings.initialize == "random"
+    if recipe.parallelism == "fsdp2" and parallelism.is_sharded(recipe) and not random:
+        # No rank ever holds the whole model: each reads the rows of its own shard.
+        weights = WeightFiles(inputs.source.path)
+        decoder = empty_model(inputs.source, weights, attention=settings.attention)
+        substrate.fill_when_sharded(decoder, lambda: fill(decoder, weights, substrate.local_rows))
+    else:
+        decoder = load_model(inputs.source, attention=settings.attention, random=random)
+    if settings.activation_checkpointing and not parallelism.is_sharded(recipe):
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    masks = None
+    if inputs.target is not None:
+        masks = Masks(
+            inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed, inputs.scores
+        )
+    domains = len(inputs.tree.split(recipe.data.split))
+    model = ShearingModel(decoder, masks, domains, settings.loss_chunk)
+    if settings.compile:
+        compile_blocks(model)
+    return model
+
+
+def build_evaluators(recipe: Recipe, loading: DynamicLoading) -> list[Evaluator]:
+    """One evaluator per domain, so that Composer logs one held-out loss per domain."""
+    interval = steps(recipe.run.eval_interval)
+    return [
+        Evaluator(
+            label=name,
+            dataloader=loader,
+            metric_names=["loss"],
+            eval_interval=EvaluationTimes(interval),
+        )
+        for name, loader in loading.eval_loaders.items()
+    ]
+
+
+def build_algorithms(
+    recipe: Recipe, model: ShearingModel, optimizer: Optimizer, loading: DynamicLoading
+) -> list[Algorithm]:
+    """What changes training: gradient clipping and, if the recipe prunes, the mask schedule."""
+    algorithms: list[Algorithm] = [
+        GradientClipping(
+            optimization.clip_bounds(optimizer, recipe),
+            loading.domains,
+            fsdp1_shards=parallelism.fsdp1_shards(recipe),
+        )
+    ]
+    if model.masks is not None:
+        per_rank = recipe.pruning.noise == "per_rank"
+        schedule = optimization.mask_schedule(recipe)
+        algorithms.append(MaskClock(model.masks, schedule, noise_per_rank=per_rank))
+    return algorithms
+
+
+def flops_model(recipe: Recipe, inputs: Inputs) -> FlopsModel:
+    """FLOPs per trained token and the device's peak. A masked step costs what the source costs."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this processor"
+    return FlopsModel(
+        training_flops_per_token(inputs.source.table, inputs.tree.sequence_length),
+        recipe.run.peak_flops or peak_flops(device),
+        device,
+    )
+
+
+def rows_differ_in_targets(recipe: Recipe, inputs: Inputs) -> bool:
+    """Whether some domain holds chats, so that a batch's mean has to count its target tokens."""
+    return any(info.chat for info in inputs.tree.split(recipe.data.split).values())
