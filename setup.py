@@ -14,7 +14,6 @@ REQUIRED = [
     "omegaconf>=2.3,<2.5",
     "pydantic>=2.10,<3",
     "sentencepiece>=0.2,<0.3",
-    "gigatoken>=0.10,<0.11",
     "orjson>=3.9",
     "xxhash>=3.0",
     "tensorboard>=2.15",
@@ -25,6 +24,7 @@ REQUIRED = [
     "zstandard>=0.22",
     "pyarrow>=15",
 ]
+FAST = ["gigatoken>=0.10,<0.11"]  # encodes text some ten times as fast; not on every platform
 TEST = ["pytest>=8,<10", "pytest-timeout>=2.3", "hypothesis>=6.100"]
 EVAL = ["lm-eval[hf]>=0.4.13,<0.5"]
 # Later ones lack `Run.get_url`, which Composer 0.32 asks for; earlier ones want a protobuf that is
@@ -33,6 +33,7 @@ WANDB = ["wandb>=0.26,<0.29"]
 INTEROP = [*EVAL, "trl>=1.13,<2", "llama-cpp-python>=0.3.36,<0.4"]  # the last one is compiled
 DEV = [
     *TEST,
+    *FAST,
     *EVAL,
     *WANDB,
     "ruff==0.17.6",
@@ -57,6 +58,13 @@ setup(
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
     package_data={"llmshearing.evaluation": ["suites/*.yaml"]},
     install_requires=REQUIRED,
-    extras_require={"test": TEST, "dev": DEV, "eval": EVAL, "wandb": WANDB, "interop": INTEROP},
+    extras_require={
+        "fast": FAST,
+        "test": TEST,
+        "dev": DEV,
+        "eval": EVAL,
+        "wandb": WANDB,
+        "interop": INTEROP,
+    },
     entry_points={"console_scripts": ["llmshearing=llmshearing.cli:main"]},
 )

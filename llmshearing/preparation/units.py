@@ -16,7 +16,7 @@ from llmshearing.errors import UserError
 from llmshearing.preparation import encoders, fingerprints, sources
 from llmshearing.preparation.chat import ChatEncoder
 
-BATCH_BYTES = 1 << 18  # text and ids of a batch stay in a core's cache from step to step
+BATCH_BYTES = 1 << 22  # of text; gigatoken learns the words of each batch anew
 FORMAT = 2  # of a unit's file; others are not read
 LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
 EMPTY = "empty text"
@@ -129,7 +129,6 @@ class UnitWorker:
         self.settings = settings
         self._encoder = encoders.fastest(settings.tokenizer)
         self._chat = ChatEncoder(settings.tokenizer_path) if settings.chats else None
-        self._marks = encoders.Marks.of(settings.bos, settings.eos)
 
     def run(self, unit: Unit) -> UnitSummary:
         """Tokenise `unit` and write its file.
@@ -140,15 +139,14 @@ class UnitWorker:
         summary = UnitSummary(unit.index, unit.stamp, unit.keep)
         hashes: list[int] = []
         lengths, tokens, loss = [], [], []
+        bos, eos = self.settings.bos, self.settings.eos
         for batch in self._batches(unit, summary, hashes):
             if unit.domain in self.settings.chats:
                 assert self._chat is not None
-                flat, counts, targets = self._chat.encode(
-                    batch, self.settings.bos, self.settings.eos
-                )
+                flat, counts, targets = self._chat.encode(batch, bos, eos)
                 loss.append(targets)
             else:
-                flat, counts = self._encoder.encode(batch, self._marks)
+                flat, counts = encoders.with_marks(*self._encoder.encode(batch), bos, eos)
             tokens.append(flat.astype(self.settings.dtype))
             lengths.append(counts)
         summary.chunks = fingerprints.chunks(unit.source.path, unit.stamp, unit.part)
@@ -208,8 +206,8 @@ class UnitWorker:
             yield batch
 
 
-def _canonical(value: Any) -> encoders.Text:
-    """Give what a document's hash is taken of: its UTF-8, which an ASCII string is itself.
+def _canonical(value: Any) -> bytes:
+    """Return the UTF-8 of a document, which its hash is taken of.
 
     Raises:
         ValueError: what is wrong with the document.
@@ -218,8 +216,6 @@ def _canonical(value: Any) -> encoders.Text:
         raise ValueError(f"found {type(value).__name__}, expected a string")
     if not value or value.isspace():
         raise ValueError(EMPTY)
-    if value.isascii():
-        return value
     try:
         return value.encode()
     except UnicodeEncodeError as error:
@@ -233,7 +229,7 @@ def _without_nulls(value: Any) -> Any:
     return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
-def _canonical_chat(value: Any) -> encoders.Text:
+def _canonical_chat(value: Any) -> bytes:
     return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
 
 

@@ -278,7 +278,7 @@ def _estimate(
         ranges = sources.block_ranges(file, unit_bytes)
         if file.kind in ("plain", "parquet"):  # others are read from their beginning
             ranges = ranges[:: -(-len(ranges) // SAMPLED_PLACES)]
-        texts: list[encoders.Text] = []
+        texts: list[bytes] = []
         for blocks in ranges[:SAMPLED_PLACES]:
             size = 0
             for document in sources.documents(file, blocks, unit_bytes, reads):
@@ -289,7 +289,7 @@ def _estimate(
                 if size * SAMPLED_PLACES >= SAMPLED_CHARACTERS:
                     break
         if size := sum(map(len, texts)):
-            ids = len(encoder.encode(texts, encoders.NO_MARKS)[0])
+            ids = len(encoder.encode(texts)[0])
             ids += len(texts) * (recipe.bos + recipe.eos)
             tokens += ids / size * file.size * sources.text_ratio(file, reads)
             spanned += file.size

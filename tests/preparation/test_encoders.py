@@ -1,6 +1,7 @@
 """Token ids are the reference's, on every kind of text."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,10 @@ from corpus import text, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmshearing.errors import UserError
 from llmshearing.preparation import encoders
+
+gigatoken = pytest.importorskip("gigatoken", reason="needs the extra `fast`")
 
 HARD = [
     "", " leads with a space", "  two", "<s>", "</s> after", "a<s>b</s><unk>", "<0x0A>",
@@ -20,7 +24,7 @@ HARD = [
 
 
 def pieces(encoder, texts):
-    flat, lengths = encoder.encode([one.encode() for one in texts], encoders.NO_MARKS)
+    flat, lengths = encoder.encode([one.encode() for one in texts])
     return [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])]
 
 
@@ -29,14 +33,14 @@ def test_ids_are_sentencepieces_own_on_hard_texts(model_file):
     facts = encoders.inspect(model_file)
     fast = encoders.fastest(facts)
     assert isinstance(fast, encoders.FastEncoder)
-    for encoder in (fast, encoders.reference(facts)):
+    for encoder in (fast, encoders.ReferenceEncoder(facts)):
         assert pieces(encoder, HARD) == [model.encode(one) for one in HARD]
 
 
 @pytest.fixture(scope="module")
 def both(model_file):
     facts = encoders.inspect(model_file)
-    return encoders.fastest(facts), encoders.reference(facts)
+    return encoders.fastest(facts), encoders.ReferenceEncoder(facts)
 
 
 @settings(max_examples=100, deadline=None)
@@ -79,90 +83,89 @@ def test_a_directory_without_one_is_read_by_its_json(json_folder):
     facts = encoders.inspect(json_folder)
     assert (facts.kind, facts.bos, facts.eos) == ("huggingface", 0, 1)
     texts = [text(i, 50) for i in range(20)] + ["", " x", "\n\n"]
-    assert pieces(encoders.fastest(facts), texts) == pieces(encoders.reference(facts), texts)
+    assert pieces(encoders.fastest(facts), texts) == pieces(encoders.ReferenceEncoder(facts), texts)
 
 
 def go_wrong(monkeypatch, wrong):
-    """Put `wrong(text, ids)` in the place of the fast encoder's ids."""
-    begin_anew = encoders.FastEncoder._begin_anew
+    """Change the fast encoder's ids of the texts for which `wrong` is true."""
+    right = encoders.FastEncoder._fast
 
-    def wrongly(self):
-        begin_anew(self)
-        right = self._quick
-        self._quick = lambda one: wrong(one, right(one))
+    def wrongly(self, texts):
+        ids, lengths = right(self, texts)
+        changed = np.repeat([wrong(one.decode()) for one in texts], lengths)
+        return ids + changed.astype(np.uint32), lengths
 
-    monkeypatch.setattr(encoders.FastEncoder, "_begin_anew", wrongly)
+    monkeypatch.setattr(encoders.FastEncoder, "_fast", wrongly)
 
 
-def test_a_fast_encoder_that_is_wrong_is_not_used(model_file, monkeypatch):
-    go_wrong(monkeypatch, lambda one, ids: ids + 1 if "\r\n" in one else ids)
+def test_a_fast_encoder_that_is_wrong_on_a_probe_is_not_used(model_file, monkeypatch, caplog):
+    go_wrong(monkeypatch, lambda one: "\r\n\t" in one)
     choose = encoders.fastest.__wrapped__  # not what was chosen before
-    assert isinstance(choose(encoders.inspect(model_file)), encoders.SentencePieceEncoder)
+    facts = encoders.inspect(model_file)
+    assert isinstance(choose(facts), encoders.ReferenceEncoder)
+    probe = "\n\nlines\r\n\ttabs"
+    (ids,) = pieces(encoders.ReferenceEncoder(facts), [probe])
+    assert "encoding with SentencePiece: gigatoken and SentencePiece disagree" in caplog.text
+    assert f"begins {probe!r}: from id 0 on, gigatoken gives {[i + 1 for i in ids[:5]]}" in (
+        caplog.text
+    )
+    assert f"SentencePiece {ids[:5]}" in caplog.text
 
 
-def test_a_fast_encoder_that_goes_wrong_later_is_noticed(model_file, monkeypatch):
-    go_wrong(monkeypatch, lambda one, ids: ids if one in encoders.PROBES else ids + 1)
+def test_without_the_extra_the_reference_encodes(model_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    found = encoders.fastest.__wrapped__(encoders.inspect(model_file))
+    assert isinstance(found, encoders.ReferenceEncoder)
+
+
+def test_a_fast_encoder_that_goes_wrong_later_stops_the_run(model_file, monkeypatch):
+    go_wrong(monkeypatch, lambda one: one not in encoders.PROBES)
     fast = encoders.fastest.__wrapped__(encoders.inspect(model_file))
-    plain = text(1, 20)
-    first = encoders.AUDIT_EVERY - len(encoders.PROBES)
-    fast.encode([plain] * first, encoders.NO_MARKS)
-    with pytest.raises(RuntimeError, match="not the reference's"):
-        fast.encode([plain], encoders.NO_MARKS)
+    fast._encoded = 1
+    plain = text(1, 20).encode()
+    fast.encode([plain] * (encoders.AUDIT_EVERY - 1))
+    with pytest.raises(UserError, match=r"SentencePiece disagree .* One of them has a fault"):
+        fast.encode([plain])
 
 
 def test_long_documents_are_compared_in_part(model_file, monkeypatch):
     monkeypatch.setattr(encoders, "AUDIT_CHARACTERS", 500)
-    go_wrong(monkeypatch, lambda one, ids: ids + 1 if len(one) == 500 else ids)
-    fast = encoders.FastEncoder(facts := encoders.inspect(model_file), encoders.reference(facts))
-    with pytest.raises(RuntimeError, match="not the reference's"):
-        fast.encode([text(1, 2000)], encoders.NO_MARKS)
+    go_wrong(monkeypatch, lambda one: len(one) == 500)
+    facts = encoders.inspect(model_file)
+    fast = encoders.FastEncoder(facts, encoders.ReferenceEncoder(facts))
+    with pytest.raises(UserError, match="disagree"):
+        fast.encode([text(1, 2000).encode()])
 
 
-def test_texts_with_marks_are_kept_from_the_fast_encoder(model_file):
+def test_texts_with_special_tokens_are_kept_from_the_fast_encoder(model_file):
     """Without that rule the ids would be wrong, so that the rule is not idle."""
     facts = encoders.inspect(model_file)
-    slow = encoders.reference(facts)
-    careless = encoders.FastEncoder(replace(facts, control=()), slow)
-    with pytest.raises(RuntimeError, match="not the reference's"):
-        careless.encode([b"x</s>"], encoders.NO_MARKS)
+    careless = encoders.FastEncoder(replace(facts, special=()), encoders.ReferenceEncoder(facts))
+    with pytest.raises(UserError, match="disagree"):
+        careless.encode([b"x</s>"])
 
 
+@pytest.mark.parametrize("texts", [["one", "", "a<s>b</s>", "two 東京"], [""], ["", ""], ["x"]])
 @pytest.mark.parametrize(("begin", "end"), [(1, 2), (1, None), (None, 2), (None, None)])
-def test_marks_stand_around_each_text_and_are_not_taken_for_the_texts_own(model_file, begin, end):
+def test_marks_are_put_around_each_text(model_file, begin, end, texts):
     facts = encoders.inspect(model_file)
-    fast, slow = encoders.FastEncoder(facts, encoders.reference(facts)), encoders.reference(facts)
-    marks = encoders.Marks.of(begin, end)
-    texts = ["one", "", "a<s>b</s>", "two 東京"]
+    slow = encoders.ReferenceEncoder(facts)
     first, last = ([] if mark is None else [mark] for mark in (begin, end))
     wanted = [first + ids + last for ids in pieces(slow, texts)]
-    for encoder in (fast, slow):
-        flat, lengths = encoder.encode(list(texts), marks)
+    for encoder in (encoders.FastEncoder(facts, slow), slow):
+        encoded = encoder.encode([one.encode() for one in texts])
+        flat, lengths = encoders.with_marks(*encoded, begin, end)
         assert flat.tolist() == [one for ids in wanted for one in ids]
+        assert flat.dtype == np.uint32
         assert lengths.tolist() == list(map(len, wanted))
 
 
 def test_plain_texts_never_wait_for_the_reference(model_file, monkeypatch):
     facts = encoders.inspect(model_file)
-    fast = encoders.FastEncoder(facts, encoders.reference(facts))
-    fast.encode(["compared"], encoders.NO_MARKS)
-    monkeypatch.setattr(fast, "_slow", None)
-    fast.encode([text(i, 20) for i in range(99)], encoders.Marks.of(facts.bos, facts.eos))
-
-
-def test_the_fast_encoder_forgets_words_before_they_fill_the_memory(model_file, monkeypatch):
-    monkeypatch.setattr(encoders, "REMEMBERED_BYTES", 20 << 20)
-    monkeypatch.setattr(encoders, "FORGET_AFTER_BYTES", 1 << 20)
-    facts = encoders.inspect(model_file)
-    fast = encoders.FastEncoder(facts, encoders.reference(facts))
-    begin = encoders._resident_bytes()
-    draw = np.random.default_rng(0)
-    highest = 0
-    for _ in range(60):
-        words = " ".join(map(str, draw.integers(0, 1 << 60, 50_000).tolist()))
-        fast.encode([words], encoders.NO_MARKS)
-        highest = max(highest, encoders._resident_bytes() - begin)
-    assert highest < 90 << 20, "it takes over 200 MiB where it never forgets"
-    assert pieces(fast, HARD) == pieces(encoders.reference(facts), HARD)
+    fast = encoders.FastEncoder(facts, encoders.ReferenceEncoder(facts))
+    fast.encode([b"compared"])
+    monkeypatch.setattr(fast, "_reference", None)
+    fast.encode([text(i, 20).encode() for i in range(99)])
 
 
 def test_normalising_tokenizers_agree_too(tmp_path):
@@ -174,4 +177,4 @@ def test_normalising_tokenizers_agree_too(tmp_path):
     )  # fmt: skip
     facts = encoders.inspect(tmp_path / "u.model")
     texts = ["ﬁ ½ ①  x", " a  b ", *HARD[:8]]
-    assert pieces(encoders.fastest(facts), texts) == pieces(encoders.reference(facts), texts)
+    assert pieces(encoders.fastest(facts), texts) == pieces(encoders.ReferenceEncoder(facts), texts)
