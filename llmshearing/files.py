@@ -1,15 +1,15 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Files that are complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,16 +34,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _temporary(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink()
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -53,7 +52,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def json_lines(content: bytes) -> list[dict[str, Any]]:
-    """The objects among lines of JSON; one that is being written, or was cut off, is left out."""
+    """The objects of JSON lines, without an incomplete line (one being written, or cut off)."""
     found = []
     for line in content.splitlines():
         try:
@@ -67,7 +66,7 @@ def json_lines(content: bytes) -> list[dict[str, Any]]:
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """Give a temporary directory that becomes `path` on success and vanishes on failure.
+    """Yield a temporary directory that becomes `path` on success and is removed on failure.
 
     Raises:
         FileExistsError: `path` exists and is not an empty directory.
@@ -76,9 +75,9 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _temporary(path)
     try:
-        temporary.chmod(0o755)
+        temporary.mkdir()
         yield temporary
         if path.exists():
             path.rmdir()
@@ -86,6 +85,29 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    """A name next to `path` that this process writes under.
+
+    What killed processes of this machine left under such names is removed.
+    """
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.partial"):
+        process = int(left.name.removesuffix(".partial").rpartition(".")[2])
+        if process == os.getpid() or not _is_running(process):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.partial")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

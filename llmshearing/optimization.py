@@ -1,4 +1,4 @@
-"""The optimizer and its schedule: weights descend, masks descend, multipliers ascend."""
+"""Optimizer and learning-rate schedules: weights and masks descend, multipliers ascend."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskSchedule
 from llmshearing.pruning.settings import PruningSettings
 
-# At least one in so many of the steps from the target's standing to the freezing are for deciding.
+# Reserve at least 1/8 of the steps between reaching the target sizes and freezing the choice for
+# the decision phase.
 DECISION_FRACTION = 8
 
 
 def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW over the weights and, while pruning, over masks and multipliers.
+    """AdamW over the weights and, when pruning, over masks and multipliers.
 
     The multipliers' groups maximise: the constrained problem is a minimum over weights and masks
-    and a maximum over multipliers (paper, eq. 2). The first group holds the weights; each has a
-    `name`, the others that of what they hold.
+    and a maximum over multipliers (paper, eq. 2). The first group holds the weights and has an
+    empty `name`; the name of each other group says what it holds.
     """
     settings = recipe.optimizer
     weights = {"weight_decay": settings.weight_decay, "lr": settings.learning_rate}
@@ -35,7 +36,7 @@ def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def mask_groups(masks: Masks, pruning: PruningSettings) -> list[dict]:
-    """The optimizer's groups of masks and multipliers."""
+    """The optimizer groups of masks and multipliers."""
     mine = {"name": "masks", "params": list(masks.mask_parameters()), "lr": pruning.learning_rate}
     groups: list[dict] = [{**mine, "maximize": False}]
     rates = (pruning.linear_learning_rate, pruning.quadratic_learning_rate)
@@ -46,7 +47,7 @@ def mask_groups(masks: Masks, pruning: PruningSettings) -> list[dict]:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
-    """Warmup and cosine for the weights; for masks and multipliers a cosine after their warmup."""
+    """Warmup and cosine for the weights; constant, then a cosine, for masks and multipliers."""
     total = steps(recipe.run.duration)
     warmup = steps(recipe.optimizer.warmup, total)
     weights = warmup_cosine(warmup, total, recipe.optimizer.final_fraction)
@@ -67,7 +68,7 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     sharpen_until = steps(settings.sharpen_until, total)
     never = total + 1  # the last evaluation is at `total`
     freezes = freeze < total
-    if freezes:  # sharp before they decide, and decided before they freeze
+    if freezes:  # masks must be sharp before they decide, and decide before they freeze
         sharpen_until = min(sharpen_until, freeze - max(1, (freeze - shaped) // DECISION_FRACTION))
     return MaskSchedule(
         warmup=warmup,
@@ -80,7 +81,7 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
 
 
 def clip_bounds(optimizer: torch.optim.Optimizer, recipe: Recipe) -> list[float]:
-    """The norm bound of each optimizer group."""
+    """The gradient norm bound of each optimizer group."""
     others = len(optimizer.param_groups) - 1
     return [recipe.optimizer.clip_norm, *[recipe.pruning.clip_norm] * others]
 

@@ -1,4 +1,4 @@
-"""How a run is spread over ranks: one process, DDP, FSDP2, FSDP1, each shard group replicated."""
+"""How a run is distributed: one process, DDP, FSDP2, FSDP1, or replicated groups of shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmshearing.models.shearing import ShearingModel
 
 
 def check_device(recipe: Recipe) -> None:
-    """Refuse what this machine's devices cannot do.
+    """Refuse a recipe that this machine's devices cannot run.
 
     Raises:
         UserError: a GPU is needed and there is none.
@@ -30,44 +30,45 @@ def check_device(recipe: Recipe) -> None:
         return
     if recipe.model.precision != "fp32":
         raise UserError(
-            f"model.precision: found {recipe.model.precision}, which needs a GPU; "
-            "this machine shows none, so give model.precision=fp32"
+            f"model.precision: found {recipe.model.precision}, which needs a GPU, and this "
+            "machine has none; set model.precision=fp32"
         )
     if recipe.parallelism == "fsdp1":
         raise UserError(
-            "parallelism: found fsdp1, which needs GPUs; this machine shows none, so give "
-            "parallelism=fsdp2, which shards on CPUs too"
+            "parallelism: found fsdp1, which needs GPUs, and this machine has none; set "
+            "parallelism=fsdp2, which also shards on CPUs"
         )
 
 
 def join_ranks(recipe: Recipe) -> None:
-    """Wait for all ranks of the run, where there are several.
+    """Wait until all ranks of the run have connected; one process has no one to wait for.
 
     Raises:
-        RunError: they did not come in time.
+        RunError: not all ranks connected in time.
     """
     if dist.get_world_size() == 1:
-        return  # without a group nothing has to be closed, and no thread waits
+        return  # no process group: nothing to close, and no thread that waits
     start, step = seconds(recipe.run.start_timeout), seconds(recipe.run.step_timeout)
     try:
         dist.initialize_dist(get_device(), timeout=start)
     except (torch.distributed.DistError, RuntimeError) as error:
         raise RunError(
             f"rank {dist.get_global_rank()} waited {start:g} s (run.start_timeout) for the "
-            f"{dist.get_world_size()} ranks of the run, and not all came: {_first_line(error)}. "
-            "Look at the logs of the others and at MASTER_ADDR and MASTER_PORT, or raise "
+            f"{dist.get_world_size()} ranks of the run, and not all connected: "
+            f"{_first_line(error)}. Check the logs of the other ranks, MASTER_ADDR and MASTER_PORT, or raise "
             "run.start_timeout if they need longer"
         ) from error
-    # The watchdog has to come first: it shows the stacks.
+    # Collectives must time out after the watchdog, which writes the stacks.
     substrate.limit_collectives(2 * max(start, step) + 60)
 
 
 @contextlib.contextmanager
 def own_directory(directory: Path) -> Iterator[None]:
-    """Keep every other run out of a run's directory; rank 0 holds the lock for all ranks.
+    """Own the run directory until the run ends; rank 0 holds the lock for all ranks.
 
     Raises:
-        UserError: another run owns it. Only rank 0 raises this; the others leave with its status.
+        UserError: another run owns it. Only rank 0 raises this; the other ranks exit with its
+            status, so that there is one message.
     """
     refusal = None
     with contextlib.ExitStack() as stack:
@@ -131,9 +132,9 @@ def _fsdp1(shards: int, replicas: int, common: dict[str, Any]) -> FSDPConfig:
 
 
 def before_sharding(model: ShearingModel, recipe: Recipe) -> None:
-    """FSDP1 casts and flattens all it wraps, so the masks stay outside, whole on every rank.
+    """Keep the masks out of FSDP1, which casts and flattens all that it wraps.
 
-    Their gradients are then averaged where they are clipped.
+    Every rank then holds all masks, and gradient clipping averages their gradients.
     """
     if fsdp1_shards(recipe) and model.masks is not None:
         unwrapped: Any = model.masks.to(torch.cuda.current_device())
@@ -141,17 +142,17 @@ def before_sharding(model: ShearingModel, recipe: Recipe) -> None:
 
 
 def after_sharding(model: ShearingModel) -> None:
-    """Keep the masks in float32 under FSDP2, whatever the weights are computed in."""
+    """Keep the masks in float32 under FSDP2, whatever the precision of the weights."""
     if model.masks is not None:
         substrate.keep_float32(model.masks)
 
 
 @contextlib.contextmanager
 def failures_explained() -> Iterator[None]:
-    """Tell what befell a rank from outside, in place of a traceback through the libraries.
+    """Replace a traceback through the libraries if another process caused the failure.
 
     Raises:
-        RunError: another rank was lost, or a loader's process was killed.
+        RunError: another rank was lost, or a loader worker was killed.
     """
     try:
         yield
@@ -159,15 +160,15 @@ def failures_explained() -> Iterator[None]:
         rank, text = dist.get_global_rank(), str(error)
         if "DataLoader worker" in text and ("killed" in text or "exited" in text):
             raise RunError(
-                f"rank {rank} lost a process of its loader: {_first_line(error)}. Something ended "
-                "it, most often for want of memory: lower data.workers, or give more memory. "
-                "Starting again goes on from the last checkpoint"
+                f"rank {rank} lost a loader worker: {_first_line(error)}. Most often the system "
+                "has killed it for lack of memory: lower data.workers, or provide more memory. Run "
+                "the same command again to resume from the last checkpoint"
             ) from error
         if "gloo" in text or isinstance(error, torch.distributed.DistBackendError):
             raise RunError(
-                f"rank {rank} lost the other ranks ({_first_line(error)}): one of them has "
-                "ended, and its own message says why. Starting again goes on from the last "
-                "checkpoint"
+                f"rank {rank} lost the connection to the other ranks ({_first_line(error)}): one "
+                "of them has ended, and its own message says why. Run the same command again to "
+                "resume from the last checkpoint"
             ) from error
         raise
 

@@ -1,4 +1,4 @@
-"""The lock on a directory: one owner at a time, and never a stale one."""
+"""Writing files whole, and the lock on a directory: one owner at a time, never a stale one."""
 
 import errno
 import fcntl
@@ -75,3 +75,51 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(logging.getLogger("llmshearing"), "propagate", True)
     with lock_directory(tmp_path / "run"):
         assert "(No locks available): nothing prevents a second process" in caplog.text
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from llmshearing.files import new_directory, write_bytes
+path = Path(sys.argv[1])
+if path.suffix:
+    os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+    write_bytes(path, b"half")
+with new_directory(path) as folder:
+    (folder / "part").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "exported"])
+def test_the_next_writer_removes_what_a_killed_one_left(name, tmp_path):
+    path = tmp_path / name
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1  # its temporary name
+    assert not path.exists()
+    if path.suffix:
+        files.write_bytes(path, b"whole")
+    else:
+        with files.new_directory(path) as folder:
+            (folder / "part").write_bytes(b"whole")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_running_writer_keeps_its_temporary_file(tmp_path):
+    path, parent = tmp_path / "manifest.json", os.getppid()
+    other = tmp_path / f".manifest.json.{socket.gethostname()}.{parent}.partial"
+    other.write_bytes(b"half")
+    files.write_bytes(path, b"whole")
+    assert other.exists()
+
+
+def test_the_umask_decides_who_may_read_a_file_or_directory(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "manifest.json", "{}")
+        with files.new_directory(tmp_path / "exported"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "manifest.json").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "exported").stat().st_mode & 0o777 == 0o750

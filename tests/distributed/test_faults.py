@@ -82,8 +82,8 @@ def test_a_loader_s_process_that_is_killed(start, tmp_path):
     (worker,) = psutil.Process(processes[1].pid).children()
     worker.kill()
     assert statuses(processes) == [FAILURE_STATUS] * 2
-    assert "rank 1 lost a process of its loader" in log_of(tmp_path, 1)
-    assert "rank 0 lost the other ranks" in log_of(tmp_path, 0)
+    assert "rank 1 lost a loader worker" in log_of(tmp_path, 1)
+    assert "rank 0 lost the connection to the other ranks" in log_of(tmp_path, 0)
     for rank in range(2):
         assert "Traceback" not in log_of(tmp_path, rank)
 
