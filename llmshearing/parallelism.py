@@ -55,8 +55,8 @@ def join_ranks(recipe: Recipe) -> None:
         raise RunError(
             f"rank {dist.get_global_rank()} waited {start:g} s (run.start_timeout) for the "
             f"{dist.get_world_size()} ranks of the run, and not all connected: "
-            f"{_first_line(error)}. Check the logs of the other ranks, MASTER_ADDR and MASTER_PORT, or raise "
-            "run.start_timeout if they need longer"
+            f"{_first_line(error)}. Check the logs of the other ranks, MASTER_ADDR and "
+            "MASTER_PORT, or raise run.start_timeout if they need longer"
         ) from error
     # Collectives must time out after the watchdog, which writes the stacks.
     substrate.limit_collectives(2 * max(start, step) + 60)
