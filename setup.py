@@ -56,7 +56,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
-    package_data={"llmshearing.evaluation": ["suites/*.yaml"]},
+    package_data={
+        "llmshearing": ["yamls/**/*.yaml", "yamls/**/*.json"],  # a link to the folder yamls
+        "llmshearing.evaluation": ["suites/*.yaml"],
+    },
     install_requires=REQUIRED,
     extras_require={
         "fast": FAST,
