@@ -160,7 +160,8 @@ def _part_done(step: Step, log: Path, elapsed: float) -> tuple[float, str]:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         found = TRAINING_STEP.findall(file.read().decode("utf-8", errors="replace"))
     if not found:
-        return min(elapsed / step.seconds, 0.99), ""
+        starting = step.command[0] == "composer"
+        return 0.0 if starting else min(elapsed / step.seconds, 0.99), ""
     done, total, loss = found[-1]
     return int(done) / int(total), f"step {done}/{total}, {loss}"
 

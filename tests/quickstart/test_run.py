@@ -1,10 +1,14 @@
 """Commands as processes of their own: skipped, resumed, stopped and killed."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from pathlib import Path
 
 import psutil
@@ -17,6 +21,7 @@ from llmshearing.files import lock_directory
 from llmshearing.quickstart import run as quickstart
 from llmshearing.quickstart.steps import Step
 
+ROOT = Path(__file__).parents[2]
 SHORTER = ["run.eval_interval=4ba", "run.checkpoint_interval=4ba", "mixture.prefetch=1"]
 EXTRA = {
     "gather": ["--characters", "400000"],
@@ -155,10 +160,46 @@ def test_the_process_that_watches_stays_small():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.fixture
+def installed(tmp_path):
+    """The Python of a new environment in which a wheel of this tree is installed."""
+    tree = tmp_path / "tree"
+    for path in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
+        if path.startswith(
+            ("llmshearing/", "yamls/", "setup.py", "pyproject", "README", "LICENSE")
+        ):
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, tree / path, follow_symlinks=False)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv/bin/python"
+    packages = next((tmp_path / "venv/lib").glob("python*/site-packages"))
+    # The dependencies. Python ignores .pth files in there, such as that of an editable install.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, tree], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    return python
+
+
 @pytest.mark.slow
-def test_the_whole_quickstart_and_again(tmp_path, capsys):
-    out = tmp_path / "out"
-    quickstart.run(out, EXTRA)
+@pytest.mark.timeout(1800)
+def test_an_installed_quickstart_completes_in_an_empty_folder_and_is_not_repeated(
+    installed, tmp_path
+):
+    code = "import json, pathlib, sys; from llmshearing.quickstart.run import run; "
+    code += "run(pathlib.Path('out'), json.loads(sys.argv[1]))"
+    folder, out = tmp_path / "folder", tmp_path / "folder/out"
+    folder.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def quickstart():
+        command = [installed, "-c", code, json.dumps(EXTRA)]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+
+    assert "report.html" in quickstart().stdout
     summary = json.loads((out / "summary.json").read_text())
     assert summary["tokens"]["scratch"] == (
         summary["tokens"]["prune"] + summary["tokens"]["continue"]
@@ -172,7 +213,5 @@ def test_the_whole_quickstart_and_again(tmp_path, capsys):
         assert 0 < summary[f"{name}_loss"] < 10
     assert "<svg" in (out / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
-    capsys.readouterr()
-    quickstart.run(out, EXTRA)
-    assert "$ composer" not in capsys.readouterr().err
+    assert "$ composer" not in quickstart().stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before

@@ -1,4 +1,4 @@
-"""Run directories as train.py leaves them."""
+"""Run directories as train.py writes them."""
 
 import json
 from functools import partial
@@ -55,13 +55,13 @@ def metrics_of(step, total, *, prunes, references, random):
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Makes run directories of one's own."""
+    """Makes run directories for one test."""
     return partial(write_run, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def two_runs(tmp_path_factory):
-    """A pruning run and the one that goes on from it; nothing may be changed in them."""
+    """A pruning run and the run that continues from it; tests must not change them."""
     root = tmp_path_factory.mktemp("two-runs")
     return [write_run(root, "a/prune"), write_run(root, "a/continue", prunes=False)]
 

@@ -1,4 +1,4 @@
-"""The page as a browser shows it, on a phone and on a desk, light and dark."""
+"""The page in a browser, on a phone and on a desktop, light and dark."""
 
 import pytest
 from browser import browser, find_chromium
@@ -22,7 +22,7 @@ LUMINANCE = """(element, property) => {
 def tab():
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium: apt-get install chromium, or name one by CHROMIUM")
+        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM")
     with browser(program) as page:
         yield page
 
@@ -41,7 +41,7 @@ def contrast(tab, element, behind, ink="color"):
 
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("dark", [False, True])
-def test_page_in_a_browser(tab, page_of_two, width, dark):
+def test_the_page_fits_a_phone_and_a_desktop(tab, page_of_two, width, dark):
     tab.open(page_of_two, width=width, dark=dark)
     assert tab.complaints == []
     assert requests_of(tab) == [page_of_two.as_uri()]
@@ -74,7 +74,7 @@ def test_heat_maps_are_painted(tab, page_of_two):
     assert all(width > 5 and height > 5 for width, height in boxes)
 
 
-def test_what_a_worse_page_does_is_seen(tab, tmp_path):
+def test_faults_of_a_worse_page_are_detected(tab, tmp_path):
     page = tmp_path / "worse.html"
     page.write_text(
         '<!doctype html><link rel="icon" href="data:,"><body style="width: 2000px">'

@@ -90,7 +90,7 @@ def test_grouped_axes_have_sizes_of_their_own(make_run):
     assert sizes["head"] == (2, 2)
 
 
-def test_a_budget_that_has_not_come_to_a_shape(make_run):
+def test_a_budget_without_a_shape_yet_has_no_target_sizes(make_run):
     run = read_run(make_run())
     run.manifest["target"] = None
     units = {row[0]: row[1:3] for row in mask_plots.units_table(run).rows}

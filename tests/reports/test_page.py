@@ -18,7 +18,7 @@ VOID = {"meta", "link", "br", "img"}
 
 
 class Checker(HTMLParser):
-    """Sees that elements close in order, and collects ids and addresses."""
+    """Checks that elements close in order, and collects ids and addresses."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ def check(path):
     return checker
 
 
-def test_a_page_of_several_runs(two_runs, page_of_two):
+def test_the_page_of_several_runs_has_every_plot(two_runs, page_of_two):
     runs, path = two_runs, page_of_two
     assert path == runs[0] / "report.html"
     page = check(path)
@@ -67,7 +67,7 @@ def test_a_page_of_several_runs(two_runs, page_of_two):
     assert "<here" not in text
 
 
-def test_links_lead_to_their_sections(page_of_two):
+def test_links_point_to_their_sections(page_of_two):
     page = check(page_of_two)
     links = [address[1:] for address in page.addresses if address.startswith("#section")]
     assert len(links) == 3
@@ -78,7 +78,7 @@ def test_links_lead_to_their_sections(page_of_two):
     ("out", "page"),
     [("x.html", "x.html"), ("new", "new/report.html"), ("", "report.html")],
 )
-def test_where_it_goes(tmp_path, out, page):
+def test_out_is_a_page_or_a_folder_for_one(tmp_path, out, page):
     run, root = tmp_path / "run", tmp_path / "out"
     run.mkdir()
     root.mkdir()
@@ -87,7 +87,7 @@ def test_where_it_goes(tmp_path, out, page):
     assert (root / page).is_file()
 
 
-def test_a_run_of_the_papers_size_makes_a_page_that_a_browser_bears(make_run):
+def test_the_page_of_a_run_of_the_papers_size_is_small(make_run):
     directory = make_run(steps=51_200, every=25)
     random = np.random.default_rng(0)
     scores = {
@@ -101,7 +101,7 @@ def test_a_run_of_the_papers_size_makes_a_page_that_a_browser_bears(make_run):
     assert write_report([directory]).stat().st_size < 1_500_000
 
 
-def test_nothing_leaves_the_page(page_of_two):
+def test_the_page_refers_to_nothing_outside_itself(page_of_two):
     page = check(page_of_two)
     assert page.addresses
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
@@ -111,7 +111,7 @@ def test_nothing_leaves_the_page(page_of_two):
     assert "@import" not in text
 
 
-def test_colours_follow_the_theme(page_of_two):
+def test_plots_take_their_colors_from_the_theme(page_of_two):
     text = page_of_two.read_text()
     svg = text[text.index("<svg") : text.rindex("</svg>")]
     assert "var(--ink)" in svg
@@ -119,7 +119,7 @@ def test_colours_follow_the_theme(page_of_two):
     assert "prefers-color-scheme: dark" in text
 
 
-def test_a_live_run(make_run, tmp_path):
+def test_a_run_can_be_reported_while_it_continues(make_run, tmp_path):
     directory = make_run(steps=120, manifest=False)
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"batch": 125, "tok')
@@ -129,7 +129,7 @@ def test_a_live_run(make_run, tmp_path):
     assert (tmp_path / "page/live").is_dir()
 
 
-def test_tables_of_ones_own_come_first(tmp_path):
+def test_the_callers_tables_come_first(tmp_path):
     table = Table("Models", ("model", "loss"), [("sheared <1>", "4.2")])
     run = tmp_path / "new"
     run.mkdir()
@@ -143,14 +143,14 @@ def test_the_same_runs_give_the_same_page(two_runs, page_of_two, tmp_path):
     assert write_report(two_runs, tmp_path / "2.html").read_text() == page_of_two.read_text()
 
 
-def test_a_run_that_has_only_its_recipe(tmp_path):
+def test_a_run_with_nothing_but_its_recipe_has_a_page(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new/config.yaml").write_text("run:\n  duration: 10ba\n")
     check(write_report([tmp_path / "new"]))
     assert "0 of 10" in (tmp_path / "new/report.html").read_text()
 
 
-def test_runs_side_by_side(make_run):
+def test_runs_are_compared_by_loss_and_recipe(make_run):
     first, second = make_run("one"), make_run("two", steps=100)
     file = second / "config.yaml"
     file.write_text(file.read_text().replace("300ba", "100ba"))
@@ -174,7 +174,7 @@ def test_details_count_parameters_as_the_family_does(make_run):
     assert found["data"] == "data/sample, rows of 256"
 
 
-def test_no_run(tmp_path):
+def test_what_is_not_a_run_directory_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run directory"):
         write_report([])
     with pytest.raises(UserError, match="expected a run directory"):
@@ -191,7 +191,7 @@ def test_no_run(tmp_path):
         ("config.yaml", "- a\n- b\n", "expected a recipe"),
     ],
 )
-def test_damaged_files_are_told_and_nothing_is_written(make_run, name, content, message):
+def test_damaged_files_are_named_and_nothing_is_written(make_run, name, content, message):
     directory = make_run()
     (directory / name).write_text(content)
     with pytest.raises(UserError, match=message):
@@ -200,13 +200,13 @@ def test_damaged_files_are_told_and_nothing_is_written(make_run, name, content, 
     assert not (directory / "report").exists()
 
 
-def test_a_page_that_cannot_be_written_is_told_before_the_work(make_run, tmp_path):
+def test_a_page_that_cannot_be_written_is_refused(make_run, tmp_path):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="found a directory"):
         write_report([make_run()], tmp_path / "folder.html")
 
 
-def test_the_command(make_run, capsys):
+def test_the_command_prints_the_page_and_refuses_other_directories(make_run, capsys):
     directory = make_run()
     for needless in ("metrics.jsonl", "manifest.json", "masks/ba0.safetensors"):
         (directory / needless).unlink()

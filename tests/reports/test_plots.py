@@ -20,7 +20,7 @@ def lines_of(figure):
     return {line.get_label(): line for plot in figure.axes for line in plot.get_lines()}
 
 
-def test_held_out_losses_stand_beside_their_references(run):
+def test_held_out_losses_are_drawn_with_their_references(run):
     figure = plots.held_out(run)
     drawn = [line.get_ydata() for line in figure.axes[0].get_lines()]
     assert len(drawn) == 2 * len(run.group(HELD_OUT))
@@ -28,7 +28,7 @@ def test_held_out_losses_stand_beside_their_references(run):
     np.testing.assert_array_equal(drawn[1], run.series("mixture/reference/python").values)
 
 
-def test_expected_sizes_are_parts_of_the_source(run):
+def test_expected_sizes_are_fractions_of_the_source(run):
     lines = plots.expected_sizes(run).axes[0].get_lines()
     assert lines[0].get_label() == "hidden"
     assert lines[0].get_ydata()[-1] == pytest.approx(0.5)
@@ -42,7 +42,7 @@ def test_expected_sizes_before_the_first_checkpoint(make_run):
     assert lines[1].get_ydata()[0] == pytest.approx(1.0)
 
 
-def test_excess_is_what_is_above_the_reference_of_the_time(make_run):
+def test_excess_is_relative_to_the_reference_at_each_step(make_run):
     directory = make_run()
     lines = [json.loads(text) for text in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -56,7 +56,7 @@ def test_excess_is_what_is_above_the_reference_of_the_time(make_run):
     np.testing.assert_allclose(drawn, losses - (4.0 - np.arange(0, 301, 50) / 300))
 
 
-def test_a_long_run_is_thinned_to_its_last_point():
+def test_a_long_run_is_thinned_and_keeps_its_last_point():
     steps = np.arange(50_000)
     shown = plots.thinned(Series(steps, steps * 7, steps / 2))
     assert len(shown.steps) == plots.MOST_POINTS
@@ -65,7 +65,7 @@ def test_a_long_run_is_thinned_to_its_last_point():
     np.testing.assert_array_equal(shown.tokens, shown.steps * 7)
 
 
-def test_one_line_a_run(make_run, run):
+def test_comparisons_have_one_line_per_run(make_run, run):
     other = read_run(make_run("other", prunes=False, steps=100))
     lines = lines_of(plots.held_out_mean([run, other]))
     assert set(lines) == {"prune", "other"}
@@ -78,14 +78,14 @@ def test_run_names_are_not_parsed_as_math(make_run, name):
     assert f">{html.escape(name)}</text>" in as_svg(figure, "x")
 
 
-def test_nothing_to_draw(make_run):
+def test_what_a_run_lacks_is_not_drawn(make_run):
     plain = read_run(make_run(prunes=False))
     assert plots.expected_sizes(plain) is None
     assert plots.multipliers(plain) is None
     assert plots.excess(read_run(make_run("bare", references=False))) is None
 
 
-def test_running_mean_leaves_out_what_is_not_there():
+def test_the_running_mean_skips_missing_values():
     values = np.arange(100.0)
     values[50] = np.nan
     mean = plots.running_mean(values)

@@ -1,4 +1,4 @@
-"""A run of the real trainer gives the report everything that it draws."""
+"""A run of the real trainer has everything that a report draws."""
 
 import pytest
 from runs import run_here
@@ -10,7 +10,7 @@ from llmshearing.reports.run_directory import read_run
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
 
-def test_a_real_run_has_all_that_is_drawn(recipe_file, tmp_path):
+def test_a_real_run_has_everything_that_is_drawn(recipe_file, tmp_path):
     references = tmp_path / "references.yaml"
     references.write_text("losses: {prose: 4.0, code: 4.1, letters: 4.2}\n")
     run_here(

@@ -9,7 +9,7 @@ from llmshearing.errors import UserError
 from llmshearing.reports.run_directory import HELD_OUT, read_run, read_runs, short_names
 
 
-def test_series_and_groups(make_run):
+def test_metrics_are_read_as_series_and_groups(make_run):
     run = read_run(make_run())
     assert list(run.group(HELD_OUT)) == ["python", "reference", "packages", "headers"]
     assert run.steps == 300
@@ -22,7 +22,7 @@ def test_series_and_groups(make_run):
     assert run.series("metrics/nowhere/loss") is None
 
 
-def test_mean_held_out_needs_every_domain(make_run):
+def test_the_mean_held_out_loss_needs_every_domain(make_run):
     directory = make_run()
     file = directory / "metrics.jsonl"
     partial = {"batch": 301, "tokens": 1, "seconds": 1.0, "metrics": {"metrics/python/loss": 9.0}}
@@ -35,7 +35,7 @@ def test_mean_held_out_needs_every_domain(make_run):
 
 
 @pytest.mark.parametrize("tail", ['{"batch": 305, "tok', '{"batch": 305}', "[1]", "\0\0"])
-def test_a_line_cut_short_is_left_out(make_run, tail):
+def test_an_incomplete_line_is_skipped(make_run, tail):
     directory = make_run()
     whole = read_run(directory).lines
     with (directory / "metrics.jsonl").open("a") as file:
@@ -43,26 +43,26 @@ def test_a_line_cut_short_is_left_out(make_run, tail):
     assert read_run(directory).lines == whole
 
 
-def test_masks_still_being_written_are_left_out(make_run):
+def test_masks_that_are_still_being_written_are_skipped(make_run):
     directory = make_run()
     whole = (directory / "masks/ba300.safetensors").read_bytes()
     (directory / "masks/ba310.safetensors").write_bytes(whole[:100])
     assert list(read_run(directory).masks) == [0, 300]
 
 
-def test_a_run_that_has_only_just_begun(make_run, tmp_path):
+def test_a_run_that_has_just_started_is_empty(make_run, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new/config.yaml").write_text("run:\n  duration: 1ba\n")
     run = read_run(tmp_path / "new")
     assert (run.steps, run.tokens, run.mean_held_out()) == (0, 0, None)
 
 
-def test_not_a_run_directory(tmp_path):
+def test_a_directory_without_run_files_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"neither metrics\.jsonl nor config\.yaml"):
         read_runs([tmp_path])
 
 
-def test_names_tell_runs_apart(tmp_path):
+def test_short_names_are_distinct(tmp_path):
     paths = [tmp_path / "a/prune", tmp_path / "b/prune", tmp_path / "b/continue"]
     assert short_names(paths) == ["a/prune", "b/prune", "b/continue"]
     assert short_names(paths[1:]) == ["prune", "continue"]
