@@ -73,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "quickstart", quickstart, "the whole path on text found here", "--out demo")
     verb.add_argument("--out", type=_path, default=Path("quickstart-out"), help="output directory")
 
+    verb = _verb(verbs, "recipes", recipes, "copy the recipes of this version", "yamls")
+    verb.add_argument(
+        "out", type=_path, metavar="OUT_DIR", help="a new folder; paths in the recipes expect yamls"
+    )
+
     verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
     verb.add_argument("recipe", type=_path)
     verb.add_argument("overrides", nargs="*", metavar="key=value")
@@ -232,6 +237,19 @@ def quickstart(options: argparse.Namespace) -> None:
     from llmshearing.quickstart.run import run
 
     run(options.out)
+
+
+def recipes(options: argparse.Namespace) -> None:
+    """Copy the recipes out of the package."""
+    import shutil
+
+    from llmshearing.files import new_directory
+
+    if options.out.exists():
+        raise UserError(f"{options.out} exists, expected a new folder: choose another OUT_DIR")
+    with new_directory(options.out) as directory:
+        shutil.copytree(Path(llmshearing.__file__).parent / "yamls", directory, dirs_exist_ok=True)
+    print(options.out)
 
 
 def validate(options: argparse.Namespace) -> None:
