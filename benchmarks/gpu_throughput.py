@@ -111,7 +111,7 @@ def measure(shape: str, kind: str, options: argparse.Namespace) -> Result:
     for number in range(options.warmup + options.steps):
         started = time.perf_counter()
         if isinstance(model, ShearingModel) and model.masks is not None:
-            model.masks.set_progress(MaskState(number + 1, 0.5))
+            model.masks.set_state(MaskState(number + 1, 0.5))
         with torch.autocast(options.device, torch.bfloat16, enabled=cuda):
             loss = loss_of(batch)
         loss.backward()

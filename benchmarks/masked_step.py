@@ -62,7 +62,7 @@ def shearing(family: str, batch: dict[str, Tensor], masked: bool) -> tuple[nn.Mo
 
     def loss() -> Tensor:
         if model.masks is not None:
-            model.masks.set_progress(MaskState(model.masks.state.step + 1, 0.5))
+            model.masks.set_state(MaskState(model.masks.state.step + 1, 0.5))
         return model.loss(model(batch), batch)["total"]
 
     return model, loss

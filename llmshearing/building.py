@@ -19,7 +19,7 @@ from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.compiled import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
-from llmshearing.pruning.masks import Masks
+from llmshearing.pruning.budget_masks import build_masks
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
@@ -40,7 +40,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     masks = None
     if inputs.target is not None:
-        masks = Masks(
+        masks = build_masks(
             inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed, inputs.scores
         )
     domains = len(inputs.tree.split(recipe.data.split))

@@ -37,8 +37,10 @@ def build_optimizer(model: ShearingModel, recipe: Recipe) -> torch.optim.AdamW:
 
 def mask_groups(masks: Masks, pruning: PruningSettings) -> list[dict]:
     """The optimizer groups of masks and multipliers."""
-    mine = {"name": "masks", "params": list(masks.mask_parameters()), "lr": pruning.learning_rate}
-    groups: list[dict] = [{**mine, "maximize": False}]
+    logits = list(masks.log_alpha.parameters())
+    groups: list[dict] = [
+        {"name": "masks", "params": logits, "lr": pruning.learning_rate, "maximize": False}
+    ]
     rates = (pruning.linear_learning_rate, pruning.quadratic_learning_rate)
     for kind, rate, multipliers in masks.multipliers.by_rate(*rates):
         name = f"{kind}_multipliers"

@@ -21,8 +21,8 @@ from llmshearing.huggingface.source import Source, read_source
 from llmshearing.mixture.inputs import file_problems
 from llmshearing.mixture.settings import problems
 from llmshearing.pruning.constraint import constraint_of
-from llmshearing.pruning.importance import Scores, load_scores
 from llmshearing.pruning.masks import start_errors
+from llmshearing.pruning.scores import Scores, load_scores
 
 T = TypeVar("T")
 

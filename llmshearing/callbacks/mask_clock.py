@@ -1,4 +1,4 @@
-"""Brings the trainer's clock to the masks."""
+"""Passes the trainer's clock to the masks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llmshearing.pruning.schedule import MaskSchedule
 
 
 class MaskClock(Algorithm):
-    """Sets the schedule's moment before each forward; bounds the logits after each step.
+    """Sets the masks' state before each forward pass and clamps their logits after each step.
 
     Args:
         masks: the run's masks.
-        schedule: what it asks of the masks at each step.
+        schedule: the state of the masks at each step.
         noise_per_rank: whether each rank draws its own noise; otherwise all ranks draw the same.
     """
 
@@ -25,16 +25,15 @@ class MaskClock(Algorithm):
         self.masks, self.schedule, self.noise_per_rank = masks, schedule, noise_per_rank
 
     def match(self, event: Event, state: State) -> bool:
-        """Before training batches and evaluations, and after each optimizer step."""
+        """Before each training batch and evaluation, and after each optimizer step."""
         del state
         return event in (Event.BATCH_START, Event.EVAL_START, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Hand over the time."""
+        """Set the state of the current step, or clamp."""
         del logger
         if event == Event.BATCH_END:
             self.masks.clamp_logits()
             return
-        moment = self.schedule.at(state.timestamp.batch.value)
         stream = dist.get_global_rank() if self.noise_per_rank else 0
-        self.masks.set_progress(moment, stream)
+        self.masks.set_state(self.schedule.at(state.timestamp.batch.value), stream)

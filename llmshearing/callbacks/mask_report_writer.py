@@ -1,4 +1,4 @@
-"""Judges the masks at the end of a pruning run."""
+"""Writes the mask report at the end of a pruning run."""
 
 from __future__ import annotations
 
@@ -21,50 +21,53 @@ from llmshearing.pruning.masks import Masks
 
 log = logging.getLogger(__name__)
 
+FILE = "mask_report.json"
+
 
 class MaskReportWriter(Callback):
-    """Logs the mask report when training ends and writes `mask_report.json`, before the checkpoint.
+    """Logs the mask report and writes it to `mask_report.json` when training ends.
 
-    A run that is killed once its last checkpoint is whole is a finished one, with its verdict.
+    It runs before the last checkpoint: a run whose last checkpoint is complete counts as finished,
+    so its report must be there by then.
 
     Args:
         directory: the run directory.
-        report: is told what goes on.
+        report: called with what the run is doing, for the watchdog.
     """
 
     def __init__(self, directory: Path, report: Callable[[str], None]) -> None:
         self.directory, self.report = directory, report
-        self.judged = False
+        self.written = False
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Judge after the last step."""
+        """Write after the last step."""
         del logger
-        if at_end(state) and not self.judged:  # the last step may end an epoch, too
-            self.judge(state)
-            self.judged = True
+        if at_end(state) and not self.written:  # the last step may also end an epoch
+            self._write(state)
+            self.written = True
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Judge where the data is used up."""
+        """Write when the data is used up."""
         self.batch_checkpoint(state, logger)
 
-    def judge(self, state: State) -> None:
-        """Measure both models on the held-out rows, on all ranks, and judge."""
+    def _write(self, state: State) -> None:
+        """Compare the model as trained with the model cut to size; all ranks call it together."""
         masks = unwrapped(state.model).masks
         if masks is None:
             return
-        exact = _mean(held_out_losses(state))  # of the evaluation that ends every run
+        exact = _mean(held_out_losses(state))  # from the evaluation at the end of every run
         soft = exact if masks.state.frozen else _mean(_soft_losses(state, masks, self.report))
-        verdict = dataclasses.replace(masks.report(), soft_loss=soft, exact_loss=exact)
+        report = dataclasses.replace(masks.report(), soft_loss=soft, exact_loss=exact)
         if dist.get_global_rank() != 0:
             return
-        write_json(self.directory / "mask_report.json", verdict.as_dict())
-        log.info("verdict on the masks\n%s", verdict.as_table())
-        for problem in verdict.problems():
-            log.warning("verdict: %s", problem)
+        write_json(self.directory / FILE, report.as_dict())
+        log.info("%s", report.as_table())
+        for problem in report.problems():
+            log.warning("masks: %s", problem)
 
 
 def _soft_losses(state: State, masks: Masks, report: Callable[[str], None]) -> dict[str, float]:
-    """Held-out loss per domain without the cut to size, nats per token; on all ranks."""
+    """Held-out loss per domain without the cut to size, in nats per token."""
 
     def add(model: ShearingModel, batch: dict[str, Tensor], metric: HeldOutLoss) -> None:
         model.update_metric(batch, model.eval_forward(batch), metric)

@@ -18,8 +18,8 @@ from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.domain_loss import check_tokenizer
 from llmshearing.huggingface.source import load_model, read_source
-from llmshearing.models.importance import activation_importance
-from llmshearing.pruning.importance import Scores, save_scores
+from llmshearing.models.activation_importance import activation_importance
+from llmshearing.pruning.scores import Scores, save_scores
 
 log = logging.getLogger(__name__)
 

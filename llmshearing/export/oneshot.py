@@ -38,7 +38,7 @@ from llmshearing.huggingface.weight_files import (
     parse_size,
     weight_records,
 )
-from llmshearing.pruning.importance import Scores, evenly_spaced, load_scores, magnitude, random
+from llmshearing.pruning.scores import Scores, evenly_spaced, load_scores, magnitude, random
 from llmshearing.pruning.selection import indicator, select
 from llmshearing.pruning.surgery import cut_model
 

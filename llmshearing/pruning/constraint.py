@@ -1,10 +1,14 @@
-"""The Lagrangian that drives expected sizes to the target (paper, eq. 1 and 2)."""
+"""The Lagrangian that drives expected sizes to the target (paper, section 2.1, equations 1 and 2).
+
+Each axis adds lambda * gap + phi * gap^2 to the loss, where the gap is the expected size less the
+target. Weights and masks minimise the sum; the multipliers lambda (linear) and phi (quadratic)
+maximise it, so they grow for as long as a gap remains.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,79 +17,45 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.errors import UserError
 
 
-class ConstraintForm(Protocol):
-    """How a gap between expected and target size becomes a penalty."""
+@dataclass(frozen=True)
+class ConstraintForm:
+    """How the gaps of an axis become its penalty.
 
-    def multipliers(self, axis: Axis, layers: int) -> int:
-        """How many (linear, quadratic) pairs the axis has."""
-        ...
+    Attributes:
+        counts: whether a gap is a number of units; otherwise it is a fraction of the source's size.
+        per_layer: whether each layer of a per-layer axis has its own multipliers and penalties are
+            summed over layers; otherwise all layers share one pair and penalties are averaged.
+    """
+
+    counts: bool
+    per_layer: bool
+
+    def pairs(self, axis: Axis, layers: int) -> int:
+        """The number of (linear, quadratic) multiplier pairs of an axis."""
+        return layers if self.per_layer and axis.per_layer else 1
 
     def gap(self, expected: Tensor, target: float, size: int) -> Tensor:
-        """The signed gap per layer (or of the whole axis), [L] or [1]."""
-        ...
+        """The signed gap of each layer [L], or of an axis that all layers share [1]."""
+        return expected - target if self.counts else (expected - target) / size
 
-    def reduce(self, penalty: Tensor) -> Tensor:
-        """The axis's penalty from its layers' penalties, a scalar."""
-        ...
+    def reduce(self, penalties: Tensor) -> Tensor:
+        """The penalty of an axis, a scalar, from the penalties of its layers."""
+        return penalties.sum() if self.per_layer else penalties.mean()
 
-    def scale(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
-        """By what to divide the rates of the linear and the quadratic multipliers.
+    def rate_divisors(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
+        """What to divide the linear and the quadratic learning rate by.
 
-        Adam's steps are as large whatever the gap is measured in. So divided, a multiplier of 1 in
-        fractions and averages pulls at a unit as hard as one made of the same steps in counts.
+        Adam's step does not depend on the scale of the gap. Dividing the learning rates by these
+        factors makes both forms pull equally hard.
         """
-        ...
+        unit = size if self.counts else 1
+        return self.pairs(axis, layers) * unit, self.pairs(axis, layers) * unit**2
 
 
-@dataclass(frozen=True)
-class Paper:
-    """As in the paper: counts, a pair of multipliers for every layer, summed."""
-
-    def multipliers(self, axis: Axis, layers: int) -> int:
-        """One pair per layer, one for axes that all layers share."""
-        return layers if axis.per_layer else 1
-
-    def gap(self, expected: Tensor, target: float, size: int) -> Tensor:
-        """Units kept too many."""
-        del size
-        return expected - target
-
-    def reduce(self, penalty: Tensor) -> Tensor:
-        """Sum over layers."""
-        return penalty.sum()
-
-    def scale(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
-        """In counts, and summed."""
-        summed = layers if axis.per_layer else 1
-        return summed * size, summed * size**2
-
-
-@dataclass(frozen=True)
-class Released:
-    """As in the released code: fractions of the source's size, one pair per axis, averaged."""
-
-    def multipliers(self, axis: Axis, layers: int) -> int:
-        """One pair, shared by all layers."""
-        del axis, layers
-        return 1
-
-    def gap(self, expected: Tensor, target: float, size: int) -> Tensor:
-        """The fraction of units kept too many."""
-        return (expected - target) / size
-
-    def reduce(self, penalty: Tensor) -> Tensor:
-        """Mean over layers."""
-        return penalty.mean()
-
-    def scale(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
-        """In fractions, and averaged: as they are."""
-        del axis, size, layers
-        return 1, 1
-
-
-BUDGET = "budget"  # the name of the multipliers of a budget
-
-CONSTRAINTS: dict[str, ConstraintForm] = {"paper": Paper(), "released": Released()}
+CONSTRAINTS = {
+    "paper": ConstraintForm(counts=True, per_layer=True),
+    "released": ConstraintForm(counts=False, per_layer=False),
+}
 
 
 def constraint_of(name: str) -> ConstraintForm:
@@ -102,32 +72,34 @@ def constraint_of(name: str) -> ConstraintForm:
 
 
 class Multipliers(nn.Module):
-    """The linear and quadratic Lagrange multipliers of each axis, starting at zero.
+    """The linear and quadratic Lagrange multipliers, all 0 at the start.
 
-    They ascend: their optimizer groups say `maximize`. No parameter has zero dimensions, which
-    FSDP would refuse.
+    Their optimizer groups set `maximize`. Each multiplier has one dimension, because FSDP does not
+    accept parameters without dimensions.
 
     Args:
-        form: how a gap becomes a penalty.
+        form: how gaps become a penalty.
         sizes: units in the source of each axis that shrinks.
         layers: layers of the source.
-        budget: whether there is a pair for the parameters of the whole model.
+        budget: whether to add a pair for the parameter count of the whole model.
     """
+
+    BUDGET = "budget"
 
     def __init__(
         self, form: ConstraintForm, sizes: Mapping[Axis, int], layers: int, *, budget: bool = False
     ) -> None:
         super().__init__()
         self.form = form
-        counts = {axis.value: form.multipliers(axis, layers) for axis in sizes}
-        self.scales = {a.value: form.scale(a, size, layers) for a, size in sizes.items()}
-        if budget:  # the gap is a fraction
-            counts[BUDGET], self.scales[BUDGET] = 1, (1, 1)
+        counts = {axis.value: form.pairs(axis, layers) for axis in sizes}
+        self.divisors = {a.value: form.rate_divisors(a, n, layers) for a, n in sizes.items()}
+        if budget:  # its gap is a fraction in both forms
+            counts[self.BUDGET], self.divisors[self.BUDGET] = 1, (1, 1)
         self.linear = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
         self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
 
     def penalty(self, axis: Axis, expected: Tensor, target: float, size: int) -> Tensor:
-        """The penalty of one axis, linear * gap + quadratic * gap^2, a scalar.
+        """The penalty of one axis, a scalar.
 
         Args:
             axis: the axis.
@@ -136,40 +108,42 @@ class Multipliers(nn.Module):
             size: units in the source.
         """
         gap = self.form.gap(expected, target, size)
-        linear, quadratic = self.linear[axis.value], self.quadratic[axis.value]
-        return self.form.reduce(linear * gap + quadratic * gap.square())
+        return self.form.reduce(self._of_gap(axis.value, gap))
 
     def budget_penalty(self, expected: Tensor, budget: float, size: int) -> Tensor:
-        """The penalty of a model that may have so many parameters, whatever its shape.
+        """The penalty of a parameter count, whatever the shape, a scalar.
 
         Args:
             expected: expected parameters, a scalar.
-            budget: parameters that it may have at this point of the sparsity warmup.
+            budget: parameters that the model may have at this point of the sparsity warmup.
             size: parameters of the source.
         """
-        gap = (expected - budget) / size
-        return (self.linear[BUDGET] * gap + self.quadratic[BUDGET] * gap.square()).sum()
+        return self._of_gap(self.BUDGET, (expected - budget) / size).sum()
+
+    def _of_gap(self, name: str, gap: Tensor) -> Tensor:
+        return self.linear[name] * gap + self.quadratic[name] * gap.square()
 
     def by_rate(
         self, linear: float, quadratic: float
     ) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
-        """Kind, rate and multipliers of each group that ascends at one rate.
+        """Groups of multipliers with the same learning rate: (kind, rate, multipliers).
 
         Args:
-            linear: rate of the linear multipliers of a gap in fractions.
-            quadratic: rate of the quadratic ones.
+            linear: learning rate of the linear multipliers of a gap in fractions.
+            quadratic: learning rate of the quadratic ones.
         """
         kinds = (("linear", self.linear, linear), ("quadratic", self.quadratic, quadratic))
         for number, (kind, multipliers, rate) in enumerate(kinds):
             groups: dict[int, list[nn.Parameter]] = {}
             for name, multiplier in multipliers.items():
-                groups.setdefault(self.scales[name][number], []).append(multiplier)
-            for scale, members in groups.items():
-                yield kind, rate / scale, members
+                groups.setdefault(self.divisors[name][number], []).append(multiplier)
+            for divisor, members in groups.items():
+                yield kind, rate / divisor, members
 
     def snapshot(self, axes: Iterable[Axis]) -> dict[str, dict[Axis, Tensor]]:
-        """Copies of both multipliers per axis, for logging."""
+        """Copies of the multipliers per kind and axis, for the log."""
+        kinds = {"linear": self.linear, "quadratic": self.quadratic}
         return {
-            "linear": {a: self.linear[a.value].detach().clone() for a in axes},
-            "quadratic": {a: self.quadratic[a.value].detach().clone() for a in axes},
+            kind: {axis: values[axis.value].detach().clone() for axis in axes}
+            for kind, values in kinds.items()
         }

@@ -1,4 +1,4 @@
-"""Distributions of a gate: sampled in training, deterministic in evaluation and export."""
+"""Distributions of a gate: random in training, deterministic in evaluation and export."""
 
 from __future__ import annotations
 
@@ -13,56 +13,60 @@ from llmshearing.errors import UserError
 
 
 class Distribution(Protocol):
-    """Maps a mask's logits (any shape) to gates of the same shape.
+    """Maps mask logits of any shape to gates of the same shape.
 
-    `sharpness` (1 at the start of a run, growing) makes the step from off to on steeper, so that
-    fewer units lie in between.
+    `sharpness` multiplies the logits. It is 1 at the start of a run and grows, so that fewer units
+    stay between off and on.
     """
 
     @property
     def off_below(self) -> float:
-        """Logit up to which a unit never takes part and the loss gives it no gradient."""
+        """At or below this logit the gate is always 0 and the loss has no gradient."""
         ...
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
-        """Gates for uniform noise in (0, 1); differentiable in `log_alpha`."""
+        """Gates for uniform noise in (0, 1), differentiable in `log_alpha`."""
         ...
 
     def keep_probability(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """P(gate != 0), the unit's expected contribution to a count."""
+        """P(gate != 0): what a unit adds to the expected size of its axis."""
         ...
 
     def deterministic(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """The gate used without noise; it does not decrease in `log_alpha`."""
+        """Gates without noise; they never decrease in `log_alpha`."""
         ...
 
 
 @dataclass(frozen=True)
 class HardConcrete:
-    """The stretched and clamped binary concrete (Louizos et al. 2018, section 2.2).
+    """The paper's gate: a binary concrete variable, stretched and clamped.
+
+    Source: Louizos et al. 2018 (arXiv 1712.01312), section 2.2; Sheared LLaMA, section 2.1.
 
     Attributes:
-        beta: temperature. The paper's text says 0.83, its released code 2/3.
-        gamma, zeta: ends of the stretched interval.
+        beta: temperature; 0.83 in the paper, 2/3 in its released code.
+        gamma: lower end of the stretched interval.
+        zeta: upper end.
+        off_below: no such logit, since some noise always switches a unit on.
     """
 
     beta: float = 0.83
     gamma: float = -0.1
     zeta: float = 1.1
-    off_below: float = -math.inf  # there is always noise that turns a unit on
+    off_below: float = -math.inf
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
-        """Binary concrete sigmoid((logit(u) + log_alpha) / beta), stretched and clamped."""
+        """Stretch and clamp s = sigmoid((log(u / (1 - u)) + log_alpha) / beta)."""
         logits = torch.logit(uniform) + sharpness * log_alpha
         return self._stretch(torch.sigmoid(logits / self.beta))
 
     def keep_probability(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """1 - sigmoid(beta log(-gamma / zeta) - log_alpha)."""
+        """P(z != 0) = 1 - sigmoid(beta log(-gamma / zeta) - log_alpha)."""
         shift = self.beta * math.log(-self.gamma / self.zeta)
         return torch.sigmoid(sharpness * log_alpha - shift)
 
     def deterministic(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """The gate at the median noise, u = 1/2: exactly 1 for a unit that surely stays."""
+        """The gate at the median noise, u = 1/2: exactly 1 for large logits."""
         return self._stretch(torch.sigmoid(sharpness * log_alpha / self.beta))
 
     def _stretch(self, s: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ class HardConcrete:
 
 @dataclass(frozen=True)
 class ReleasedHardConcrete(HardConcrete):
-    """As in the released code: beta = 2/3 and an evaluation gate of its own."""
+    """As in the paper's released code: beta = 2/3, and another gate without noise."""
 
     beta: float = 2 / 3
 
@@ -82,15 +86,16 @@ class ReleasedHardConcrete(HardConcrete):
 
 @dataclass(frozen=True)
 class Linear:
-    """A gate without noise that is linear in its logit and may exceed 1.
+    """A gate without noise, linear in its logit, that may exceed 1.
 
-    The gate is max(0, log_alpha / unit): a unit that matters goes on learning its scale where the
-    hard concrete's gate stops at 1, and one that is off is off in every forward. After the
-    deterministic gates of arXiv 2603.08065, whose exact form is not taken over.
+    A unit that matters keeps learning its scale, where the hard concrete gate stops at 1. A unit
+    that is off is off in every forward pass. The idea is that of the deterministic gates of
+    arXiv 2603.08065; the form is our own.
 
     Attributes:
-        unit: the logit at which the gate is 1, the masks' start.
-        width: of the sigmoid that counts a unit as kept.
+        unit: the logit at which the gate is 1; the masks start there.
+        width: width of the sigmoid that counts a unit as kept.
+        off_below: at logit 0 and below the gate is 0.
     """
 
     unit: float = 4.0
@@ -98,16 +103,16 @@ class Linear:
     off_below: float = 0.0
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
-        """The deterministic gate."""
+        """The gate without noise."""
         del uniform
         return self.deterministic(log_alpha, sharpness)
 
     def keep_probability(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """A smooth count: sigmoid(sharpness log_alpha / width)."""
+        """A smooth count of the units that are on: sigmoid(log_alpha / width)."""
         return torch.sigmoid(sharpness * log_alpha / self.width)
 
     def deterministic(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """max(0, log_alpha / unit)."""
+        """max(0, log_alpha / unit), at any sharpness."""
         del sharpness
         return torch.relu(log_alpha) / self.unit
 

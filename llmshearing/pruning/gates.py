@@ -1,4 +1,4 @@
-"""Gates as they multiply a parameter's dimensions.
+"""Gates along the dimensions of a parameter.
 
 Shape legend: L layers, n units of an axis per layer, d hidden width.
 """
@@ -19,9 +19,10 @@ Gates = Mapping[Axis, Tensor]
 
 
 def dim_gate(dim: Dim, sizes: Mapping[Axis, int], gates: Gates, layer: int | None) -> Tensor | None:
-    """The gate along one dimension of a parameter, or None where nothing multiplies it.
+    """The gate along one dimension of a parameter, or None if nothing multiplies it.
 
-    Several axes combine as an outer product in row-major order, each unit `multiple` entries wide.
+    Several axes combine as an outer product in row-major order. A unit's gate is repeated for each
+    of its `multiple` entries.
 
     Returns:
         Shape [dim.size(sizes)].
@@ -38,7 +39,7 @@ def dim_gate(dim: Dim, sizes: Mapping[Axis, int], gates: Gates, layer: int | Non
 
 
 def layer_gate(row: Row, gates: Gates, layer: int | None) -> Tensor | None:
-    """The scalar gate of the layer that owns `row`'s parameter, or None."""
+    """The gate of the layer that owns the parameter, a scalar, or None if the row takes none."""
     if not row.layer_gated or Axis.LAYER not in gates:
         return None
     return gates[Axis.LAYER][layer]

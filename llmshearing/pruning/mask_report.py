@@ -1,4 +1,4 @@
-"""What the masks of a run have come to, and what to do where they missed."""
+"""How close the masks of a run are to their target, and what to do if they missed it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.pruning.selection import count_undecided, select
+from llmshearing.tables import Table
 
-# An expected size may miss its target by this part of it, and the soft model's loss that of the
-# model cut to size by this many nats per token, before the verdict says so.
+# Report a problem if an expected size is more than 0.5 % off target, or if cutting to size changes
+# the held-out loss by more than 0.01 nats per token.
 SIZE_TOLERANCE = 0.005
 LOSS_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class AxisReport:
-    """One axis.
+    """The masks of one axis.
 
     Attributes:
         target: units to keep (per layer, for per-layer axes).
         expected: expected kept units, mean over layers.
         furthest: expected kept units of the layer that is furthest from the target.
-        undecided: units of all layers that are neither surely on nor surely off as they should.
+        undecided: units of all layers that are neither surely on nor surely off as they should be.
         units: units of all layers.
     """
 
@@ -38,14 +39,14 @@ class AxisReport:
 
 @dataclass(frozen=True)
 class MaskReport:
-    """All axes, and the losses beside each other.
+    """The masks of all axes, and the loss before and after the cut to size.
 
     Attributes:
         axes: per axis.
-        frozen: whether training went on with the model cut to size.
-        soft_loss: mean held-out loss over domains of the model with its gates as they are, without
-            noise, nats per token; None where it was not measured.
-        exact_loss: that of the model cut to the target shape, which export writes.
+        frozen: whether the kept units were fixed and training continued with them.
+        soft_loss: held-out loss, mean over domains, of the model with all gates as they are and
+            without noise, in nats per token; None if it was not measured.
+        exact_loss: the same of the model cut to the target shape, which export writes.
     """
 
     axes: Mapping[Axis, AxisReport]
@@ -54,7 +55,7 @@ class MaskReport:
     exact_loss: float | None = None
 
     def problems(self) -> list[str]:
-        """What missed, and what to do about it; empty when all is well."""
+        """What missed its target and what to do about it; empty if nothing did."""
         found = []
         for axis, one in self.axes.items():
             if abs(one.expected - one.target) > SIZE_TOLERANCE * one.target:
@@ -67,34 +68,32 @@ class MaskReport:
                     f"{axis.value}: {one.undecided:,} of {one.units:,} units are undecided: train "
                     "longer, or raise pruning.sharpness"
                 )
-        if self.soft_loss is not None and self.exact_loss is not None:
-            lost = self.exact_loss - self.soft_loss
-            if abs(lost) > LOSS_TOLERANCE:
-                found.append(
-                    f"the model cut to size has a held-out loss of {self.exact_loss:.4f}, the "
-                    f"trained one {self.soft_loss:.4f}: set pruning.freeze to an earlier time, so "
-                    "that the weights get used to the cut"
-                )
+        soft, exact = self.soft_loss, self.exact_loss
+        if soft is not None and exact is not None and abs(exact - soft) > LOSS_TOLERANCE:
+            found.append(
+                f"cutting to size moves the held-out loss from {soft:.4f} to {exact:.4f}: set "
+                "pruning.freeze to an earlier time, so that the weights adapt to the cut"
+            )
         return found
 
-    def as_table(self) -> str:
-        """Lines for a terminal."""
-        lines = [f"{'axis':<14}{'target':>8}{'expected':>10}{'furthest':>10}{'undecided':>18}"]
-        for axis, one in self.axes.items():
-            open_units = f"{one.undecided:,} of {one.units:,}"
-            lines.append(
-                f"{axis.value:<14}{one.target:>8,}{one.expected:>10.1f}{one.furthest:>10.1f}"
-                f"{open_units:>18}"
-            )
+    def as_table(self) -> Table:
+        """The report for the log."""
+        rows = [
+            [
+                axis.value,
+                f"{one.target:,}",
+                f"{one.expected:.1f}",
+                f"{one.furthest:.1f}",
+                f"{one.undecided:,} of {one.units:,}",
+            ]
+            for axis, one in self.axes.items()
+        ]
+        notes = []
         if self.soft_loss is not None and self.exact_loss is not None:
-            lines.append(
-                f"held-out loss {self.exact_loss:.4f} cut to size, {self.soft_loss:.4f} as trained"
-            )
+            notes.append(f"held-out loss {self.soft_loss:.4f}, cut to size {self.exact_loss:.4f}")
         if self.frozen:
-            lines.append(
-                "frozen: the last steps trained the model cut to size; above are its masks"
-            )
-        return "\n".join(lines)
+            notes.append("the kept units are frozen: the last steps trained the model cut to size")
+        return Table("masks", ["axis", "target", "expected", "furthest", "undecided"], rows, notes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -108,10 +107,10 @@ class MaskReport:
 
 
 def axis_report(keep: Tensor, target: int) -> AxisReport:
-    """The verdict on one axis.
+    """The report on one axis.
 
     Args:
-        keep: probability of each unit to stay, [n] or [L, n].
+        keep: keep probability of each unit, [n] or [L, n].
         target: units to keep (per layer).
     """
     rows = keep.double().reshape(-1, keep.shape[-1])

@@ -1,28 +1,26 @@
-"""The learned masks of a run, with their multipliers: one small module beside the decoder.
+"""The learned masks of a run with their multipliers: a small module next to the decoder.
 
 Shape legend: L layers, n units of an axis per layer, d hidden width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.budget import Budget, shape_within, sized
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.shape import Shape
 from llmshearing.pruning.constraint import Multipliers, constraint_of
 from llmshearing.pruning.distributions import distribution_of
-from llmshearing.pruning.importance import Scores, start_logits
 from llmshearing.pruning.mask_report import MaskReport, axis_report
 from llmshearing.pruning.schedule import MaskState
+from llmshearing.pruning.scores import Scores, start_logits
 from llmshearing.pruning.selection import (
     Kept,
     decided_gates,
@@ -32,28 +30,27 @@ from llmshearing.pruning.selection import (
 )
 from llmshearing.pruning.settings import PruningSettings
 
-log = logging.getLogger(__name__)
-
-# Logits stay where the gradient of the keep probability has not vanished, so that a unit given up
-# early can come back. The start lies inside, or the bound would erase the symmetry-breaking noise.
+# Beyond this bound the gradient of the keep probability vanishes, and a unit given up early could
+# not come back. Masks start inside the bound, since clamping would erase the noise of the start.
 LOG_ALPHA_BOUND = 5.0
-START_NOISE = 0.01
-# Far from its step a keep probability is flat, more so when it is sharp, and a constraint that
-# misses its target would pull at no unit there. So much slope is added; the value stays.
+START_NOISE = 0.01  # standard deviation; without it, units with equal weights would stay equal
+
+# Far from its threshold the keep probability saturates and the constraint has no gradient. Add this
+# much slope; the forward value is unchanged.
 LEAST_SLOPE = 0.02
 
 
 def start_errors(settings: PruningSettings) -> list[str]:
-    """What is wrong with the logits at which the masks are to start."""
-    found = f"pruning.init_log_alpha: found {settings.init_log_alpha}, expected"
+    """What is wrong with the mask logits that the settings start from."""
+    found = f"pruning.init_log_alpha: found {settings.init_log_alpha}, expected a value"
     if abs(settings.init_log_alpha) >= LOG_ALPHA_BOUND:
-        return [f"{found} within -{LOG_ALPHA_BOUND} and {LOG_ALPHA_BOUND}, the logits' bounds"]
+        return [f"{found} between {-LOG_ALPHA_BOUND} and {LOG_ALPHA_BOUND}, the logits' bounds"]
     highest = settings.init_log_alpha + (settings.importance_spread if settings.importance else 0.0)
     off_below = distribution_of(settings.distribution).off_below
     if highest <= off_below:
         return [
-            f"{found} above {off_below:g} with the distribution {settings.distribution}, or "
-            "pruning.importance and a spread that reaches there: no unit would ever come on"
+            f"{found} above {off_below:g} for the distribution {settings.distribution}, or "
+            "pruning.importance with a spread that reaches above it: no unit would ever switch on"
         ]
     return []
 
@@ -61,8 +58,8 @@ def start_errors(settings: PruningSettings) -> list[str]:
 class MaskOutput(NamedTuple):
     """One draw of the masks.
 
-    A tuple, because FSDP2 finds the tensors that need its backward hooks by walking tuples and
-    dictionaries; in another container the masks' gradients would never be reduced.
+    It is a tuple because FSDP2 looks for the tensors that need its backward hooks in tuples and
+    dictionaries. In any other container the masks' gradients would never be reduced.
 
     Attributes:
         gates: per axis, [d], [L] or [L, n].
@@ -79,7 +76,7 @@ class MaskOutput(NamedTuple):
     multipliers: dict[str, dict[Axis, Tensor]]
 
     def detached(self) -> MaskOutput:
-        """The same values without their graph, for logging."""
+        """The same values without their graph, for the log."""
         return MaskOutput(
             {a: g.detach() for a, g in self.gates.items()},
             self.penalty.detach(),
@@ -90,45 +87,41 @@ class MaskOutput(NamedTuple):
 
 
 class Masks(nn.Module):
-    """Mask logits and multipliers of every axis that shrinks.
+    """Mask logits and multipliers of every axis that shrinks, driven to a target shape.
+
+    The trainer's clock arrives through `set_state`, never through the batch. Everything is float32.
 
     Args:
         table: the source's coupling table.
-        target: the shape to reach, or the parameters that the model may have.
-        settings: how masks learn.
-        seed: of the noise.
-        scores: importance in whose order the masks start; alike for all units where there is none.
+        target: the shape to reach; None if a subclass finds it during the run.
+        settings: how the masks learn.
+        seed: seed of the noise.
+        scores: the masks start in the order of these scores; without them all units start alike.
+        axes: the axes to mask; by default those that shrink.
 
     Attributes:
-        cuts_evaluation: whether evaluation cuts to size, as export does; otherwise it takes every
-            unit with its gate, undecided ones too (the verdict compares the two).
-        target: the shape to reach; None while a budget has not come to one.
-
-    The trainer's clock arrives by `set_progress`, never through the batch. Everything is float32.
+        target: the shape to reach; None while it is not known.
+        state: what the schedule asks of the masks now.
+        cuts_evaluation: whether evaluation cuts the model to size, as export does. Otherwise every
+            unit takes part with its gate. The mask report compares the two.
     """
-
-    chosen: Tensor  # with a budget, the sizes it has come to; zeros until then
 
     def __init__(
         self,
         table: CouplingTable,
-        target: Shape | Budget,
+        target: Shape | None,
         settings: PruningSettings,
         seed: int,
         scores: Scores | None = None,
+        axes: Sequence[Axis] | None = None,
     ) -> None:
         super().__init__()
-        self.table, self.settings, self.seed = table, settings, seed
+        self.table, self.target, self.settings, self.seed = table, target, settings, seed
         self.distribution = distribution_of(settings.distribution)
         self.sizes = table.sizes(table.source)
-        self.budget = target if isinstance(target, Budget) else None
-        self.target = target if isinstance(target, Shape) else None
-        if self.budget is not None:
-            self.axes = self.budget.axes
-            self.register_buffer("chosen", torch.zeros(len(self.axes), dtype=torch.int64))
-        else:
-            self.axes = tuple(a for a in self.sizes if self.target_sizes[a] < self.sizes[a])
         self.layers = table.source.layers
+        shrinking = [a for a in self.sizes if self.target_sizes[a] < self.sizes[a]]
+        self.axes = tuple(shrinking if axes is None else axes)
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = nn.ParameterDict(
             {
@@ -141,158 +134,123 @@ class Masks(nn.Module):
             constraint_of(settings.constraint),
             {axis: self.sizes[axis] for axis in self.axes},
             self.layers,
-            budget=self.budget is not None,
+            budget=target is None,
         )
         self.state, self.noise_stream = MaskState(), 0
         self.cuts_evaluation = True
         self._noise: tuple[tuple[int, int], dict[Axis, Tensor]] | None = None
 
     def _start(self, axis: Axis, scores: Scores | None) -> Tensor:
-        settings = self.settings
+        start = self.settings.init_log_alpha
         if scores is None:
-            return torch.full(self.mask_shape(axis), settings.init_log_alpha)
-        return start_logits(scores[axis], settings.init_log_alpha, settings.importance_spread)
+            return torch.full(self.mask_shape(axis), start)
+        return start_logits(scores[axis], start, self.settings.importance_spread)
 
     def mask_shape(self, axis: Axis) -> tuple[int, ...]:
-        """[L, n] for the per-layer axes, else [n]."""
+        """[L, n] for the per-layer axes, [n] for the others."""
         return (self.layers, self.sizes[axis]) if axis.per_layer else (self.sizes[axis],)
 
-    def set_progress(self, moment: MaskState, noise_stream: int = 0) -> None:
-        """Take over the trainer's clock.
+    def set_state(self, state: MaskState, noise_stream: int = 0) -> None:
+        """Move to another step.
 
         Args:
-            moment: what the schedule asks at this step.
-            noise_stream: rank, where each rank draws noise of its own, else 0.
+            state: what the schedule asks of the masks at the step.
+            noise_stream: the rank if each rank draws its own noise, otherwise 0.
         """
-        self.state, self.noise_stream = moment, noise_stream
-
-        if self.target is None and moment.shaped:
-            self._choose_shape()
+        self.state, self.noise_stream = state, noise_stream
 
     @property
     def target_sizes(self) -> dict[Axis, int]:
-        """Units to keep; the source's while a budget has not come to a shape."""
+        """Units to keep in the end; the source's sizes while the target is not known."""
         return self.table.sizes(self.target or self.table.source)
 
     def target_now(self, axis: Axis) -> float:
         """Units to keep at this point of the sparsity warmup."""
-        if self.budget is not None:  # its parameters have moved, and the shape followed
-            return self.target_sizes[axis]
         return self.sizes[axis] + self.state.ramp * (self.target_sizes[axis] - self.sizes[axis])
 
-    def forward(self) -> MaskOutput:
-        """Draw the gates: sampled in training; in evaluation deterministic and cut to size."""
-        logits = {axis: self.log_alpha[axis.value] for axis in self.axes}
-        sharpness, frozen = self.state.sharpness, self.state.frozen
-        probability = {a: self._keep_probability(x) for a, x in logits.items()}
-        cut = frozen or (self.cuts_evaluation and not self.training)
-        kept = select(logits, self.sizes_now()) if cut or self.state.deciding else {}
-        if cut:
-            gates = decided_gates(self.distribution, logits, kept, sharpness)
-        elif self.training:
-            noise = self._step_noise(next(iter(logits.values())).device)
-            gates = {a: self.distribution.sample(x, noise[a], sharpness) for a, x in logits.items()}
-        else:
-            gates = {a: self.distribution.deterministic(x, sharpness) for a, x in logits.items()}
-        if frozen:
-            # The choice is made: nothing pulls at the logits, though all stay in the graph, since
-            # DDP and FSDP expect a gradient of every parameter.
-            probability = {a: 0.0 * p + indicator(p, kept[a]) for a, p in probability.items()}
-        expected = {a: p.sum(-1).reshape(-1) for a, p in probability.items()}
-        parameters = self._expected_parameters(expected, probability)
-        penalty = self._constraint(expected, parameters)
-        if self.state.deciding:  # the constraint stays in the graph, for the same reason
-            pulls = [decision_penalty(x, probability[a], kept[a]) for a, x in logits.items()]
-            penalty = 0.0 * penalty + torch.stack(pulls).sum()
-        return MaskOutput(
-            gates, penalty, expected, parameters, self.multipliers.snapshot(self.axes)
-        )
-
-    def _constraint(self, expected: Mapping[Axis, Tensor], parameters: Tensor) -> Tensor:
-        """The Lagrangian of the shape, or of the budget until it has come to one; a scalar."""
-        shape = torch.stack(
-            [
-                self.multipliers.penalty(a, expected[a], self.target_now(a), self.sizes[a])
-                for a in self.axes
-            ]
-        ).sum()
-        if self.budget is None:
-            return shape
-        budget = self.multipliers.budget_penalty(
-            parameters, self._budget_now(), self.table.parameter_count(self.table.source)
-        )
-        # Both stay in the graph, since DDP and FSDP expect a gradient of every parameter.
-        return budget + 0.0 * shape if self.target is None else shape + 0.0 * budget
-
     def sizes_now(self) -> dict[Axis, int]:
-        """Whole units to keep at this point of the sparsity warmup; the target's at its end."""
-        if self.budget is not None and self.target is None:
-            now = self.table.sizes(self._shape_within(self._budget_now()))
-            return {axis: now[axis] for axis in self.axes}
+        """Whole units to keep at this point of the sparsity warmup."""
         return {axis: round(self.target_now(axis)) for axis in self.axes}
 
+    def forward(self) -> MaskOutput:
+        """Draw the gates and compute the penalty."""
+        state = self.state
+        logits = {axis: self.log_alpha[axis.value] for axis in self.axes}
+        probability = {axis: self._keep_probability(x) for axis, x in logits.items()}
+        cut = state.frozen or (self.cuts_evaluation and not self.training)
+        kept = select(logits, self.sizes_now()) if cut or state.deciding else {}
+        gates = (
+            decided_gates(self.distribution, logits, kept, state.sharpness)
+            if cut
+            else self._soft_gates(logits)
+        )
+        if state.frozen:
+            # The kept units are fixed, so nothing moves the logits. They stay in the graph: DDP and
+            # FSDP expect a gradient of every parameter.
+            probability = {a: 0.0 * p + indicator(p, kept[a]) for a, p in probability.items()}
+        expected = {axis: p.sum(-1).reshape(-1) for axis, p in probability.items()}
+        parameters = self._expected_parameters(expected, probability)
+        penalty = self._constraint(expected, parameters)
+        if state.deciding:  # the constraint stays in the graph, too
+            parts = [
+                decision_penalty(x, probability[axis], kept[axis]) for axis, x in logits.items()
+            ]
+            penalty = 0.0 * penalty + torch.stack(parts).sum()
+        multipliers = self.multipliers.snapshot(self.axes)
+        return MaskOutput(gates, penalty, expected, parameters, multipliers)
+
+    def _soft_gates(self, logits: Mapping[Axis, Tensor]) -> dict[Axis, Tensor]:
+        """The gates of all units: drawn in training, without noise in evaluation."""
+        sharpness = self.state.sharpness
+        if not self.training:
+            return {a: self.distribution.deterministic(x, sharpness) for a, x in logits.items()}
+        noise = self._step_noise(next(iter(logits.values())).device)
+        return {a: self.distribution.sample(x, noise[a], sharpness) for a, x in logits.items()}
+
+    def _constraint(self, expected: Mapping[Axis, Tensor], parameters: Tensor) -> Tensor:
+        """The Lagrangian of all axes, a scalar (paper, equation 2)."""
+        del parameters
+        penalties = [
+            self.multipliers.penalty(axis, expected[axis], self.target_now(axis), self.sizes[axis])
+            for axis in self.axes
+        ]
+        return torch.stack(penalties).sum()
+
     def clamp_logits(self) -> None:
-        """Keep the logits within their bound; called after each optimizer step."""
+        """Bring the logits back within their bounds, after an optimizer step."""
         with torch.no_grad():
             for parameter in self.log_alpha.values():
                 parameter.clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
 
     def report(self) -> MaskReport:
-        """What the masks have come to at this moment; gathers them where they are sharded."""
+        """How close the masks are to the target now; all ranks call it together."""
         sizes = self.target_sizes
-        found = {a: axis_report(keep, sizes[a]) for a, keep in self.keep_probabilities().items()}
-        return MaskReport(found, self.state.frozen)
+        axes = {a: axis_report(keep, sizes[a]) for a, keep in self.keep_probabilities().items()}
+        return MaskReport(axes, self.state.frozen)
 
     def keep_probabilities(self) -> dict[Axis, Tensor]:
-        """Probability of each unit to stay, on the host; gathered where the masks are sharded."""
+        """Keep probability of each unit, on the CPU; all ranks call it together."""
         sharpness = self.state.sharpness
         logits = self._whole_logits()
         return {a: self.distribution.keep_probability(x, sharpness) for a, x in logits.items()}
 
     def kept(self) -> Kept:
-        """The units that stay if the model is cut now, on the host; all ranks call it together."""
+        """The units that would stay now, on the CPU; all ranks call it together."""
         return select(self._whole_logits(), self.sizes_now())
 
-    def mask_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that descend."""
-        return iter(self.log_alpha.values())
-
-    def _keep_probability(self, logits: Tensor) -> Tensor:
-        """Probability of each unit to stay, with a slope that does not vanish far from the step."""
-        probability = self.distribution.keep_probability(logits, self.state.sharpness)
-        return probability + LEAST_SLOPE * (logits - logits.detach())
-
     def _whole_logits(self) -> dict[Axis, Tensor]:
+        """The logits on the CPU, gathered if they are sharded."""
         found = {}
         for axis in self.axes:
             logits = self.log_alpha[axis.value].detach()
-            whole = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+            whole = logits.full_tensor() if isinstance(logits, DTensor) else logits
             found[axis] = whole.float().cpu().contiguous()
         return found
 
-    def _budget_now(self) -> float:
-        """Parameters that the model may have at this point of the sparsity warmup."""
-        assert self.budget is not None
-        source = self.table.parameter_count(self.table.source)
-        return source + self.state.ramp * (self.budget.parameters - source)
-
-    def _shape_within(self, parameters: float) -> Shape:
-        """The shape near the expected sizes that a number of parameters allows."""
-        assert self.budget is not None
-        keep = self.keep_probabilities()
-        expected = {axis: p.sum(-1).mean().item() for axis, p in keep.items()}
-        budget = dataclasses.replace(self.budget, parameters=round(parameters))
-        return shape_within(self.table, budget, expected)
-
-    def _choose_shape(self) -> None:
-        """Fix the shape that the budget has come to, or take the one of a resumed run."""
-        assert self.budget is not None
-        if not self.chosen.any():
-            sizes = self.table.sizes(self._shape_within(self.budget.parameters))
-            self.chosen.copy_(torch.tensor([sizes[axis] for axis in self.axes]))
-        sizes = self.sizes | dict(zip(self.axes, self.chosen.tolist(), strict=True))
-        self.target = sized(self.table.source, sizes, grouped=self.table.grouped)
-        log.info("the budget's shape: %s", self.target)
+    def _keep_probability(self, logits: Tensor) -> Tensor:
+        """Keep probability of each unit, with a slope that never vanishes."""
+        probability = self.distribution.keep_probability(logits, self.state.sharpness)
+        return probability + LEAST_SLOPE * (logits - logits.detach())
 
     def _expected_parameters(
         self, expected: Mapping[Axis, Tensor], probability: Mapping[Axis, Tensor]
@@ -303,7 +261,11 @@ class Masks(nn.Module):
         return expected_parameter_count(self.table.rows, sizes, layers).reshape(())
 
     def _step_noise(self, device: torch.device) -> dict[Axis, Tensor]:
-        """Uniform noise keyed by (seed, step, stream): a step's result cannot depend on its cut."""
+        """Uniform noise keyed by (seed, step, stream).
+
+        All microbatches of a step see the same noise, so a step's result does not depend on how its
+        batch is split.
+        """
         key = (self.state.step, self.noise_stream)
         if self._noise is None or self._noise[0] != key:
             words = np.random.SeedSequence([self.seed, *key])

@@ -1,4 +1,4 @@
-"""What a pruning run asks of its masks at a step: a pure function of the step."""
+"""The schedule of the masks: a pure function of the training step."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MaskState:
-    """The state of the schedule at one step.
+    """What the schedule asks of the masks at one step.
 
     Attributes:
-        step: the training step, which keys the noise.
-        ramp: how far the target has moved, from 0 (the source's sizes) to 1 (its own).
-        sharpness: factor on the mask logits; the higher, the fewer units are undecided.
-        deciding: whether units that are not sure yet are pulled to the side that they are on, which
-            stands in for the constraint.
-        frozen: whether the choice of units is made, and training goes on with the model that
+        step: the training step; it keys the noise.
+        ramp: progress of the sparsity warmup, from 0 (the source's sizes) to 1 (the target's).
+        sharpness: factor on the mask logits; a higher one leaves fewer units undecided.
+        deciding: whether the decision penalty replaces the constraint.
+        frozen: whether the kept units are fixed, so that training continues with the model that
             export would write.
-        shaped: whether the target shape stands; with a budget it does from some step on.
+        shaped: whether the target shape is fixed; with a budget it is from some step on.
     """
 
     step: int = 0
@@ -30,18 +29,17 @@ class MaskState:
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """The phases of a pruning run: shrink, sharpen, decide, freeze.
+    """The phases of a pruning run, in steps: shrink, sharpen, decide, freeze.
 
     Attributes:
-        warmup: steps over which the target moves from the source's sizes to its own (paper,
-            section 2.1: linearly).
-        sharpen_until: step at which the sharpness reaches its end; it grows by an equal factor
-            each step from the end of the warmup on.
-        decide: step from which on, until they freeze, units are pulled to the side that they are
-            on.
-        freeze: step from which on the choice of units is fixed.
-        sharpness: the sharpness at the end; 1 leaves the logits as they are, as in the paper.
-        fix_shape: with a budget, the step from which on the shape is fixed.
+        warmup: steps over which the target moves linearly from the source's sizes to its own; 20 %
+            of the run in the paper.
+        sharpen_until: step at which the sharpness reaches its final value. From the end of the
+            warmup on it grows by the same factor each step.
+        decide: step at which the decision penalty replaces the constraint.
+        freeze: step at which the kept units are fixed.
+        sharpness: final sharpness; 1 leaves the logits as they are, as in the paper.
+        fix_shape: with a budget, the step at which its shape is fixed.
     """
 
     warmup: int
@@ -52,14 +50,14 @@ class MaskSchedule:
     fix_shape: int = 0
 
     def at(self, step: int) -> MaskState:
-        """The moment of a step."""
+        """The state at a step."""
         ramp = min(1.0, step / self.warmup) if self.warmup else 1.0
         length = max(1, self.sharpen_until - self.warmup)
-        part = min(1.0, max(0.0, (step - self.warmup) / length))
+        sharpened = min(1.0, max(0.0, (step - self.warmup) / length))
         return MaskState(
             step=step,
             ramp=ramp,
-            sharpness=self.sharpness**part,
+            sharpness=self.sharpness**sharpened,
             deciding=self.decide <= step < self.freeze,
             frozen=step >= self.freeze,
             shaped=step >= self.fix_shape,

@@ -1,4 +1,4 @@
-"""Cutting a parameter to the kept units and folding their gates into it."""
+"""Cut parameters to the kept units and fold their gates into them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmshearing.pruning.selection import Kept
 def dim_indices(
     dim: Dim, sizes: Mapping[Axis, int], kept: Kept, layer: int | None
 ) -> Tensor | None:
-    """The entries of one dimension that stay, ascending, or None where all do."""
+    """The entries of one dimension that stay, ascending, or None if all stay."""
     if not any(axis in kept for axis in dim.axes):
         return None
     indices = torch.zeros(1, dtype=torch.int64)
@@ -42,11 +42,11 @@ def cut(
         layer: the source layer that owns it, or None.
         sizes: units per axis in the source.
         kept: the units that stay.
-        gates: their gate values per axis (of all units, in source numbering).
+        gates: gate values of all units per axis, in source numbering.
 
     Returns:
-        The kept entries, each multiplied by its gates in the gates' precision or the tensor's,
-        whichever is higher, in the tensor's dtype.
+        The kept entries times their gates, in the tensor's dtype. The product is computed in the
+        wider of the two dtypes and rounded once.
     """
     result, factors = tensor, []
     for number, dim in enumerate(row.dims):
@@ -55,15 +55,15 @@ def cut(
             result = result.index_select(number, indices)
         gate = dim_gate(dim, sizes, gates, layer) if row.absorbs else None
         if gate is not None:
-            here = gate if indices is None else gate[indices]
-            factors.append(here.reshape([-1] + [1] * (tensor.ndim - number - 1)))
+            kept_gate = gate if indices is None else gate[indices]
+            factors.append(kept_gate.reshape([-1] + [1] * (tensor.ndim - number - 1)))
     scale = layer_gate(row, gates, layer) if row.absorbs else None
     if scale is not None:
-        # A scalar would not raise the result to its own precision; one with dimensions does.
+        # Type promotion ignores the dtype of a tensor without dimensions, so give it some.
         factors.append(scale.reshape([1] * tensor.ndim))
     for factor in factors:
-        own = result is not tensor and torch.result_type(result, factor) == result.dtype
-        result = result.mul_(factor) if own else result * factor
+        in_place = result is not tensor and torch.result_type(result, factor) == result.dtype
+        result = result.mul_(factor) if in_place else result * factor
     return result.to(tensor.dtype).contiguous()
 
 
@@ -85,10 +85,10 @@ def cut_model(
         table: the source's coupling table.
         kept: the units that stay.
         gates: gate values of all units.
-        read: gives a source parameter by name.
+        read: returns a source parameter by name.
 
     Yields:
-        (name in the exported model, tensor); layers are numbered anew.
+        (name in the exported model, tensor); kept layers are renumbered from 0.
     """
     sizes = table.sizes(table.source)
     layers = kept.get(Axis.LAYER, torch.arange(table.source.layers)).tolist()

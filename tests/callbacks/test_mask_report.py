@@ -1,3 +1,5 @@
+"""The mask report of real runs, and when it is written."""
+
 import json
 
 import pytest
@@ -8,16 +10,16 @@ from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
 
 
-def verdict_of(recipe_file):
+def report_of(recipe_file):
     return json.loads((recipe_file.parent / "run" / "mask_report.json").read_text())
 
 
-def test_a_settled_run_ends_with_exactly_the_model_it_trained(recipe_file):
+def test_a_frozen_run_ends_with_exactly_the_model_it_trained(recipe_file):
     lines = run_here(recipe_file, "pruning.freeze=4ba", "pruning.warmup=2ba")
-    verdict = verdict_of(recipe_file)
-    assert verdict["frozen"]
-    assert verdict["soft_loss"] == verdict["exact_loss"]
-    assert verdict["axes"]["hidden"]["target"] == 16
+    report = report_of(recipe_file)
+    assert report["frozen"]
+    assert report["soft_loss"] == report["exact_loss"]
+    assert report["axes"]["hidden"]["target"] == 16
     expected = series(lines, "pruning/expected/hidden")
     assert expected[7] == 16.0
     assert expected[2] != 16.0
@@ -25,23 +27,23 @@ def test_a_settled_run_ends_with_exactly_the_model_it_trained(recipe_file):
     assert penalties[7] == 0.0
 
 
-def test_an_unsettled_run_is_told_what_the_cut_costs(recipe_file):
+def test_a_run_that_never_freezes_reports_what_the_cut_costs(recipe_file):
     run_here(recipe_file, "pruning.freeze=1dur", "pruning.warmup=2ba", "pruning.sharpness=1")
-    verdict = verdict_of(recipe_file)
-    assert not verdict["frozen"]
-    # After 8 steps the masks are still almost open: as trained, the model is nearly the source.
-    assert abs(verdict["soft_loss"] - verdict["exact_loss"]) > 1e-3
-    told = " ".join(verdict["problems"])
-    assert "hidden: expected size" in told
-    assert "undecided" in told
+    report = report_of(recipe_file)
+    assert not report["frozen"]
+    # After 8 steps nearly all gates are open, so the model as trained is nearly the source.
+    assert abs(report["soft_loss"] - report["exact_loss"]) > 1e-3
+    problems = " ".join(report["problems"])
+    assert "hidden: expected size" in problems
+    assert "undecided" in problems
     log = (recipe_file.parent / "run" / "log.txt").read_text()
-    assert "verdict on the masks" in log
-    assert verdict["problems"][0] in log
+    assert "axis          target  expected  furthest  undecided" in log
+    assert report["problems"][0] in log
 
 
 @pytest.mark.parametrize("freeze", ["1dur", "4ba"])
-def test_all_is_told_before_the_last_checkpoint(recipe_file, monkeypatch, freeze):
-    """A run killed after it counts as finished, whatever the interval of evaluations."""
+def test_everything_is_written_before_the_last_checkpoint(recipe_file, monkeypatch, freeze):
+    """A run killed after its last checkpoint counts as finished."""
 
     def killed(*_):
         raise RuntimeError("killed")
@@ -56,12 +58,12 @@ def test_all_is_told_before_the_last_checkpoint(recipe_file, monkeypatch, freeze
     losses = {n: series(metrics(run), f"metrics/{n}/loss") for n in ("prose", "code", "letters")}
     assert all(list(found) == [3, 6, 8] for found in losses.values())
     mean = sum(found[8] for found in losses.values()) / 3
-    assert verdict_of(recipe_file)["exact_loss"] == pytest.approx(mean, rel=1e-6)
+    assert report_of(recipe_file)["exact_loss"] == pytest.approx(mean, rel=1e-6)
     manifest = json.loads((run / "checkpoints/ba8.json").read_text())
     assert manifest["losses_at"]["batch"] == 8
 
 
-def test_a_run_without_masks_has_no_verdict(recipe_file):
+def test_a_run_without_masks_has_no_report(recipe_file):
     recipe = json.loads(recipe_file.read_text())
     del recipe["target"]
     recipe_file.write_text(json.dumps(recipe))

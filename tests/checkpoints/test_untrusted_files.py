@@ -32,7 +32,7 @@ from llmshearing.export.export import Options, export
 from llmshearing.huggingface import tokenizer_files
 from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.mixture.references import References
-from llmshearing.pruning.importance import load_scores
+from llmshearing.pruning.scores import load_scores
 from llmshearing.reports.run_directory import read_run
 from llmshearing.train import main
 

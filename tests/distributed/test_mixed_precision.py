@@ -37,7 +37,7 @@ def two_steps(arguments):
     batch = {"input_ids": ids, "labels": ids, "domain": torch.zeros(2, dtype=torch.long)}
     before = [p.full_tensor().clone() for p in model.masks.parameters()]
     for step in range(2):
-        model.masks.set_progress(MaskState(step, 0.5))
+        model.masks.set_state(MaskState(step, 0.5))
         outputs = model(batch)
         for gate in outputs.drawn.gates.values():
             assert gate.dtype == torch.float32

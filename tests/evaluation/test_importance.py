@@ -7,7 +7,7 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.errors import UserError
 from llmshearing.evaluation.importance import measure_importance, shares
 from llmshearing.huggingface.source import read_source
-from llmshearing.pruning.importance import load_scores
+from llmshearing.pruning.scores import load_scores
 
 
 def test_domains_take_part_in_proportion_and_none_is_left_out():

@@ -30,7 +30,7 @@ def steps(compiled, backend="aot_eager"):
     found = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(3):
-        model.masks.set_progress(MaskState(step, step / 2))
+        model.masks.set_state(MaskState(step, step / 2))
         losses = model.loss(model(batch), batch)
         losses["total"].backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])

@@ -8,6 +8,7 @@ import torch
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.families import family_of
+from llmshearing.pruning.budget_masks import BudgetMasks, build_masks
 from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.settings import PruningSettings
@@ -26,10 +27,10 @@ SOURCE = TABLE.parameter_count(TABLE.source)
 AXES = (Axis.HIDDEN, Axis.LAYER, Axis.HEAD, Axis.INTERMEDIATE)
 
 
-def make(share=0.5) -> Masks:
+def make(share=0.5) -> BudgetMasks:
     """Masks of a budget, with logits and multipliers in the middle of a run."""
     budget = Budget(round(share * SOURCE), AXES)
-    masks = Masks(TABLE, budget, PruningSettings("paper"), seed=5)
+    masks = build_masks(TABLE, budget, PruningSettings("paper"), seed=5)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for logits in masks.log_alpha.values():
@@ -42,7 +43,7 @@ def make(share=0.5) -> Masks:
 @pytest.mark.parametrize("ramp", [0.0, 0.25, 1.0])
 def test_before_the_shape_is_fixed_the_parameters_above_the_ramped_budget_are_the_gap(ramp):
     masks = make()
-    masks.set_progress(MaskState(1, ramp, shaped=False))
+    masks.set_state(MaskState(1, ramp, shaped=False))
     drawn = masks()
     allowed = SOURCE + ramp * (masks.budget.parameters - SOURCE)
     gap = (drawn.expected_parameters.item() - allowed) / SOURCE
@@ -58,11 +59,11 @@ def test_before_the_shape_is_fixed_the_parameters_above_the_ramped_budget_are_th
 
 def test_evaluation_is_cut_to_the_ramped_budget_until_the_shape_is_fixed():
     masks = make().eval()
-    masks.set_progress(MaskState(1, 0.0, shaped=False))
+    masks.set_state(MaskState(1, 0.0, shaped=False))
     assert masks.sizes_now()[Axis.HIDDEN] <= 24
     counts = []
     for ramp in (0.25, 0.5, 1.0):
-        masks.set_progress(MaskState(1, ramp, shaped=False))
+        masks.set_state(MaskState(1, ramp, shaped=False))
         sizes = masks.sizes | masks.sizes_now()
         shape = replace(
             TABLE.source,
@@ -80,7 +81,7 @@ def test_evaluation_is_cut_to_the_ramped_budget_until_the_shape_is_fixed():
 
 def test_once_the_shape_is_fixed_it_drives_the_masks_as_a_target_shape_would():
     masks = make()
-    masks.set_progress(MaskState(4, 1.0, shaped=True))
+    masks.set_state(MaskState(4, 1.0, shaped=True))
     assert TABLE.parameter_count(masks.target) <= masks.budget.parameters
     same = Masks(TABLE, masks.target, masks.settings, seed=5)
     assert same.axes == masks.axes
@@ -89,7 +90,7 @@ def test_once_the_shape_is_fixed_it_drives_the_masks_as_a_target_shape_would():
             same.log_alpha[axis].copy_(masks.log_alpha[axis])
             same.multipliers.linear[axis].copy_(masks.multipliers.linear[axis])
             same.multipliers.quadratic[axis].copy_(masks.multipliers.quadratic[axis])
-    same.set_progress(MaskState(4, 1.0))
+    same.set_state(MaskState(4, 1.0))
     drawn, expected = masks(), same()
     assert drawn.penalty.item() == pytest.approx(expected.penalty.item(), rel=1e-6)
     drawn.penalty.backward()
@@ -101,13 +102,13 @@ def test_once_the_shape_is_fixed_it_drives_the_masks_as_a_target_shape_would():
 
 def test_a_fixed_shape_stays_when_the_logits_move_on():
     masks = make()
-    masks.set_progress(MaskState(4, 1.0, shaped=True))
+    masks.set_state(MaskState(4, 1.0, shaped=True))
     target = masks.target
     with torch.no_grad():
         masks.log_alpha["hidden"].add_(3.0)
-    masks.set_progress(MaskState(5, 1.0, shaped=True))
+    masks.set_state(MaskState(5, 1.0, shaped=True))
     assert masks.target == target
     resumed = make()
     resumed.load_state_dict(masks.state_dict())
-    resumed.set_progress(MaskState(5, 1.0, shaped=True))
+    resumed.set_state(MaskState(5, 1.0, shaped=True))
     assert resumed.target == target

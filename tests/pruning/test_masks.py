@@ -6,10 +6,10 @@ import torch
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
 from llmshearing.optimization import mask_groups
-from llmshearing.pruning.importance import random
 from llmshearing.pruning.mask_report import SIZE_TOLERANCE
 from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks
 from llmshearing.pruning.schedule import MaskState
+from llmshearing.pruning.scores import random
 from llmshearing.pruning.settings import PruningSettings
 
 CONFIG = {
@@ -35,18 +35,18 @@ def test_noise_is_keyed_by_seed_and_step_alone():
     for masks in (first, second):
         for logits in masks.log_alpha.values():
             logits.data.zero_()
-    second.set_progress(MaskState(3, 0.0))
+    second.set_state(MaskState(3, 0.0))
     second()  # another step in between must not matter
     for masks in (first, second):
-        masks.set_progress(MaskState(4, 0.5))
+        masks.set_state(MaskState(4, 0.5))
     for axis, gate in first().gates.items():
         assert torch.equal(gate, second().gates[axis])
     again = first().gates[Axis.HIDDEN]
-    first.set_progress(MaskState(5, 0.5))
+    first.set_state(MaskState(5, 0.5))
     assert not torch.equal(again, first().gates[Axis.HIDDEN])
-    first.set_progress(MaskState(5, 0.5), noise_stream=1)
+    first.set_state(MaskState(5, 0.5), noise_stream=1)
     shared = first().gates[Axis.HIDDEN]
-    second.set_progress(MaskState(5, 0.5))
+    second.set_state(MaskState(5, 0.5))
     assert not torch.equal(shared, second().gates[Axis.HIDDEN])
 
 
@@ -59,7 +59,7 @@ def test_an_axis_that_stays_has_no_mask():
 def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
     masks = make().eval()
     for ramp, hidden in ((0.0, 24), (0.5, 18), (1.0, 12)):
-        masks.set_progress(MaskState(1, ramp))
+        masks.set_state(MaskState(1, ramp))
         gates = masks().gates
         assert gates[Axis.HIDDEN].count_nonzero() == hidden
     assert (gates[Axis.HEAD].count_nonzero(dim=-1) == 2).all()
@@ -73,7 +73,7 @@ def test_a_kept_unit_is_never_switched_off():
     for logits in masks.log_alpha.values():
         logits.data.fill_(-100.0)
     masks.clamp_logits()
-    masks.set_progress(MaskState(1, 1.0))
+    masks.set_state(MaskState(1, 1.0))
     for axis, gate in masks().gates.items():
         assert (gate.count_nonzero(dim=-1) == masks.target_sizes[axis]).all()
 
@@ -96,9 +96,9 @@ def test_logits_are_clamped_at_both_bounds():
 
 
 @pytest.mark.parametrize("constraint", ["paper", "released"])
-def test_penalty_is_the_published_formula(constraint):
+def test_penalty_is_the_formula_of_the_paper_or_the_released_code(constraint):
     masks = make(constraint)
-    masks.set_progress(MaskState(1, 0.25))
+    masks.set_state(MaskState(1, 0.25))
     with torch.no_grad():
         for number, parameter in enumerate(masks.multipliers.parameters()):
             parameter.fill_(0.3 + 0.1 * number)
@@ -130,7 +130,7 @@ def test_a_settled_mask_trains_the_model_that_export_writes(name):
         logits.data.copy_(torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))
     for linear in masks.multipliers.linear.values():
         linear.data.fill_(3.0)
-    masks.set_progress(MaskState(90, 1.0, 8.0, frozen=True))
+    masks.set_state(MaskState(90, 1.0, 8.0, frozen=True))
     training, evaluation = masks(), masks.eval()()
     for axis, gate in training.gates.items():
         assert torch.equal(gate, evaluation.gates[axis])
@@ -143,7 +143,7 @@ def test_a_settled_mask_trains_the_model_that_export_writes(name):
 
 def test_nothing_pulls_at_a_settled_choice():
     masks = make()
-    masks.set_progress(MaskState(90, 1.0, 8.0, frozen=True))
+    masks.set_state(MaskState(90, 1.0, 8.0, frozen=True))
     drawn = masks()
     (drawn.penalty + drawn.expected_parameters).backward()
     for logits in masks.log_alpha.values():
@@ -173,7 +173,7 @@ def test_a_constraint_pulls_at_sharp_logits_far_from_the_step():
         logits.data.fill_(-4.0)
     for multiplier in masks.multipliers.linear.values():
         multiplier.data.fill_(-1.0)
-    masks.set_progress(MaskState(70, 1.0, 8.0))
+    masks.set_state(MaskState(70, 1.0, 8.0))
     masks().penalty.backward()
     for axis in masks.axes:
         gradient = masks.log_alpha[axis.value].grad
@@ -192,9 +192,9 @@ def test_units_that_decide_come_to_exactly_the_target(name, start):
     for pair in (masks.multipliers.linear, masks.multipliers.quadratic):
         for multiplier in pair.values():
             multiplier.data.fill_(30.0)
-    optimizer = torch.optim.Adam(masks.mask_parameters(), lr=0.3, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(masks.log_alpha.parameters(), lr=0.3, betas=(0.9, 0.95))
     for step in range(40):  # Adam remembers the constraint's gradients when the pull begins
-        masks.set_progress(MaskState(step, 1.0, 8.0, deciding=step >= 10))
+        masks.set_state(MaskState(step, 1.0, 8.0, deciding=step >= 10))
         optimizer.zero_grad()
         masks().penalty.backward()
         optimizer.step()
@@ -212,7 +212,7 @@ def constrained(constraint: str, steps: int = 60) -> list[dict[str, torch.Tensor
         for logits in masks.log_alpha.values():
             logits.copy_(torch.linspace(1.0, 3.0, logits.shape[-1]).expand_as(logits))
     optimizer = torch.optim.AdamW(mask_groups(masks, masks.settings), eps=1e-12)
-    masks.set_progress(MaskState(1, 1.0))
+    masks.set_state(MaskState(1, 1.0))
     found = []
     for _ in range(steps):
         optimizer.zero_grad()

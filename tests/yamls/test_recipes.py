@@ -18,7 +18,7 @@ from llmshearing.mixture.references import References
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.planning.devices import device_of
 from llmshearing.planning.plan import Machine, make_plan
-from llmshearing.pruning.masks import Masks
+from llmshearing.pruning.budget_masks import build_masks
 from llmshearing.pruning.schedule import MaskState
 
 ROOT = Path(__file__).parents[2]
@@ -165,14 +165,14 @@ def test_the_model_is_built_at_its_size(stage, tokenizer, references, tmp_path):
     table = inputs.source.table
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    masks = Masks(table, inputs.target, recipe.pruning, seed=0) if inputs.target else None
+    masks = build_masks(table, inputs.target, recipe.pruning, seed=0) if inputs.target else None
     whole = ShearingModel(decoder, masks, domains=len(DOMAINS))
     sizes = {name: tuple(p.shape) for name, p in whole.model.named_parameters()}
     assert sizes == table.tensor_shapes(table.source)
     if masks is None:
         return
     assert inputs.target is not None
-    masks.set_progress(MaskState(1, 1.0))
+    masks.set_state(MaskState(1, 1.0))
     masks.eval()
     kept = {axis: int((gate > 0).sum(-1).max()) for axis, gate in masks().gates.items()}
     assert kept == {axis: size for axis, size in table.sizes(inputs.target).items() if axis in kept}

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import LAYER_FIELD, CouplingTable, Row
-from llmshearing.pruning.importance import Scores, score_shapes
+from llmshearing.pruning.scores import Scores, score_shapes
 
 
 class ActivationImportance:
@@ -131,15 +131,12 @@ def activation_importance(
         Scores, float32.
     """
     importance = ActivationImportance(model, table)
-    training = model.training
-    model.eval()
     try:
         for tokens in batches:
             model(input_ids=tokens, use_cache=False)
             tick(len(tokens))
     finally:
         importance.close()
-        model.train(training)
     return importance.scores()
 
 

@@ -1,14 +1,12 @@
-from dataclasses import replace
+"""Importance of units, measured in forward passes."""
 
 import pytest
 import torch
 from models_zoo import Variant, build, variants
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.errors import UserError
-from llmshearing.models.importance import activation_importance
-from llmshearing.pruning import importance
-from llmshearing.pruning.selection import select
+from llmshearing.models.activation_importance import activation_importance
+from llmshearing.pruning.scores import score_shapes
 
 GROUPED = next(v for v in variants() if v.name == "llama-gqa-untied")
 
@@ -38,7 +36,7 @@ def test_a_unit_that_adds_nothing_scores_zero_and_only_it(variant: Variant):
     for axis, unit in chosen.items():
         assert scores[axis][1, unit] == 0
         assert (scores[axis] == 0).sum() == 1
-        assert scores[axis].shape == importance.score_shapes(table)[axis]
+        assert scores[axis].shape == score_shapes(table)[axis]
 
 
 def test_scores_are_the_mean_square_of_what_a_unit_adds():
@@ -90,46 +88,19 @@ def test_a_hidden_dimension_that_no_norm_passes_on_scores_zero():
     assert (scores[Axis.HIDDEN] == 0).nonzero().flatten().tolist() == [5]
 
 
-def test_magnitude_adds_up_every_weight_once_per_axis():
+def test_each_norm_counts_alike_in_the_importance_of_a_hidden_dimension():
     model, table = build(GROUPED)
-    scores = importance.magnitude(table, model.get_parameter)
-    owned = {
-        axis: sum(
-            model.get_parameter(name).square().sum().item()
-            for row in table.rows
-            for _, name in row.instances(table.source.layers)
-            if axis in [a for dim in row.dims for a in dim.axes]
-        )
-        for axis in (Axis.HIDDEN, Axis.HEAD, Axis.KV_GROUP, Axis.INTERMEDIATE)
-    }
-    for axis, total in owned.items():
-        assert scores[axis].sum().item() == pytest.approx(total, rel=1e-5)
-    model.model.layers[1].mlp.up_proj.weight.data[7] *= 10
-    more = importance.magnitude(table, model.get_parameter)
-    changed = (more[Axis.INTERMEDIATE] > scores[Axis.INTERMEDIATE]).nonzero().tolist()
-    assert changed == [[1, 7]]
-
-
-def test_evenly_spaced_units_stay():
-    _, table = build(GROUPED)
-    target = replace(table.source, hidden=8, intermediate=5, layers=2)
-    sizes = table.sizes(target)
-    kept = select(importance.evenly_spaced(table, sizes), sizes)
-    assert kept[Axis.HIDDEN].tolist() == list(range(1, 24, 3))
-    assert kept[Axis.INTERMEDIATE].tolist() == [[2, 6, 10, 14, 18]] * 3
-    assert kept[Axis.LAYER].tolist() == [0, 2]
-
-
-def test_scores_go_to_a_file_and_back_and_fit_one_model_only(tmp_path):
-    _, table = build(GROUPED)
-    scores = importance.random(table, seed=1)
-    path = tmp_path / "scores.safetensors"
-    importance.save_scores(path, scores, {"rows": "6"})
-    for axis, score in importance.load_scores(path, table).items():
-        assert torch.equal(score, scores[axis])
-    _, other = build(replace(GROUPED, config=GROUPED.config | {"intermediate_size": 30}))
-    with pytest.raises(UserError, match=r"axis intermediate, expected \(3, 30\)"):
-        importance.load_scores(path, other)
-    path.write_bytes(b"not scores")
-    with pytest.raises(UserError, match="no importance scores"):
-        importance.load_scores(path, table)
+    squares = []
+    norms = [m for name, m in model.named_modules() if name.endswith("norm")]
+    handles = [
+        norm.register_forward_hook(lambda _, __, out: squares.append(out.square().mean((0, 1))))
+        for norm in norms
+    ]
+    with torch.no_grad():
+        model(tokens(), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    assert len(squares) == 2 * table.source.layers + 1
+    expected = sum(square / square.mean() for square in squares) / tokens().numel()
+    found = activation_importance(model, table, [tokens()])[Axis.HIDDEN]
+    torch.testing.assert_close(found, expected)

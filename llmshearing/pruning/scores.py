@@ -1,6 +1,6 @@
-"""Scores of units by other means than training: what one-shot pruning keeps, where masks start.
+"""Scores of units that are not learned: for one-shot pruning and for the order masks start in.
 
-A score is [n] for HIDDEN and LAYER and [L, n] for the per-layer axes; higher stays.
+Scores are [n] for HIDDEN and LAYER and [L, n] for the per-layer axes. Units of higher score stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scores = dict[Axis, Tensor]
 
 
 def score_shapes(table: CouplingTable) -> dict[Axis, tuple[int, ...]]:
-    """The size of each axis's scores."""
+    """The shape of the scores of each axis."""
     layers = table.source.layers
     return {
         axis: (layers, size) if axis.per_layer else (size,)
@@ -35,7 +35,7 @@ def magnitude(table: CouplingTable, read: Callable[[str], Tensor]) -> Scores:
 
     Args:
         table: the source's coupling table.
-        read: gives a parameter by name.
+        read: returns a parameter by name.
     """
     scores = {axis: torch.zeros(shape) for axis, shape in score_shapes(table).items()}
     sizes = table.sizes(table.source)
@@ -59,7 +59,7 @@ def magnitude(table: CouplingTable, read: Callable[[str], Tensor]) -> Scores:
 
 
 def random(table: CouplingTable, seed: int) -> Scores:
-    """Scores without meaning: the control."""
+    """Random scores, the control of an experiment."""
     generator = torch.Generator().manual_seed(seed)
     return {
         axis: torch.rand(shape, generator=generator) for axis, shape in score_shapes(table).items()
@@ -67,7 +67,7 @@ def random(table: CouplingTable, seed: int) -> Scores:
 
 
 def evenly_spaced(table: CouplingTable, sizes: Mapping[Axis, int]) -> Scores:
-    """Scores under which units at equal distances stay.
+    """Scores that keep units at equal distances.
 
     Args:
         table: the source's coupling table.
@@ -77,19 +77,20 @@ def evenly_spaced(table: CouplingTable, sizes: Mapping[Axis, int]) -> Scores:
     for axis, shape in score_shapes(table).items():
         units, keep = shape[-1], sizes[axis]
         score = torch.zeros(shape)
-        places = (torch.arange(keep) + 0.5) * units / keep
-        score[..., places.long()] = 1.0
+        middles = (torch.arange(keep) + 0.5) * units / keep
+        score[..., middles.long()] = 1.0
         scores[axis] = score
     return scores
 
 
 def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
-    """Mask logits in the order of a score: by rank, evenly from start - spread to start + spread.
+    """Mask logits in the order of a score, evenly spaced from start - spread to start + spread.
 
-    Ranks rather than values, since scores are heavy-tailed: a few units would take the whole range.
+    Logits follow ranks, not values: scores are heavy-tailed, so a few units would take the whole
+    range.
 
     Args:
-        score: [..., n]; each row is ranked by itself.
+        score: [..., n]; each row is ranked on its own.
         start: mean of the logits.
         spread: half of their range.
     """
@@ -99,16 +100,16 @@ def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
 
 
 def save_scores(path: str | Path, scores: Mapping[Axis, Tensor], about: Mapping[str, str]) -> None:
-    """Write scores as safetensors, with what made them as its metadata; whole or not at all."""
+    """Write scores to a safetensors file, with `about` (how they were measured) as its metadata."""
     tensors = {axis.value: score.contiguous() for axis, score in scores.items()}
     write_bytes(path, save(tensors, metadata=dict(about)))
 
 
 def load_scores(path: str | Path, table: CouplingTable) -> Scores:
-    """Read scores of a model.
+    """Read the scores of a model.
 
     Raises:
-        UserError: no such file, or scores of a model of another shape.
+        UserError: there is no such file, or its scores belong to a model of another shape.
     """
     try:
         with safe_open(str(path), "pt") as file:
@@ -124,6 +125,12 @@ def load_scores(path: str | Path, table: CouplingTable) -> Scores:
         wrong = next(axis for axis in Axis if found.get(axis) != expected.get(axis))
         raise UserError(
             f"{path}: found scores {found.get(wrong)} on axis {wrong.value}, expected "
-            f"{expected.get(wrong)}: they are of another model; measure this one's"
+            f"{expected.get(wrong)}: they belong to another model; measure this one's with "
+            "llmshearing importance"
+        )
+    if wrong := [axis.value for axis, score in scores.items() if not score.isfinite().all()]:
+        raise UserError(
+            f"{path}: found scores on axis {', '.join(wrong)} that are not finite; measure them "
+            "again with llmshearing importance"
         )
     return scores
