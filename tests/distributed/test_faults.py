@@ -1,4 +1,4 @@
-"""Ranks that never arrive, die or hang, gradients not finite: the run ends and says why."""
+"""Ranks that never connect, die or hang, and non-finite gradients: the run ends and says why."""
 
 import contextlib
 import json
@@ -21,6 +21,7 @@ from llmshearing import preflight, train
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import EXIT_STATUS, FAILURE_STATUS, UserError, exits_on_user_error
+from llmshearing.logs import set_up_log
 
 pytestmark = [
     pytest.mark.world_size(2),
@@ -32,7 +33,7 @@ DEADLINE_SECONDS = 120  # a machine may be busy
 
 @pytest.fixture
 def start(recipe_file, tmp_path):
-    """Start a run of two ranks; whatever is left of them is killed at the end."""
+    """Start a run of two ranks; kill what is left of them at the end."""
     started = []
 
     def go(*overrides, **how):
@@ -67,7 +68,7 @@ def statuses(processes) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_a_rank_that_never_arrives(start, tmp_path):
+def test_a_rank_that_never_connects_ends_the_run_with_its_timeout(start, tmp_path):
     processes = start("run.start_timeout=2s", only={0})
     assert statuses(processes) == [FAILURE_STATUS]
     text = log_of(tmp_path, 0)
@@ -76,7 +77,7 @@ def test_a_rank_that_never_arrives(start, tmp_path):
     assert "Traceback" not in text
 
 
-def test_a_loader_s_process_that_is_killed(start, tmp_path):
+def test_a_killed_loader_worker_is_reported_on_every_rank(start, tmp_path):
     processes = start("run.duration=10000ba", "run.eval_interval=10000ba", "data.workers=1")
     wait_for_step(tmp_path, 2, processes)
     (worker,) = psutil.Process(processes[1].pid).children()
@@ -89,7 +90,7 @@ def test_a_loader_s_process_that_is_killed(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loader_that_finds_damage(start, recipe_file, tiny_tree, tmp_path):
+def test_damage_found_by_a_loader_worker_ends_all_ranks(start, recipe_file, tiny_tree, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(tiny_tree, tree)
     processes = start(
@@ -106,7 +107,7 @@ def test_a_loader_that_finds_damage(start, recipe_file, tiny_tree, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_stops_in_a_step(start, tmp_path):
+def test_a_stopped_rank_ends_the_run_and_leaves_nothing_behind(start, tmp_path):
     processes = start(
         "run.duration=10000ba", "run.eval_interval=10000ba", "run.step_timeout=3s", "data.workers=1"
     )
@@ -120,7 +121,7 @@ def test_a_rank_that_stops_in_a_step(start, tmp_path):
     assert "train.py" in text
     assert "but for rank 1: stopped, dead" in text
     assert "rank 0 of 2" in (tmp_path / "run/stacks/rank0.txt").read_text()
-    # What a killed run leaves: neither processes nor shared memory.
+    # A killed run leaves neither processes nor shared memory.
     processes[1].kill()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
@@ -144,16 +145,14 @@ def hanging(arguments):
     original = train.build_trainer
 
     def with_sleeper(*given):
-        trainer = original(*given)
-        trainer.state.callbacks.append(Sleeper())
-        return trainer
+        return original(*given, extra_callbacks=[Sleeper()])
 
     train.build_trainer = with_sleeper
     return train.main(arguments)
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_shows_where_and_the_others_too(start, tmp_path):
+def test_a_hanging_rank_makes_every_rank_write_its_stacks(start, tmp_path):
     processes = start("run.step_timeout=5s", run=hanging)
     assert statuses(processes) == [FAILURE_STATUS] * 2
     assert "in stuck" in log_of(tmp_path, 1)
@@ -200,13 +199,12 @@ def planted_run(recipe, where, *overrides):
     checked, inputs = preflight.check(recipe, overrides)
     directory = Path(checked.run.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    train.set_up_log(directory)
-    trainer = train.build_trainer(checked, inputs)
-    trainer.state.callbacks += [Planter(where), Witness(directory)]
-    trainer.fit()
+    set_up_log(directory, dist.get_global_rank())
+    extra = [Planter(where), Witness(directory)]
+    train.build_trainer(checked, inputs, extra_callbacks=extra).fit()
 
 
-def test_nan_in_a_weight_s_gradient(recipe_file, tmp_path):
+def test_a_nan_weight_gradient_stops_before_the_weights_change(recipe_file, tmp_path):
     overrides = ["run.checkpoint_interval=1ba", "run.keep_checkpoints=-1"]
     with pytest.raises(UserError) as caught:
         planted_run(recipe_file, "weight", *overrides)
@@ -220,7 +218,7 @@ def test_nan_in_a_weight_s_gradient(recipe_file, tmp_path):
     assert step_of(last) == 5  # after five good steps
     tensors = open_checkpoint(last)
     assert all(tensors.read(name).isfinite().all() for name in tensors.names())
-    # It loads, and the run goes on from it to its end.
+    # It loads, and the run resumes from it to its end.
     checked, inputs = preflight.check(recipe_file, overrides)
     train.train(checked, inputs)
     assert metrics(tmp_path / "run")[-1]["batch"] == 8
@@ -232,7 +230,7 @@ def planted_main(arguments):
     planted_run(Path(arguments[0]), "row", *arguments[1:])
 
 
-def test_infinity_in_one_row_of_one_rank_names_the_sample(start, tmp_path):
+def test_an_infinite_row_gradient_names_rank_domain_and_sample(start, tmp_path):
     processes = start("parallelism=fsdp2", run=planted_main)
     assert statuses(processes) == [EXIT_STATUS] * 2
     batch = [json.loads(line) for line in (tmp_path / "run/seen-1.jsonl").read_text().splitlines()]

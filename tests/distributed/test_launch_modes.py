@@ -1,4 +1,4 @@
-"""One process, two with DDP and two with FSDP2 are the same run (gloo, float32, clipping on)."""
+"""One process, two DDP ranks and two FSDP2 ranks give the same run (gloo, float32, clipping)."""
 
 import pytest
 from runs import launch, log_file, metrics, series, start_ranks
@@ -18,7 +18,7 @@ NAMES = (
 SETTINGS = (
     "run.duration=5ba",
     "run.eval_interval=5ba",
-    # A bound that binds: an error in the gradients' scale would change every step.
+    # Bounds below the gradient norms: a wrong gradient scale would change every step.
     "optimizer.clip_norm=0.1",
     "pruning.clip_norm=0.01",
 )
@@ -59,7 +59,7 @@ def assert_same(found, alone):
 
 
 @pytest.mark.world_size(2)
-def test_two_ranks_are_one_process(alone, spread):
+def test_two_ranks_equal_one_process(alone, spread):
     found = spread(2, "parallelism=ddp")
     assert_same(found, alone)
     whole = series(found, "throughput/tokens_per_second")
@@ -72,7 +72,7 @@ def test_two_ranks_are_one_process(alone, spread):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_launcher_changes_nothing(alone, recipe_file, tmp_path, ranks):
+def test_composers_launcher_gives_the_same_run(alone, recipe_file, tmp_path, ranks):
     run = tmp_path / "launched"
     done = launch(ranks, recipe_file, f"run.directory={run}", *SETTINGS)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -81,21 +81,21 @@ def test_the_launcher_changes_nothing(alone, recipe_file, tmp_path, ranks):
 
 @pytest.mark.slow
 @pytest.mark.world_size(4)
-def test_two_replicas_of_two_shards_are_one_process(alone, spread):
+def test_hybrid_sharding_equals_one_process(alone, spread):
     assert_same(spread(4, "parallelism=fsdp2", "shard_ranks=2", "data.microbatch=1"), alone)
 
 
 @pytest.mark.gpu
 @pytest.mark.world_size(2)
 @pytest.mark.parametrize("overrides", [(), ("shard_ranks=1",)], ids=["sharded", "replicated"])
-def test_fsdp1_is_one_process(alone, spread, overrides):
+def test_fsdp1_equals_one_process(alone, spread, overrides):
     assert_same(spread(2, "parallelism=fsdp1", *overrides), alone)
 
 
 @pytest.mark.gpu
 @pytest.mark.world_size(2)
 @pytest.mark.parametrize("mode", ["fsdp2", "fsdp1", "ddp"])
-def test_bfloat16_goes_down(spread, mode):
+def test_bfloat16_training_lowers_the_loss(spread, mode):
     found = spread(2, f"parallelism={mode}", "model.precision=amp_bf16")
     losses = series(found, "loss/train/ce")
     assert losses[5] < losses[1]

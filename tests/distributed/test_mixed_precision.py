@@ -1,4 +1,4 @@
-"""Weights computed in bfloat16 by FSDP2 leave masks, multipliers and their state in float32."""
+"""With bfloat16 weights under FSDP2, masks, multipliers and their optimizer state stay float32."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ POLICY = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.flo
 
 
 def two_steps(arguments):
-    """What Composer does with `amp_bf16` on a GPU, which it refuses to do on a CPU."""
+    """What Composer does for `amp_bf16` on a GPU; it refuses that precision on a CPU."""
     del arguments
     torch.distributed.init_process_group("gloo")
     decoder, table = build(variants()[0])
@@ -47,7 +47,9 @@ def two_steps(arguments):
         losses["total"].backward()
         optimizer.step()
         for parameter in model.parameters():
-            assert parameter.dtype == torch.float32  # as kept; the copy computed with is narrow
+            assert (
+                parameter.dtype == torch.float32
+            )  # the stored weight; the copy used in the forward is bfloat16
             assert parameter.grad.dtype == torch.float32
             for value in optimizer.state[parameter].values():
                 assert value.dtype == torch.float32
@@ -63,7 +65,7 @@ def two_steps(arguments):
 
 
 @pytest.mark.world_size(2)
-def test_masks_stay_wide_where_weights_are_narrow(tmp_path):
+def test_masks_stay_float32_when_weights_are_bfloat16(tmp_path):
     processes = start_ranks(2, tmp_path, [], run=two_steps)
     for process in processes:
         process.join(timeout=120)
