@@ -1,8 +1,8 @@
-"""`python data_prep/describe.py` runs `llmshearing.preparation.describe`."""
+"""`python data_prep/describe.py` runs `llmshearing describe`."""
 
 import sys
 
-from llmshearing.preparation.describe import main
+from llmshearing.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["describe", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""`python data_prep/prepare.py` runs `llmshearing.preparation.prepare`."""
+"""`python data_prep/prepare.py` runs `llmshearing prepare`."""
 
 import sys
 
-from llmshearing.preparation.prepare import main
+from llmshearing.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["prepare", *sys.argv[1:]]))

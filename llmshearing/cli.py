@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         "out", type=_path, metavar="OUT_DIR", help="a new folder; paths in the recipes expect yamls"
     )
 
+    _prepare_verbs(verbs)
     verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
     verb.add_argument("recipe", type=_path)
     verb.add_argument("overrides", nargs="*", metavar="key=value")
@@ -211,6 +212,32 @@ def _reference_loss_verbs(verbs) -> None:
     )
 
 
+def _prepare_verbs(verbs) -> None:
+    verb = _verb(
+        verbs,
+        "prepare",
+        prepare,
+        "raw text to rows of token ids",
+        "yamls/data/redpajama-sample.yaml source=TEXT tokenizer=MODEL output=data/sample",
+    )
+    verb.add_argument("recipe", type=_path)
+    verb.add_argument("overrides", nargs="*", metavar="key=value")
+    verb.add_argument("--shard", type=_task, metavar="I/N", help="one task of a job array")
+    verb.add_argument("--merge", action="store_true", help="only pack what the tasks tokenised")
+
+    verb = _verb(verbs, "describe", describe, "what prepared data holds, checked", "data/sample")
+    verb.add_argument("root", type=_path, metavar="DATA_DIR")
+    verb.add_argument("--samples", type=_count, default=1, metavar="N", help="rows to show")
+    verb.add_argument("--domain", help="show rows of this domain only")
+
+
+def _task(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not match or not 0 <= int(match[1]) <= int(match[2]) or match[2] == "0":
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected I/N with I from 0 to N")
+    return int(match[1]), int(match[2])
+
+
 def _plan_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", type=_path)
     verb.add_argument("overrides", nargs="*", metavar="key=value")
@@ -250,6 +277,20 @@ def recipes(options: argparse.Namespace) -> None:
     with new_directory(options.out) as directory:
         shutil.copytree(Path(llmshearing.__file__).parent / "yamls", directory, dirs_exist_ok=True)
     print(options.out)
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Prepare data for training."""
+    from llmshearing.preparation.prepare import run
+
+    return run(options.recipe, options.overrides, options.shard, options.merge)
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Print and check what prepared data holds."""
+    from llmshearing.preparation.describe import describe as describe_tree
+
+    describe_tree(options.root, options.samples, options.domain)
 
 
 def validate(options: argparse.Namespace) -> None:

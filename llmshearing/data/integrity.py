@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,26 @@ def check_files(
     Raises:
         UserError: lists every file that is missing, has another size or has changed.
     """
+    hash_limit = HASHED_AT_START_BYTES if by_hash else 0
+    if problems := find_problems(tree, splits, cached=cached, hash_limit=hash_limit):
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(
+            f"found damaged files in {tree.root}, expected what was recorded when "
+            f"it was prepared: copy them from an undamaged tree, or prepare it again{listed}"
+        )
+
+
+def find_problems(
+    tree: DataTree, splits: Sequence[str], *, cached: bool = False, hash_limit: float = math.inf
+) -> list[str]:
+    """List every file of some splits that is missing, has another size or has changed.
+
+    Args:
+        tree: the data.
+        splits: names; those that the tree does not have are left out.
+        cached: the tree is a cache of a remote one, so that only its indexes have to be there.
+        hash_limit: hash the shards too if all of them together have at most this many bytes.
+    """
     shards: list[tuple[Path, dict[str, Any]]] = []
     problems = []
     for split in dict.fromkeys(splits):
@@ -48,19 +69,13 @@ def check_files(
             except (OSError, ValueError, KeyError, TypeError) as error:
                 problems.append(f"{info.path / INDEX}: not a readable index ({error!r})")
     if not cached:
-        total = sum(file["bytes"] for _, file in shards)
-        by_hash = by_hash and total <= HASHED_AT_START_BYTES
+        by_hash = sum(file["bytes"] for _, file in shards) <= hash_limit
         problems += [
             f"{path}: {problem}"
             for path, file in shards
             if (problem := file_problem(path, file["bytes"], file["hashes"] if by_hash else {}))
         ]
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise UserError(
-            f"found damaged files in {tree.root}, expected what was recorded when "
-            f"it was prepared: copy them from an undamaged tree, or prepare it again{listed}"
-        )
+    return problems
 
 
 def file_problem(path: Path, size: int, hashes: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The end of a preparation: counts, cuts, shards, indexes, and at last the manifest."""
+"""The end of a preparation: shards, indexes, and last the manifest."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from omegaconf import OmegaConf
 
 from llmshearing.data.schema import (
     FORMAT_VERSION,
+    INDEX,
     MANIFEST,
     SPLITS,
     TOKENIZER_FOLDER,
@@ -26,38 +26,66 @@ from llmshearing.preparation import (
     fingerprints,
     mds_files,
     packing,
-    selection,
+    split_selection,
     splits,
     units,
     workers,
 )
 from llmshearing.preparation import recipe as recipes
 from llmshearing.preparation import work_plan as plans
+from llmshearing.progress import Progress
 
 log = logging.getLogger(__name__)
 
 BAD_DOCUMENTS = "bad_documents.jsonl"
 UNRECORDED = ("output", "processes", "unit_bytes")  # they do not change the result
 PACKAGES = ("llmshearing", "mosaicml-streaming", "numpy", "sentencepiece", "tokenizers")
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+PackingJob: TypeAlias = tuple[list[packing.Stream], Path, Path]
 
 
 def finish(
-    plan: plans.Plan, selected: dict[str, selection.DomainSelection], processes: int
+    plan: plans.Plan, selected: dict[str, split_selection.DomainSelection], processes: int
 ) -> None:
-    """Make the tree out of finished units and what each split takes of them.
+    """Write the tree from finished units and what each split takes of them.
 
     Raises:
-        UserError: a split is empty, or the disk is full.
+        UserError: a split has no row, or the disk is full.
     """
-    streams = [
-        _stream(plan, domain, pool, cut, selected[domain.name])
-        for domain in plan.domains
-        for pool, cut in selected[domain.name].cuts
-    ]
-    _refuse_empty(streams)
+    streams = _with_rows(
+        [
+            _stream(plan, domain, pool, cut, selected[domain.name])
+            for domain in plan.domains
+            for pool, cut in selected[domain.name].cuts
+        ]
+    )
     digests = {name: one for domain in selected.values() for name, one in domain.digests.items()}
     notes = _pack(plan, streams, processes, fingerprints.combined(digests))
-    _write_tree(plan, streams, notes, selected, digests)
+    described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    for stream in streams:
+        entries = [packing.entry(stream, index, notes) for index in range(stream.shards)]
+        described[stream.cut.split][stream.domain] = _stream_record(stream, entries)
+        _write(plan, plan.root / stream.folder / INDEX, mds_files.index_text(entries))
+    problems = [problem for domain in selected.values() for problem in domain.problems]
+    lines = [f"{json.dumps(problem, ensure_ascii=False)}\n" for problem in problems]
+    _write(plan, plan.root / BAD_DOCUMENTS, "".join(lines))
+    _write(plan, plan.root / fingerprints.INPUTS, fingerprints.record(plan.stamps, digests))
+    _copy_tokenizer(plan)
+    manifest = {
+        **_manifest(plan),
+        "inputs": fingerprints.combined(digests),
+        "splits": {split: domains for split, domains in described.items() if domains},
+        "domains": {one.name: _domain_record(one, selected[one.name]) for one in plan.domains},
+    }
+    _write(plan, plan.root / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(plan.work, ignore_errors=True)
 
 
 def _stream(
@@ -65,12 +93,12 @@ def _stream(
     domain: plans.Domain,
     pool: str,
     cut: splits.Cut,
-    chosen: selection.DomainSelection,
+    selected: split_selection.DomainSelection,
 ) -> packing.Stream:
-    excluded = chosen.excluded if pool == "train" else selection.NONE
+    excluded = selected.excluded if pool == "train" else split_selection.NONE
     paths, before, documents = [], [0], 0
-    for _, file in selection.unit_files(plan, domain.name, pool):
-        mask = packing.chosen(file.hashes, cut.begin, cut.end, excluded)
+    for _, file in split_selection.unit_files(plan, domain.name, pool):
+        mask = packing.chosen(file.hashes, cut, excluded)
         documents += int(mask.sum())
         paths.append(file.path)
         before.append(before[-1] + int(file.lengths[mask].sum()))
@@ -81,29 +109,49 @@ def _stream(
         recipes.byte_size(plan.recipe.shard_bytes),
     )
     return packing.Stream(
-        cut.split, domain.name, tuple(paths), tuple(before), documents, cut.begin, cut.end,
-        excluded, layout,
-    )  # fmt: skip
+        domain.name, cut, excluded, tuple(paths), tuple(before), documents, layout
+    )
 
 
-def _refuse_empty(streams: list[packing.Stream]) -> None:
+def _with_rows(streams: list[packing.Stream]) -> list[packing.Stream]:
+    """Leave out streams without a row that the recipe allows to be empty.
+
+    Raises:
+        UserError: another stream has no row, or no domain of a split has one.
+    """
+    kept = [stream for stream in streams if stream.rows]
+    in_use = {stream.cut.split for stream in kept}
+    budgets = {stream.domain for stream in kept if stream.cut.asked}
     empty = [
-        f"\n  {stream.split} of {stream.domain}: {stream.documents:,} documents, "
-        f"{stream.tokens:,} tokens"
+        stream
         for stream in streams
-        if not stream.rows
+        if not stream.rows and not (stream.cut.split in in_use and _may_be_empty(stream, budgets))
     ]
     if empty:
         length = streams[0].layout.sequence_length
+        listed = "".join(
+            f"\n  {stream.folder}: {stream.documents:,} documents, {stream.tokens:,} tokens"
+            for stream in empty
+        )
         raise UserError(
             f"found less than one row of {length} tokens for {len(empty)} of {len(streams)} splits "
             "of domains: give more text, other shares or budgets under `splits`, or leave the "
-            f"domain out; what is tokenised is kept{''.join(empty)}"
+            f"domain out; finished pieces are kept{listed}"
         )
+    for stream in streams:
+        if not stream.rows and stream.cut.asked is None:
+            log.warning("%s is left out: earlier budgets take all of its text", stream.folder)
+    return kept
+
+
+def _may_be_empty(stream: packing.Stream, budgets: set[str]) -> bool:
+    """Whether its weight is 0, or budgets of earlier splits may take all of its domain's text."""
+    shares = stream.cut.asked is None and stream.cut.split != "eval"
+    return stream.cut.asked == 0 or (shares and stream.domain in budgets)
 
 
 def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: int, content: str) -> Path:
-    """Write all shards that are not yet there; give the folder of the notes on them."""
+    """Write all missing shards; return the folder of the notes on them."""
     notes = plan.work / f"packed-{plans.digest([plan.identity, content])[:16]}"
     if not notes.is_dir():  # the first time, or after other rules for the splits or an edit
         for split in SPLITS:
@@ -112,88 +160,37 @@ def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: int, conte
     jobs = [
         (number, shard) for number, stream in enumerate(streams) for shard in range(stream.shards)
     ]
-    about = (streams, plan.root, notes)
     total = sum(stream.rows * stream.layout.row.itemsize for stream in streams)
     small = total < plan.settings.unit_bytes  # starting a process takes longer
-    progress = workers.Progress("packing", total)
-    for rows, size in workers.results(processes, _packer, about, jobs, small=small):
-        progress.add(size, rows * plan.recipe.sequence_length)
-    progress.close()
+    with Progress("pack", total / 1e6, "MB") as progress:
+        about = (streams, plan.root, notes)
+        for size in workers.results(processes, _packer, about, jobs, small=small):
+            progress.advance(size / 1e6)
     return notes
 
 
-def _packer(
-    about: tuple[list[packing.Stream], Path, Path],
-) -> Callable[[tuple[int, int]], tuple[int, int]]:
-    return partial(_pack_one, *about)
+def _packer(about: PackingJob) -> Callable[[tuple[int, int]], int]:
+    streams, root, notes = about
+    return lambda job: packing.pack(streams[job[0]], job[1], root, notes)
 
 
-def _pack_one(
-    streams: list[packing.Stream], root: Path, notes: Path, job: tuple[int, int]
-) -> tuple[int, int]:
-    return packing.pack(streams[job[0]], job[1], root, notes)
-
-
-def _write_tree(
-    plan: plans.Plan,
-    streams: list[packing.Stream],
-    notes: Path,
-    selected: dict[str, selection.DomainSelection],
-    digests: dict[str, str],
-) -> None:
-    described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
-    for stream in streams:
-        entries = [packing.entry(stream, index, notes) for index in range(stream.shards)]
-        folder = plan.root / stream.split / stream.domain
-        cuts = selected[stream.domain].cuts
-        cut = next(cut for _, cut in cuts if cut.split == stream.split)
-        described[stream.split][stream.domain] = {
-            "rows": stream.rows,
-            "tokens": stream.rows * stream.layout.sequence_length,
-            "documents": stream.documents,
-            "dropped_tokens": stream.tokens % stream.layout.sequence_length,
-            "fingerprint": fingerprint(entries),
-            "chat": stream.layout.chat,
-            "shards": stream.shards,
-            "asked_tokens": cut.asked,
-            "lacking_tokens": cut.lacks,
-        }
-        _write(plan, folder / "index.json", mds_files.index_text(entries))
-    problems = [problem for domain in selected.values() for problem in domain.problems]
-    _write(
-        plan,
-        plan.root / BAD_DOCUMENTS,
-        "".join(f"{json.dumps(p, ensure_ascii=False)}\n" for p in problems),
-    )
-    _write(plan, plan.root / fingerprints.INPUTS, fingerprints.record(plan.stamps, digests))
-    _copy_tokenizer(plan)
-    manifest = {
-        "format": FORMAT_VERSION,
-        "identity": plan.identity,
-        "inputs": fingerprints.combined(digests),
-        "sequence_length": plan.recipe.sequence_length,
-        "token_dtype": plan.settings.dtype,
-        "vocabulary": plan.tokenizer.vocabulary,
-        "tokenizer": {
-            "kind": plan.tokenizer.kind,
-            "fingerprint": plan.tokenizer.fingerprint,
-            "file": plan.tokenizer.path.name,
-            "bos": plan.settings.bos,
-            "eos": plan.settings.eos,
-        },
-        "seed": plan.recipe.seed,
-        "splits": {split: domains for split, domains in described.items() if domains},
-        "domains": {
-            domain.name: _described(domain, selected[domain.name]) for domain in plan.domains
-        },
-        "config": _config(plan.recipe),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+def _stream_record(stream: packing.Stream, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "rows": stream.rows,
+        "tokens": stream.rows * stream.layout.sequence_length,
+        "documents": stream.documents,
+        "dropped_tokens": stream.tokens % stream.layout.sequence_length,
+        "fingerprint": fingerprint(entries),
+        "chat": stream.layout.chat,
+        "shards": stream.shards,
+        "asked_tokens": stream.cut.asked,
+        "lacking_tokens": stream.cut.lacks,
     }
-    _write(plan, plan.root / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(plan.work, ignore_errors=True)
 
 
-def _described(domain: plans.Domain, selected: selection.DomainSelection) -> dict[str, Any]:
+def _domain_record(
+    domain: plans.Domain, selected: split_selection.DomainSelection
+) -> dict[str, Any]:
     return {
         "files": sum(map(len, domain.pools.values())),
         "file_bytes": sum(file.size for pool in domain.pools.values() for file in pool),
@@ -203,24 +200,39 @@ def _described(domain: plans.Domain, selected: selection.DomainSelection) -> dic
     }
 
 
-def _config(recipe: recipes.Recipe) -> dict[str, Any]:
-    config = OmegaConf.to_container(OmegaConf.structured(recipe))
+def _manifest(plan: plans.Plan) -> dict[str, Any]:
+    """Return the part of the manifest that follows from the plan alone."""
+    config = OmegaConf.to_container(OmegaConf.structured(plan.recipe))
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items() if key not in UNRECORDED}
+    tokenizer = plan.tokenizer
+    return {
+        "format": FORMAT_VERSION,
+        "identity": plan.identity,
+        "sequence_length": plan.recipe.sequence_length,
+        "token_dtype": plan.settings.dtype,
+        "vocabulary": tokenizer.vocabulary,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "fingerprint": tokenizer.fingerprint,
+            "file": tokenizer.path.name,
+            "bos": plan.settings.bos,
+            "eos": plan.settings.eos,
+        },
+        "seed": plan.recipe.seed,
+        "config": {key: value for key, value in config.items() if key not in UNRECORDED},
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
 
 
 def _copy_tokenizer(plan: plans.Plan) -> None:
-    """Put the tokenizer's own files into the tree, so that it can be decoded anywhere."""
+    """Copy the tokenizer's own files into the tree, so that it can be decoded anywhere."""
     given, folder = Path(plan.recipe.tokenizer), plan.root / TOKENIZER_FOLDER
-    names = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-             "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
-    copied = (
-        [given / name for name in names if (given / name).is_file()] if given.is_dir() else [given]
-    )
+    copied = [given / name for name in TOKENIZER_FILES] if given.is_dir() else [given]
     try:
         folder.mkdir(exist_ok=True)
         for path in copied:
-            shutil.copyfile(path, folder / path.name)
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise UserError(
             f"cannot write {folder} ({error.strerror}): make room and run again"
@@ -228,10 +240,10 @@ def _copy_tokenizer(plan: plans.Plan) -> None:
 
 
 def _write(plan: plans.Plan, path: Path, text: str) -> None:
-    """Write a file whole or not at all; what a kill leaves of it goes with the folder of the work.
+    """Write a file whole or not at all. What a kill leaves is in the work folder, which goes.
 
     Raises:
-        UserError: the file system refuses.
+        UserError: the file cannot be written.
     """
     with units.writing(plan.work / f".{path.name}.{os.getpid()}", path) as file:
         file.write(text.encode())

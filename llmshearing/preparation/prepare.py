@@ -1,15 +1,10 @@
-"""Raw text to a data tree that training reads.
+"""`llmshearing prepare`: raw text to a data tree that training reads.
 
-    python data_prep/prepare.py CONFIG.yaml key=value
-    python data_prep/prepare.py CONFIG.yaml key=value --shard 3/64   # one task of a job array
-    python data_prep/prepare.py CONFIG.yaml key=value --merge        # after all of them
-
-Killed at any moment, the same command goes on from the finished pieces of work.
+Killed at any moment, the same command resumes from the finished pieces of work.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -17,21 +12,84 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from llmshearing import files
 from llmshearing.data.schema import MANIFEST
 from llmshearing.data.tree import DataTree
-from llmshearing.errors import UserError, exits_on_user_error
-from llmshearing.preparation import fingerprints, finish, selection, tables, units, workers
+from llmshearing.errors import UserError
+from llmshearing.preparation import (
+    describe,
+    fingerprints,
+    finish,
+    inputs,
+    split_selection,
+    units,
+    workers,
+)
 from llmshearing.preparation import recipe as recipes
 from llmshearing.preparation import work_plan as plans
+from llmshearing.progress import Progress, duration
+from llmshearing.tables import Table
 
 log = logging.getLogger(__name__)
 
 STATE = "identity"
 BOUNDS = "bounds.json"
 EARLY_DOCUMENTS = 100_000  # from there on, bad documents stop the run before its end
+INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
+
+
+def run(config: str, overrides: Sequence[str], shard: tuple[int, int] | None, merge: bool) -> int:
+    """Prepare data and print what there was and what the tree holds.
+
+    Args:
+        config: a recipe.
+        overrides: `key=value` that replace its values.
+        shard: tokenise only the pieces of one task (index, number of tasks).
+        merge: tokenise nothing; write the tree from the pieces of all tasks.
+
+    Returns:
+        The exit status.
+    """
+    began = time.monotonic()
+    plan = plans.make(recipes.load(config, overrides))
+    overview(plan).show(sys.stderr)
+    try:
+        whole = prepare(plan, shard, merge=merge)
+    except KeyboardInterrupt:
+        log.warning("interrupted; the same command resumes from here")
+        return INTERRUPTED
+    if whole:
+        describe.summary(DataTree.open(plan.root)).show()
+        log.info("%s is complete after %s", plan.root, duration(time.monotonic() - began))
+    return 0
+
+
+def overview(plan: plans.Plan) -> Table:
+    """Return what text there is, what is asked of it, and what it seems to lack."""
+    rows, notes, lacking = [], [], []
+    for domain in plan.domains:
+        raw = [file for pool in domain.pools.values() for file in pool]
+        asked = sum(ask.tokens or 0 for ask in domain.asks["train"])
+        short = None if domain.estimate is None else max(0, asked - domain.estimate)
+        megabytes = f"{sum(file.size for file in raw) / 1e6:,.1f}"
+        counts = ["-" if n is None else f"{n:,}" for n in (domain.estimate, asked or None, short)]
+        rows.append([domain.name, f"{len(raw):,}", megabytes, *counts])
+        lacking += [domain.name] if short else []
+        if domain.skipped:
+            listed = inputs.listed(domain.skipped)
+            notes.append(
+                f"domain {domain.name}: {len(domain.skipped):,} inputs are skipped{listed}"
+            )
+    if lacking:
+        notes.insert(
+            0,
+            f"warning: the text of {', '.join(lacking)} seems to be less than the budgets ask for; "
+            "the splits take it in the order eval, prune, continue, and missing_tokens="
+            f"{plan.recipe.missing_tokens:g} is the part of a budget that may be missing",
+        )
+    header = ["domain", "files", "MB", "tokens (estimate)", "asked", "lacking (estimate)"]
+    return Table("", header, rows, notes)
 
 
 def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bool = False) -> bool:
@@ -39,18 +97,18 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
 
     Args:
         plan: the preparation.
-        shard: tokenise only the units of one task out of several, and stop.
+        shard: tokenise only the units of one task (index, number of tasks), and stop.
         merge: tokenise nothing; all units have to be there.
 
     Returns:
-        Whether the tree is whole.
+        Whether the tree is complete.
 
     Raises:
         UserError: the text, the target folder or the disk does not allow it.
     """
     if not _begin(plan):
         return True
-    bounds = plan.work / BOUNDS  # of the estimate at first; kept, as it may follow other files
+    bounds = plan.work / BOUNDS  # kept, as the estimates behind them may change with the files
     if bounds.is_file():
         plan = plans.with_bounds(plan, json.loads(bounds.read_text(encoding="utf-8")))
     else:
@@ -70,28 +128,28 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
         if shard:
             log.info("shard %d/%d is done; when all are, run with --merge", *shard)
             return False
-        selected = selection.select(plan)
-        wider = selection.wider_bounds(plan, selected)
+        selected = split_selection.select(plan)
+        wider = split_selection.wider_bounds(plan, selected)
         if not wider:
             break
         plan = plans.with_bounds(plan, wider)
         files.write_json(bounds, plan.bounds)
-    selection.refuse_missing(plan, selected)
+    split_selection.refuse_missing(plan, selected)
     finish.finish(plan, selected, processes)
     return True
 
 
 def _begin(plan: plans.Plan) -> bool:
-    """Take the target folder, or see that it is done; say whether work is left."""
+    """Take the target folder, or find it complete; return whether work is left."""
     root, state = plan.root, plan.work / STATE
     if (root / MANIFEST).is_file():
-        tree = DataTree.read(root)
-        if tree.manifest.get("identity") != plan.identity:
+        manifest = DataTree.read(root).manifest
+        if manifest.get("identity") != plan.identity:
             raise UserError(
                 f"found another preparation in {root} (other text, tokenizer or settings), "
                 "expected an empty folder: choose another output= or remove it"
             )
-        if edited := fingerprints.changed(root, tree.manifest["inputs"], plan.paths):
+        if edited := fingerprints.changed(root, manifest["inputs"], plan.paths):
             raise UserError(
                 f"found a tree in {root} that was made before {_listed(edited)} changed, expected "
                 "the same text: choose another output= or remove it"
@@ -104,7 +162,9 @@ def _begin(plan: plans.Plan) -> bool:
                 f"found another, unfinished preparation in {root}, or one of other files: choose "
                 "another output= or remove it"
             )
-    elif root.exists() and not _only_work(root, plan.work):
+    elif root.exists() and not (
+        root.is_dir() and all(path == plan.work for path in root.iterdir())
+    ):
         raise UserError(
             f"found something else in {root}, expected an empty folder: choose another output="
         )
@@ -137,75 +197,33 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _only_work(root: Path, work: Path) -> bool:
-    return root.is_dir() and all(path == work for path in root.iterdir())
-
-
 def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
-    """Tokenise units, the largest first, and stop where too many documents are bad.
+    """Tokenise units, the largest first, and stop if too many documents are bad.
 
     Raises:
         UserError: a file cannot be read, or too many documents are bad.
     """
+    if not todo:
+        return
     sizes = {unit.index: plans.size(unit, plan.settings.unit_bytes) for unit in todo}
     todo = sorted(todo, key=lambda unit: -sizes[unit.index])
-    progress = workers.Progress("tokenising", sum(sizes.values()))
-    bad = seen = 0
-    for summary in workers.results(processes, _worker, plan.settings, todo):
-        unit = plan.units[summary.index]
-        progress.add(sizes[unit.index], summary.tokens)
-        bad += summary.bad
-        seen += summary.bad + summary.documents
-        if bad > plan.recipe.bad_documents * max(seen, EARLY_DOCUMENTS):
-            problems = [
-                {"file": unit.source.name, "line": f"{line} of the piece", "problem": problem}
-                for line, problem in summary.problems
-            ]
-            raise selection.too_many_bad(plan, bad, seen, problems)
-    if todo:
-        progress.close()
+    bad = seen = tokens = 0
+    began = time.monotonic()
+    with Progress("tokenise", sum(sizes.values()) / 1e6, "MB") as progress:
+        for summary in workers.results(processes, _worker, plan.settings, todo):
+            unit = plan.units[summary.index]
+            bad += summary.bad
+            seen += summary.bad + summary.documents
+            tokens += summary.tokens
+            rate = tokens / 1e6 / max(time.monotonic() - began, 1e-9)
+            progress.advance(sizes[unit.index] / 1e6, detail=f"{rate:,.2f} M tokens/s")
+            if bad > plan.recipe.bad_documents * max(seen, EARLY_DOCUMENTS):
+                problems = [
+                    {"file": unit.source.name, "line": f"{line} of the piece", "problem": problem}
+                    for line, problem in summary.problems
+                ]
+                raise split_selection.too_many_bad(plan, bad, seen, problems)
 
 
 def _worker(settings: units.UnitSettings) -> Callable[[units.Unit], units.UnitSummary]:
     return units.UnitWorker(settings).run
-
-
-def _shard(text: str) -> tuple[int, int]:
-    try:
-        index, count = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected i/n such as 0/64") from None
-    if not 0 <= index <= count or count < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected i/n with i from 0 to n")
-    return index, count
-
-
-@exits_on_user_error
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare data as the command line says."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    parser = argparse.ArgumentParser(description="Raw text to a data tree.")
-    parser.add_argument("config", help="a recipe, see yamls/data/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the recipe")
-    parser.add_argument("--shard", type=_shard, metavar="i/n", help="one task of a job array")
-    parser.add_argument("--merge", action="store_true", help="only pack what the shards tokenised")
-    given = parser.parse_args(arguments)
-    begin = time.monotonic()
-    plan = plans.make(recipes.load(given.config, given.overrides))
-    sys.stderr.write(tables.before(plan))
-    try:
-        whole = prepare(plan, given.shard, merge=given.merge)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command goes on from here\n")
-        return 130
-    if whole:
-        sys.stdout.write(tables.after(DataTree.open(plan.root)))
-        sys.stdout.flush()
-        sys.stderr.write(
-            f"{plan.root} is whole after {workers.duration(time.monotonic() - begin)}\n"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from llmshearing import cli
+
 PREP = Path(__file__).parents[2] / "data_prep"
 
 WORDS = (
@@ -30,9 +32,7 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
 
 def prepare(config: Path, *overrides: str) -> int:
     """Run the command in this process and give its exit status."""
-    from llmshearing.preparation import prepare as module
-
-    return module.main([str(config), *overrides])
+    return cli.main(["prepare", str(config), *overrides])
 
 
 def command(name: str, *arguments: object) -> subprocess.CompletedProcess:

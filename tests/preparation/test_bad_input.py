@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import zstandard
-from corpus import PREP, contents, prepare, text, write_jsonl
+from corpus import contents, prepare, text, write_jsonl
 
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -120,7 +120,7 @@ def test_an_unreadable_file_is_named(config, source, capsys, monkeypatch):
 
 def test_a_full_disk_stops_with_a_message_and_the_rest_can_go_on(config, tmp_path):
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
-    run = f"import sys; sys.path.insert(0, {str(PREP)!r}); import prepare; sys.exit(prepare.main())"
+    run = "import sys; from llmshearing.cli import main; sys.exit(main(['prepare', *sys.argv[1:]]))"
     done = subprocess.run(
         [sys.executable, "-c", full + run, str(config), "unit_bytes=64KiB"],
         capture_output=True, text=True, timeout=120, check=False,

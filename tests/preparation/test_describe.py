@@ -5,6 +5,7 @@ import json
 import pytest
 from corpus import contents, prepare
 
+from llmshearing import cli
 from llmshearing.data.tree import DataTree
 
 
@@ -15,9 +16,7 @@ def tree(config, tmp_path):
 
 
 def describe(*arguments):
-    from llmshearing.preparation import describe as module
-
-    return module.main([str(argument) for argument in arguments])
+    return cli.main(["describe", *map(str, arguments)])
 
 
 def test_counts_and_samples_of_a_whole_tree(tree, capsys):
@@ -34,12 +33,12 @@ def test_counts_and_samples_of_a_whole_tree(tree, capsys):
     assert contents(tree) == before
 
 
-def test_a_missing_index_is_rebuilt_as_it_was(tree, capsys):
+def test_a_missing_index_is_rebuilt_as_it_was(tree, caplog):
     index = tree / "continue" / "web" / "index.json"
     before = index.read_bytes()
     index.unlink()
     assert describe(tree) == 0
-    assert "rebuilt" in capsys.readouterr().err
+    assert "was missing; rebuilt" in caplog.text
     assert index.read_bytes() == before
 
 
@@ -50,15 +49,15 @@ def flip(path):
 
 
 DAMAGE = {
-    "a changed byte": ("prune/web/shard.00000.mds", flip, "hash is not the recorded one"),
-    "a lost shard": ("continue/web/shard.00001.mds", lambda p: p.unlink(), "missing"),
+    "a changed byte": ("prune/web/shard.00000.mds", flip, "its content has changed"),
+    "a lost shard": ("continue/web/shard.00001.mds", lambda p: p.unlink(), "no such file"),
     "a shard cut off": (
-        "eval/code/shard.00000.mds", lambda p: p.write_bytes(p.read_bytes()[:-10]), "damaged",
+        "eval/code/shard.00000.mds", lambda p: p.write_bytes(p.read_bytes()[:-10]), "bytes, exp",
     ),
-    "an empty shard": ("eval/code/shard.00000.mds", lambda p: p.write_bytes(b""), "damaged"),
-    "a damaged index": ("eval/code/index.json", lambda p: p.write_text("{"), "damaged"),
+    "an empty shard": ("eval/code/shard.00000.mds", lambda p: p.write_bytes(b""), "0 bytes, exp"),
+    "a damaged index": ("eval/code/index.json", lambda p: p.write_text("{"), "not a readable"),
     "an index of another": (
-        "eval/code/index.json", lambda p: p.write_text('{"shards": []}'), "names 0 shards",
+        "eval/code/index.json", lambda p: p.write_text('{"shards": []}'), "0 rows, expected",
     ),
     "a foreign file": ("eval/web/extra.mds", lambda p: p.write_bytes(b"x"), "does not belong"),
     "another tokenizer": ("tokenizer/tokenizer.model", flip, "not the tokenizer"),
@@ -79,7 +78,7 @@ def test_a_lost_index_over_changed_shards_is_not_rebuilt(tree, capsys):
     flip(tree / "prune" / "web" / "shard.00000.mds")
     (tree / "prune" / "web" / "index.json").unlink()
     assert describe(tree) == 2
-    assert "not the recorded ones" in capsys.readouterr().err
+    assert "index.json: not a readable index" in capsys.readouterr().err
     assert not (tree / "prune" / "web" / "index.json").exists()
 
 

@@ -76,7 +76,7 @@ def test_an_edit_after_packing_began_leaves_no_shard_of_the_old_text(
     from llmshearing.preparation import finish
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "_write_tree", lambda *_: 1 / 0)
+        patch.setattr(finish, "_copy_tokenizer", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config)
     swap_two_letters(source / "code" / "c.jsonl")

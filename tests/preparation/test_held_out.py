@@ -8,16 +8,14 @@ from corpus import contents, prepare, text, write_jsonl
 
 from llmshearing.data.schema import TOKENS
 from llmshearing.data.tree import DataTree
+from llmshearing.preparation.describe import shard_rows
 
 
 def documents(tree, split, domain):
     """The documents of a split as tuples of ids; the last may be cut off and is left out."""
-    from llmshearing.preparation.describe import Shard
-    from llmshearing.preparation.mds_files import shard_name
-
     info, end = tree.split(split)[domain], tree.tokenizer["eos"]
     shards = tree.manifest["splits"][split][domain]["shards"]
-    rows = [Shard.open(info.path / shard_name(i)).read(slice(None))[TOKENS] for i in range(shards)]
+    rows = [shard_rows(tree, info, number)[TOKENS] for number in range(shards)]
     flat = np.concatenate(rows).ravel()
     return {tuple(part) for part in np.split(flat, np.flatnonzero(flat == end) + 1)[:-1]}
 

@@ -133,7 +133,7 @@ def test_killed_while_a_file_is_written_nothing_is_left_of_it(config, tmp_path, 
         "def ending(self, target):\n"
         f"    os._exit(9) if pathlib.Path(target).name == {name!r} else replace(self, target)\n"
         "pathlib.Path.replace = ending\n"
-        f"sys.path.insert(0, {str(PREP)!r}); import prepare; sys.exit(prepare.main())"
+        "from llmshearing.cli import main; sys.exit(main(['prepare', *sys.argv[1:]]))"
     )
     done = subprocess.run([sys.executable, "-c", ends, str(config)], check=False, timeout=120)
     assert done.returncode == 9

@@ -246,7 +246,7 @@ def test_the_command_as_a_user_runs_it(config, tmp_path):
     done = command("prepare.py", config, "processes=2")
     assert done.returncode == 0, done.stderr
     assert "continue/web" in done.stdout
-    assert "M tokens/s, in " in done.stderr
+    assert "tokenise: " in done.stderr
     failed = command("prepare.py", config, "tokeniser=x")
     assert failed.returncode == 2
     assert "did you mean `tokenizer`" in failed.stderr

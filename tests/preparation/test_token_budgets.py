@@ -6,7 +6,7 @@ import pytest
 from corpus import contents, prepare, text, write_jsonl
 
 from llmshearing.data.tree import DataTree
-from llmshearing.preparation import selection, units, work_plan
+from llmshearing.preparation import split_selection, units, work_plan
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_same_with_several_shards(dense_first, tmp_path, capsys):
 
 def test_stopped_after_choosing_more_the_same_command_resumes(dense_first, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(selection, "refuse_missing", lambda *_: 1 / 0)
+        patch.setattr(split_selection, "refuse_missing", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(dense_first)
     with monkeypatch.context() as patch:
