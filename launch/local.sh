@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A run on this machine, a rank for each GPU or else one process:
+# A run on this machine, one rank per GPU, or one process without GPUs:
 #
 #   launch/local.sh RECIPE.yaml key=value ...
 #
-# On several machines without Slurm: the same command on each, with NODE_RANK from 0 up, and the
-# repository, the data and the run directory on a file system that all of them see:
+# On several machines without Slurm, run the same command on each, with NODE_RANK from 0 up. The
+# repository, the data and the run directory must be on a shared file system:
 #
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=first-machine launch/local.sh RECIPE.yaml key=value ...
 #   NODES=2 NODE_RANK=1 MASTER_ADDR=first-machine launch/local.sh RECIPE.yaml key=value ...
 #
-# SIGUSR1 or SIGTERM to this script makes the run save a checkpoint and end with status 85; the same
-# command goes on from there. Ranks a machine: RANKS_PER_NODE.
+# On SIGUSR1 or SIGTERM to this script the run saves a checkpoint and exits with status 85; the same
+# command resumes it. RANKS_PER_NODE sets the ranks per machine.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launch/common.sh"
@@ -23,8 +23,8 @@ if [[ ${NODES:-1} -gt 1 ]]; then
   flags+=(--master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
 fi
 
-# The launcher ends at a signal, and gives its ranks 30 seconds: so the ranks are told, not it.
-# One that is told is enough; one that has only just begun would die of it.
+# A signal to the launcher would end it, and its ranks 30 seconds later, so signal the ranks instead.
+# One signalled rank is enough. A rank that does not handle the signal yet would die from it.
 tell_ranks() {
   local child children
   read -ra children <"/proc/$1/task/$1/children" || true
@@ -49,14 +49,14 @@ heeds() {
 "${CONTAINER[@]}" "$PYTHON" -m composer.cli "${flags[@]}" -m llmshearing.train "$@" &
 launcher=$!
 trap 'asked=yes' USR1 TERM
-trap : INT # the terminal sends it to the launcher too, which ends the ranks
+trap : INT # the terminal also sends it to the launcher, which ends the ranks
 status=0
 while :; do
   asked='' told='' code=0
   wait "$launcher" || code=$?
-  [[ $code -eq 127 ]] || status=$code # 127: waited for already
+  [[ $code -eq 127 ]] || status=$code # 127: already waited for
   [[ -n $asked ]] || break
-  while [[ -z $told ]] && kill -0 "$launcher" 2>/dev/null; do # the ranks may be still to come
+  while [[ -z $told ]] && kill -0 "$launcher" 2>/dev/null; do # the ranks may not have started yet
     tell_ranks "$launcher"
     [[ -n $told ]] || sleep 0.2
   done

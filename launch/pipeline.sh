@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # The whole method, from a model and text to a sheared model and its report:
 #
-#   launch/pipeline.sh MODEL_DIR TEXT_DIR OUT_DIR            here, one step after the other
+#   launch/pipeline.sh MODEL_DIR TEXT_DIR OUT_DIR            on this machine, step by step
 #   launch/pipeline.sh --slurm MODEL_DIR TEXT_DIR OUT_DIR    as Slurm jobs that wait for each other
 #
-# Steps: prepare -> prune -> export -> continue -> export -> report, and evaluations in between. By
-# default the small bench: tiny-llama (8.4M parameters) to half its width on a sample of RedPajama.
-# Other recipes by DATA, PRUNE and CONTINUE; overrides by DATA_ARGS, PRUNE_ARGS and CONTINUE_ARGS;
-# SKIP_EVALUATION=1 leaves the evaluations out. Under Slurm also PREPARE_TASKS (8), PRUNE_NODES (1)
-# and CONTINUE_NODES (1). What a site wants stands in launch/site.env.
+# Steps: prepare -> prune -> export -> continue -> export -> report, with evaluations in between. The
+# default is the small bench: tiny-llama (8.4M parameters) to half its width on a RedPajama sample.
+# Set DATA, PRUNE and CONTINUE for other recipes, DATA_ARGS, PRUNE_ARGS and CONTINUE_ARGS for
+# overrides, and SKIP_EVALUATION=1 to skip the evaluations. Under Slurm also PREPARE_TASKS (8),
+# PRUNE_NODES (1) and CONTINUE_NODES (1). Site settings are in launch/site.env.
 #
-# What is finished is kept: started again, it goes on where it stopped.
+# Finished steps are kept: run the same command again to resume.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launch/common.sh"
@@ -32,20 +32,20 @@ read -ra CONTINUE_ARGS <<<"${CONTINUE_ARGS:-}"
 run() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 llmshearing() { run "${CONTAINER[@]}" "$PYTHON" -m llmshearing.cli "$@"; }
 
-# job NAME AFTER [OPTIONS] SCRIPT ARGUMENTS: submit a step for when the jobs AFTER (a list with
-# colons, or nothing) have succeeded; its number goes to the variable ID.
+# job NAME AFTER [OPTIONS] SCRIPT ARGUMENTS: submit a step that starts once the jobs AFTER (separated
+# by colons; may be empty) have succeeded. Sets ID to its job number.
 job() {
   local name=$1 after=$2
   shift 2
   local options=(--parsable --job-name="$name" --output="$OUT/logs/$name-%j.log")
   [[ -z $after ]] || options+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes)
   ID=$(sbatch "${options[@]}" "$@")
-  ID=${ID%%;*} # a cluster's name may follow
+  ID=${ID%%;*} # drop a cluster name
   echo "$ID" >>"$OUT/jobs"
   printf '%-18s job %-8s %s\n' "$name" "$ID" "${after:+after $after}"
 }
 
-# Each step: nothing where its result is there; a job, whose number it leaves in ID; or done here.
+# Each step does nothing if its result exists; else it submits a job (number in ID) or runs here.
 prepare() {
   local arguments=("$DATA" source="$TEXT" tokenizer="$MODEL" output="$OUT/data" "${DATA_ARGS[@]}")
   ID=
@@ -60,7 +60,7 @@ prepare() {
   fi
 }
 
-# train STAGE AFTER NODES RESULT RECIPE arguments: RESULT is what the export makes of it.
+# train STAGE AFTER NODES RESULT RECIPE arguments: RESULT is the directory that export will write.
 train() {
   local stage=$1 after=$2 nodes=$3 result=$4
   shift 4
@@ -109,7 +109,7 @@ mistake() {
 check_slurm() {
   local number
   command -v sbatch >/dev/null ||
-    mistake "found no sbatch, expected Slurm's commands: leave --slurm out"
+    mistake "found no sbatch, expected Slurm's commands: omit --slurm"
   [[ $OUT != *%* ]] || mistake "found % in $OUT, which Slurm reads as a pattern: choose another"
   [[ -f $OUT/jobs ]] || return 0
   while read -r number; do

@@ -32,9 +32,7 @@ def budget_recipe(recipe_file):
     return recipe_file
 
 
-def test_the_exported_shape_is_within_the_budget_and_known_from_the_choice_on(
-    budget_recipe, tmp_path
-):
+def test_the_exported_shape_is_within_the_budget_and_fixed_at_fix_shape(budget_recipe, tmp_path):
     lines = run_here(budget_recipe, *SETTINGS)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["target"]["hidden"] % 4 == manifest["target"]["intermediate"] % 8 == 0
@@ -49,9 +47,9 @@ def test_the_exported_shape_is_within_the_budget_and_known_from_the_choice_on(
     assert targets[5] == manifest["target"]["hidden"]
 
 
-def test_a_resumed_run_keeps_the_shape_that_was_chosen(budget_recipe, tmp_path):
+def test_a_resumed_run_keeps_the_fixed_shape(budget_recipe, tmp_path):
     whole = run_here(budget_recipe, *SETTINGS, "run.keep_checkpoints=-1")
-    for interval in ("3ba", "6ba"):  # before the choice, and after it
+    for interval in ("3ba", "6ba"):  # before and after the shape is fixed
         parts = (f"run.directory={tmp_path}/{interval}", f"run.checkpoint_interval={interval}")
         run_here(budget_recipe, *SETTINGS, *parts)
         folder = tmp_path / interval / "checkpoints"
@@ -61,7 +59,7 @@ def test_a_resumed_run_keeps_the_shape_that_was_chosen(budget_recipe, tmp_path):
         assert trained(again[-1]) == trained(whole[-1])
 
 
-def test_before_the_choice_only_parameters_are_asked_for(budget_recipe, tmp_path):
+def test_before_fix_shape_only_the_number_of_parameters_is_constrained(budget_recipe, tmp_path):
     run_here(budget_recipe, *SETTINGS, "run.checkpoint_interval=3ba", "run.keep_checkpoints=-1")
     early = tmp_path / "run" / "checkpoints" / "ba3.pt"
     assert open_run(early).tensors.read("masks.chosen").tolist() == [0, 0, 0, 0]

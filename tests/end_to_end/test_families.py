@@ -1,4 +1,4 @@
-"""A run and an export of a model of each family; one by default, the others are slow."""
+"""A pruning run and an export for each family; one by default, the others are slow."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def source(folder, family, tokenizer):
     "family",
     [f if f == "gpt_neox" else pytest.param(f, marks=pytest.mark.slow) for f in ZOO],
 )
-def test_prune_and_export(family, recipe_file, tiny_model, tmp_path):
+def test_prune_export_and_oneshot_give_the_target_shape(family, recipe_file, tiny_model, tmp_path):
     recipe = json.loads(recipe_file.read_text())
     recipe["model"]["path"] = str(source(tmp_path / "source", family, tiny_model))
     if family != "gpt_neox":

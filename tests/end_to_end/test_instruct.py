@@ -1,4 +1,4 @@
-"""Instruction tuning: dialogues in, the loss on the answers alone, a model that answers."""
+"""Instruction tuning: dialogues in, loss on the answers only, a model that answers."""
 
 import json
 import subprocess
@@ -130,7 +130,7 @@ def one_step(chat_model, chat_tree, directory, microbatch):
 
 
 @pytest.mark.parametrize("microbatch", [1, 1000])
-def test_a_step_is_the_mean_over_answers(chat_model, chat_tree, tmp_path, microbatch):
+def test_a_steps_loss_is_the_mean_over_answer_tokens(chat_model, chat_tree, tmp_path, microbatch):
     """A batch of the whole split, against a plain loop over its masked labels."""
     rows = chat_tree.split("continue")["dialogues"].rows
     counts = {int(row["loss"][1:].sum()) for row in rows_of(chat_tree, "continue")}
@@ -144,7 +144,7 @@ def test_a_step_is_the_mean_over_answers(chat_model, chat_tree, tmp_path, microb
 
 @pytest.mark.slow
 @pytest.mark.world_size(2)
-def test_two_processes_take_the_same_step(chat_model, chat_tree, tmp_path):
+def test_two_processes_take_the_same_step_as_one(chat_model, chat_tree, tmp_path):
     found = []
     for ranks in (1, 2):
         directory = tmp_path / f"run{ranks}"
@@ -156,7 +156,7 @@ def test_two_processes_take_the_same_step(chat_model, chat_tree, tmp_path):
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_the_tuned_model_answers(chat_model, chat_tree, tmp_path):
+def test_the_tuned_model_gives_the_trained_answers(chat_model, chat_tree, tmp_path):
     lines = run_here(
         RECIPE,
         f"model.path={chat_model}",

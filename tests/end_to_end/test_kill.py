@@ -1,4 +1,4 @@
-"""Killed without warning and started again, a run is the run that was never killed, to the bit."""
+"""A run that is killed and resumed equals the run that was never killed, bit for bit."""
 
 import json
 import random
@@ -60,12 +60,12 @@ def start(tmp_path):
 
 
 def being_written(ranks):
-    """Whether a checkpoint is begun and not whole."""
+    """Whether a checkpoint is being written."""
     return any(ranks.directory.glob(f"{FOLDER}/.ba*{PARTIAL}"))
 
 
 def kill_while_writing(ranks):
-    """Stop all when a checkpoint appears under its temporary name; kill them if it is half."""
+    """Stop all ranks when a checkpoint has its temporary name; kill them if it is incomplete."""
     while True:
         ranks.wait_for(lambda: being_written(ranks), pause=0)
         with ranks.stopped() as family:
@@ -78,7 +78,7 @@ def kill_while_writing(ranks):
 
 
 def survive(start, recipe, draw, steps, kills, *overrides):
-    """Run whole, and killed at `kills` random steps; compare."""
+    """Compare an uninterrupted run with one killed at `kills` random steps."""
     settings = (f"run.duration={steps}ba", *overrides)
     whole = start(2, "whole", recipe, *settings)
     whole.finish()
@@ -121,8 +121,8 @@ def same(whole, killed):
     assert not list(killed.glob(f"{FOLDER}/.*"))
 
 
-def test_killed_twice(start, recipe):
-    # evaluating before each checkpoint, for starting its loaders draws from the generators
+def test_a_run_killed_twice_equals_the_uninterrupted_run(start, recipe):
+    # evaluate before each checkpoint: starting the evaluation loaders draws from the generators
     overrides = ("run.checkpoint=sharded", "parallelism=fsdp2", "data.workers=0")
     overrides += ("run.eval_interval=2ba",)
     survive(start, recipe("prune"), random.Random(5), 8, 2, *overrides)
@@ -131,12 +131,14 @@ def test_killed_twice(start, recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["prune", "continue"])
 @pytest.mark.parametrize(("kind", "mode"), [("full", "ddp"), ("sharded", "fsdp2")])
-def test_killed_at_twenty_moments(start, recipe, tmp_path, stage, kind, mode):
+def test_a_run_killed_at_twenty_moments_equals_the_uninterrupted_run(
+    start, recipe, tmp_path, stage, kind, mode
+):
     recipe, draw = recipe(stage), random.Random(20231010)
     overrides = (f"run.checkpoint={kind}", f"parallelism={mode}")
     whole, moments = survive(start, recipe, draw, 60, 20, *overrides, "run.keep_checkpoints=-1")
 
-    # what two ranks wrote goes on with one: the same samples, and the losses but for rounding
+    # one rank resumes from what two ranks wrote: the same samples
     step = moments[10] // 2 * 2
     alone = tmp_path / "alone" / FOLDER
     alone.mkdir(parents=True)

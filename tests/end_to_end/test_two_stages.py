@@ -54,7 +54,7 @@ def test_prune_export_continue_export(recipe_file, tmp_path):
     assert sheared.shape == pruned.shape
 
 
-def test_a_finished_run_started_again_does_nothing(recipe_file, tmp_path):
+def test_running_a_finished_run_again_changes_nothing(recipe_file, tmp_path):
     lines = run_here(recipe_file, "run.duration=4ba")
     before = (tmp_path / "run/checkpoints/ba4.pt").stat().st_mtime_ns
     assert run_here(recipe_file, "run.duration=4ba") == lines

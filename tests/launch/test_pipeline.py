@@ -11,13 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow  # nine programs, one after the other
+@pytest.mark.slow  # nine programs in sequence
 def test_the_whole_method_in_one_command(shared, tmp_path):
     out = tmp_path / "out"
     short = "run.duration=4ba run.eval_interval=4ba data.eval_rows=2 data.global_batch=2"
     short += " data.microbatch=2"
     environment = os.environ | {
-        # The last step is too late to freeze, and undecided masks are not exported.
+        # Freeze before the last step: undecided masks are not exported.
         "PRUNE_ARGS": f"{short} pruning.warmup=1ba pruning.freeze=0.5dur",
         "CONTINUE_ARGS": short,
         "BIN": str(Path(sys.executable).parent),
@@ -46,4 +46,4 @@ def test_the_whole_method_in_one_command(shared, tmp_path):
     assert "<html" in (out / "report.html").read_text()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0
-    assert "llmshearing.train" not in again.stderr  # what is finished is kept
+    assert "llmshearing.train" not in again.stderr  # finished steps are kept

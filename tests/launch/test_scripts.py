@@ -43,18 +43,18 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("script", ["local.sh", "pipeline.sh"])
-def test_a_wrong_call_is_told_the_right_one(script):
+def test_a_wrong_call_prints_the_usage(script):
     done = subprocess.run([LAUNCH / script, "--help"], capture_output=True, text=True)
     assert done.returncode == 2
     assert f"launch/{script} " in done.stderr
     assert "#" not in done.stderr
 
 
-def test_the_exit_status_stands_in_one_place_for_python_and_one_for_bash():
+def test_the_shell_scripts_know_the_exit_status_of_a_stopped_run():
     assert f"\nSTOPPED={EXIT_STATUS}\n" in (LAUNCH / "common.sh").read_text()
 
 
-def test_settings_of_no_site_are_the_defaults(site):
+def test_the_example_site_has_the_default_settings(site):
     shown = 'ROOT=$1; . "$ROOT/launch/common.sh"; echo "$PYTHON|$RANKS_PER_NODE|${#CONTAINER[@]}"'
     command = ["bash", "-euc", shown, "bash", ROOT]
     site["SITE_ENV"] = str(LAUNCH / "site.env.example")
@@ -65,7 +65,7 @@ def test_settings_of_no_site_are_the_defaults(site):
 
 
 @pytest.mark.slow
-def test_a_signal_before_there_are_ranks_is_not_lost(recipe_file, site, tmp_path):
+def test_a_signal_before_the_ranks_start_is_forwarded_later(recipe_file, site, tmp_path):
     command = [str(LAUNCH / "local.sh"), str(recipe_file), "run.duration=4000ba"]
     machine = subprocess.Popen(command, env=site)
     try:
@@ -80,7 +80,7 @@ def test_a_signal_before_there_are_ranks_is_not_lost(recipe_file, site, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.world_size(2)
-def test_two_machines_stop_together_when_one_is_told(recipe_file, site, tmp_path):
+def test_a_signal_to_one_machine_stops_both(recipe_file, site, tmp_path):
     directory = tmp_path / "this site" / "run"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine, and jobs on it."""
+"""A Slurm of two nodes on this machine."""
 
 import os
 import shutil
@@ -38,19 +38,19 @@ class Cluster:
         return done.stdout
 
     def submit(self, *arguments: str | Path) -> str:
-        """The number of a new job on both nodes, unless the arguments say otherwise."""
+        """Submit a job, on both nodes by default; its number."""
         return self.run("sbatch", "--parsable", "--nodes=2", *arguments).strip()
 
-    def facts(self, job: str) -> dict[str, str]:
-        """What Slurm says of a job."""
+    def describe(self, job: str) -> dict[str, str]:
+        """Slurm's fields of a job."""
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def state(self, job: str) -> str:
-        return self.facts(job)["JobState"]
+        return self.describe(job)["JobState"]
 
     def wait(self, condition, what: str) -> None:
-        """Until a condition holds; a failed job or too long a wait fails the test."""
+        """Wait until a condition holds; a failed job or the deadline fails the test."""
         begun = looked = time.monotonic()
         while not condition():
             time.sleep(0.2)
@@ -77,7 +77,7 @@ def slurm():
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
         pytest.skip(f"found no {', '.join(missing)}: tests/slurm/setup.sh install")
-    folder = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")  # a socket's path has to be short
+    folder = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")  # socket paths must be short
     environment = os.environ | {"PATH": path}
     try:
         subprocess.run([SETUP, "start", folder], check=True, env=environment, timeout=60)

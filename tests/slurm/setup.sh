@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Slurm on this machine alone, for tests: a controller and two nodes, n1 and n2, as this user.
+# A private Slurm on this machine, for tests: a controller and two nodes, n1 and n2, as this user.
 #
-#   tests/slurm/setup.sh install   Debian's packages and shellcheck, where root and apt can; else
-#                                  says why not, which is no failure
-#   tests/slurm/setup.sh start DIR a cluster of its own in DIR (no spaces); prints what to export
+#   tests/slurm/setup.sh install   Debian's packages and shellcheck, if root and apt are available;
+#                                  else prints why not and succeeds
+#   tests/slurm/setup.sh start DIR a cluster in DIR (no spaces); prints what to export
 #   tests/slurm/setup.sh stop DIR  ends it
 #
-# Everything lies in DIR, also the key and the socket of munge, and the ports are free ones, so that
-# a Slurm that the machine already has is not touched. Partitions: `low` (the default), whose jobs
-# are requeued when one of `high` wants their nodes, and `grace`, the same with 60 seconds of grace.
+# Everything is in DIR, including munge's key and socket, and the ports are free ones, so that an
+# existing Slurm on the machine is not touched. Partitions: `low` (the default), whose jobs requeue
+# when a job of `high` needs their nodes, and `grace`, the same with 60 seconds of grace.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -18,7 +18,7 @@ install() {
   if have slurmctld && have slurmd && have munged && have shellcheck; then
     echo "slurm: found $(slurmctld -V)"
   elif [[ $(id -u) -ne 0 ]] || ! have apt-get; then
-    echo "slurm: not installed, for that takes root and apt-get; its tests will be skipped"
+    echo "slurm: not installed, since that needs root and apt-get; its tests will be skipped"
   elif try_apt >/dev/null; then
     echo "slurm: installed $(slurmctld -V)"
   else
@@ -53,7 +53,7 @@ SlurmctldPort=$controller
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
-# A requeued job starts again after cred_expire seconds at the earliest; two minutes by default.
+# A requeued job restarts after cred_expire seconds at the earliest; the default is two minutes.
 AuthInfo=socket=$dir/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$dir/state

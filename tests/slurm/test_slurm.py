@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def recipe(recipe_file):
-    """No checkpoint is due before the end; only a signal brings one."""
+    """A run whose only checkpoint before the end comes from a signal."""
     given = json.loads(recipe_file.read_text())
     given["run"] |= {
         "duration": f"{STEPS}ba",
@@ -45,21 +45,21 @@ def ranks_of(directory):
 
 
 def pending(processes, number):
-    """Whether a signal waits for each of some suspended processes, or they are no more."""
+    """Whether a signal is pending for each of these suspended processes that still exists."""
     masks = []
     for process in processes:
         if not process.is_running():
             continue
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        facts = dict(line.split(":", 1) for line in lines)
-        masks.append(int(facts["ShdPnd"], 16) | int(facts["SigPnd"], 16))
+        status = dict(line.split(":", 1) for line in lines)
+        masks.append(int(status["ShdPnd"], 16) | int(status["SigPnd"], 16))
     return all(mask >> (number - 1) & 1 for mask in masks)
 
 
 def requeued(cluster, job):
-    """How often, once its ranks have ended."""
-    facts = cluster.facts(job)
-    return facts["JobState"] != "COMPLETING" and int(facts["Restarts"])
+    """How often a job was requeued, once its ranks have ended."""
+    job = cluster.describe(job)
+    return job["JobState"] != "COMPLETING" and int(job["Restarts"])
 
 
 def steps_of(directory):
@@ -68,7 +68,7 @@ def steps_of(directory):
 
 
 def suspend_after(cluster, directory, step):
-    """Hold a run where it is, so that what follows does not depend on how fast it is."""
+    """Suspend a run after a step, so that the test does not depend on its speed."""
     cluster.wait(lambda: steps_of(directory) >= step, f"step {step}")
     processes = ranks_of(directory)
     for process in processes:
@@ -79,7 +79,7 @@ def suspend_after(cluster, directory, step):
 
 
 def measured(directory):
-    """Everything measured at every step but the times."""
+    """All metrics of every step except times."""
     return {
         line["batch"]: {k: v for k, v in line["metrics"].items() if not k.startswith("throughput")}
         for line in metrics(directory)
@@ -90,8 +90,8 @@ def test_a_pruning_job_survives_its_time_limit_and_a_preemption(cluster, recipe)
     whole, stopped = cluster.folder / "whole", cluster.folder / "stopped"
     cluster.finish(cluster.submit(JOBS / "prune.sbatch", recipe, f"run.directory={whole}"))
 
-    # the signal at five seconds or when Slurm looks next, which it does twice a minute; on a slow
-    # machine the ranks are still starting then
+    # Slurm checks twice a minute, so the signal comes after 5 to 35 s; on a slow machine the ranks
+    # are still starting then
     limits = ("--time=3", "--signal=USR1@175")
     job = cluster.submit(*limits, JOBS / "prune.sbatch", recipe, f"run.directory={stopped}")
     ranks = suspend_after(cluster, stopped, 1)
@@ -119,7 +119,7 @@ def test_a_pruning_job_survives_its_time_limit_and_a_preemption(cluster, recipe)
     assert "0: " in (cluster.folder / f"prune-{job}.log").read_text()
 
 
-def test_the_whole_method_as_jobs_that_wait_for_each_other(
+def test_the_pipeline_runs_as_dependent_jobs(
     cluster, recipe, tiny_model, tiny_data_recipe, tiny_tree
 ):
     second = cluster.folder / "continue.yaml"
@@ -144,14 +144,14 @@ def test_the_whole_method_as_jobs_that_wait_for_each_other(
         "tokenise", "pack", "evaluate-source", "prune", "export-pruned", "evaluate-pruned",
         "continue", "export-sheared", "evaluate-sheared", "report",
     ]  # fmt: skip
-    assert cluster.facts(jobs[3])["Dependency"].startswith(f"afterok:{jobs[1]}")
+    assert cluster.describe(jobs[3])["Dependency"].startswith(f"afterok:{jobs[1]}")
     cluster.finish(*jobs[1:])
 
     def files(root):
         paths = (path for path in root.rglob("*") if path.is_file())
         return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
-    # three tasks of an array and the job that packs make what one process makes, to the byte
+    # an array of three tasks and the packing job produce the bytes that one process produces
     assert files(out / "data") == files(tiny_tree)
     shapes = [
         json.loads((out / name / "llmshearing.json").read_text())["shape"]
@@ -163,6 +163,6 @@ def test_the_whole_method_as_jobs_that_wait_for_each_other(
         assert json.loads((out / f"{name}.json").read_text())
     assert "<html" in (out / "report.html").read_text()
 
-    # what is finished is kept
+    # finished steps are kept
     table = cluster.run(*command, **environment)
     assert [line.split()[0] for line in table.splitlines()] == ["report"]
