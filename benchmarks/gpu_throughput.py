@@ -92,7 +92,11 @@ def build(shape: str, kind: str, options: argparse.Namespace) -> tuple[torch.nn.
             intermediate=source.intermediate // 2,
         )
         masks = Masks(table, target, PruningSettings(), seed=0)
-    model = ShearingModel(decoder, masks, 7, ModelSettings.loss_chunk).to(options.device).train()
+    model = (
+        ShearingModel(decoder, masks, 7, ModelSettings(path=".").loss_chunk)
+        .to(options.device)
+        .train()
+    )
     return model, lambda batch: model.loss(model(batch), batch)["total"]
 
 

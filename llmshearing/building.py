@@ -13,13 +13,14 @@ from llmshearing.callbacks.gradients import GradientClipping
 from llmshearing.callbacks.held_out import EvaluationTimes
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.training_progress import FlopsModel
-from llmshearing.config import Recipe, steps
+from llmshearing.config import Recipe
 from llmshearing.huggingface.source import empty_model, fill, load_model
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.compiled import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
 from llmshearing.pruning.budget_masks import build_masks
+from llmshearing.quantities import steps
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from llmshearing.config import Recipe, steps
+from llmshearing.config import Recipe
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskSchedule
 from llmshearing.pruning.settings import PruningSettings
+from llmshearing.quantities import steps
 
 # Reserve at least 1/8 of the steps between reaching the target sizes and freezing the choice for
 # the decision phase.

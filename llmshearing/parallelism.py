@@ -14,10 +14,11 @@ from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config, FSDPConfig
 
 from llmshearing import substrate
-from llmshearing.config import Recipe, seconds
+from llmshearing.config import Recipe
 from llmshearing.errors import EXIT_STATUS, RunError, UserError
 from llmshearing.files import lock_directory
 from llmshearing.models.shearing import ShearingModel
+from llmshearing.quantities import seconds
 
 
 def check_device(recipe: Recipe) -> None:

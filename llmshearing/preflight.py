@@ -11,7 +11,7 @@ from llmshearing import tracking
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
-from llmshearing.config import DataSettings, Recipe, error_list, parse_recipe
+from llmshearing.config import DataSettings, Recipe, parse_recipe
 from llmshearing.data.domains import data_facts, fetch_tree
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import tokenizer_fingerprint
@@ -20,9 +20,8 @@ from llmshearing.errors import UserError
 from llmshearing.huggingface.source import Source, read_source
 from llmshearing.mixture.inputs import file_problems
 from llmshearing.mixture.settings import problems
-from llmshearing.pruning.constraint import constraint_of
-from llmshearing.pruning.masks import start_errors
 from llmshearing.pruning.scores import Scores, load_scores
+from llmshearing.typed_yaml import error_list
 
 T = TypeVar("T")
 
@@ -75,13 +74,10 @@ def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
     source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
     tree = _try(errors, lambda: _open_tree(recipe), "data.root")
     target = scores = None
-    if recipe.target is not None:
-        errors += _try(errors, lambda: start_errors(recipe.pruning)) or []
-        _try(errors, lambda: constraint_of(recipe.pruning.constraint))
-        if source is not None:
-            target, found = resolve_target(source.table, recipe.target)
-            errors += found
-            scores = _try(errors, lambda: _read_scores(recipe, source), "pruning.importance")
+    if recipe.target is not None and source is not None:
+        target, found = resolve_target(source.table, recipe.target)
+        errors += found
+        scores = _try(errors, lambda: _read_scores(recipe, source), "pruning.importance")
     if tree is not None:
         errors += _data_errors(recipe, tree, ranks)
         _try(errors, lambda: _check_files(recipe.data, tree), "data.root")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -66,40 +67,56 @@ def _scaled(text: str | int | float, units: dict[str, int]) -> int:
     return round(value)
 
 
-def quantity(
-    parse: Callable[[Any], float], expected: str, pattern: str, *, numbers: bool = False
-) -> Any:
-    """The type of a value that stays text and that `parse` reads as more than nothing.
+@dataclass(frozen=True)
+class Readable:
+    """Annotates a field of text that `parse` reads as more than nothing.
 
-    Args:
+    Attributes:
         parse: raises ValueError for text it cannot read.
         expected: what a value has to be, for the message.
         pattern: a regular expression of such text, for editors.
         numbers: whether a plain number will do as well.
     """
 
-    def check(value: Any) -> str:
-        if isinstance(value, str) or (numbers and isinstance(value, (int, float))):
+    parse: Callable[[Any], float]
+    expected: str
+    pattern: str
+    numbers: bool = False
+
+    def check(self, value: Any) -> str:
+        """The value as text."""
+        if isinstance(value, str) or (self.numbers and isinstance(value, (int, float))):
             try:
-                if parse(value):
+                if self.parse(value):
                     return str(value)
             except ValueError:
                 pass
-        raise PydanticCustomError("quantity", "{words}", {"words": expected})
+        raise PydanticCustomError("quantity", "{words}", {"words": self.expected})
 
-    schema = {"type": ["string", "number"] if numbers else "string", "pattern": f"^({pattern})$"}
-    return Annotated[str, BeforeValidator(check), WithJsonSchema(schema)]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, *_: Any) -> dict[str, Any]:
+        kinds = ["string", "number"] if self.numbers else "string"
+        return {"type": kinds, "pattern": f"^({self.pattern})$"}
 
 
-Steps = quantity(steps, "steps with a unit, e.g. 300ba, below 1e9", "[0-9]{1,9}ba")
-MaskState = quantity(
-    lambda text: steps(text, 1) + 1,
-    "a time such as 0.1dur or 320ba",
-    r"[0-9]{1,9}ba|[0-9._]+(e-?[0-9]+)?dur",
-)
-Time = quantity(seconds, "a time with a unit, e.g. 30m", "[0-9]{1,6}[smh]")
-Quantity = quantity(count, "a number such as 1.3B", "[0-9._e+]+ *[kKmMbBtT]?", numbers=True)
-ByteSize = quantity(byte_size, "a size such as 64MiB", "[0-9._]+ *([kKMGT]i?)?B?", numbers=True)
+Steps = Annotated[str, Readable(steps, "steps with a unit, e.g. 300ba, below 1e9", "[0-9]{1,9}ba")]
+PointInRun = Annotated[
+    str,
+    Readable(
+        lambda text: steps(text, 1) + 1,
+        "a time such as 0.1dur or 320ba",
+        r"[0-9]{1,9}ba|[0-9._]+(e-?[0-9]+)?dur",
+    ),
+]
+WallTime = Annotated[str, Readable(seconds, "a time with a unit, e.g. 30m", "[0-9]{1,6}[smh]")]
+Quantity = Annotated[
+    str, Readable(count, "a number such as 1.3B", "[0-9._e+]+ *[kKmMbBtT]?", numbers=True)
+]
+ByteSize = Annotated[
+    str, Readable(byte_size, "a size such as 64MiB", "[0-9._]+ *([kKMGT]i?)?B?", numbers=True)
+]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -18,8 +18,9 @@ from llmshearing.checkpoints.layout import (
     step_of,
 )
 from llmshearing.checkpoints.resume_check import check_fits
-from llmshearing.config import Recipe, steps
+from llmshearing.config import Recipe
 from llmshearing.errors import UserError
+from llmshearing.quantities import steps
 from llmshearing.watchdog import log_phase
 
 log = logging.getLogger(__name__)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from llmshearing.config import Recipe, steps
+from llmshearing.config import Recipe
 from llmshearing.preflight import Inputs
+from llmshearing.quantities import steps
 
 
 def run_manifest(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The part of a run's manifest that does not change during the run."""
     tree = inputs.tree
     return {
-        "recipe": asdict(recipe),
+        "recipe": recipe.model_dump(),
         "source": {
             "path": str(inputs.source.path.resolve()),
             "config": inputs.source.config,

@@ -45,11 +45,12 @@ from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
 from llmshearing.callbacks.training_progress import TrainingProgress
 from llmshearing.checkpoints.writing import check_writable
-from llmshearing.config import Recipe, seconds, steps, to_yaml
+from llmshearing.config import Recipe
 from llmshearing.errors import UserError, exits_on_user_error
 from llmshearing.files import write_text
 from llmshearing.logs import set_up_log
 from llmshearing.preflight import Inputs
+from llmshearing.quantities import seconds, steps
 from llmshearing.resuming import check_checkpoint, find_checkpoint, is_finished
 from llmshearing.run_manifest import run_manifest
 from llmshearing.watchdog import Watchdog, log_phase
@@ -102,8 +103,8 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
             log.info("%s is the end of this run; nothing is left to do", checkpoint)
             return 0
     if dist.get_global_rank() == 0:  # only now: a refused recipe must not replace the run's own
-        write_text(directory / "config.yaml", to_yaml(recipe))
-    log.info("recipe\n%s", to_yaml(recipe))
+        write_text(directory / "config.yaml", recipe.to_yaml())
+    log.info("recipe\n%s", recipe.to_yaml())
     status = 0
     watchdog = Watchdog(directory, dist.get_global_rank(), dist.get_world_size())
     with StopSignal() as stop, watchdog:

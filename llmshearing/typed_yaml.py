@@ -24,9 +24,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 from llmshearing.errors import UserError
 from llmshearing.yaml_files import TEXT, Loader, read_yaml
 
+NOT_GIVEN = "{}: not given; expected a value"
 # What was expected, by pydantic's type of error.
 EXPECTED = {
-    "missing": "a value",
     "string_type": "text",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -59,8 +59,12 @@ class Section(BaseModel):
         return {} if given is None else given
 
     def rules(self) -> list[str]:
-        """Errors of fields that do not fit each other."""
+        """Errors of fields that do not fit each other, asked where each is right by itself."""
         return []
+
+    def to_yaml(self) -> str:
+        """The values as YAML, as they stand in the log, the run directory and the manifest."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 S = TypeVar("S", bound=Section)
@@ -83,14 +87,14 @@ def load(model: type[S], path: str | Path, overrides: Sequence[str] = (), **opti
     """
     given, errors = read(model, path, overrides, **options)
     made, found = build(model, given)
-    errors += found
-    if made is None or errors or (errors := made.rules()):
-        raise UserError(error_list(str(path), errors))
+    if made is None or errors or found:
+        raise UserError(error_list(str(path), errors + found))
     return made
 
 
 def error_list(what: str, errors: Sequence[str]) -> str:
     """One message out of all errors."""
+    errors = list(dict.fromkeys(errors))
     lines = "\n".join(f"  - {error}" for error in errors)
     return f"{what} has {len(errors)} error{'s' if len(errors) > 1 else ''}:\n{lines}"
 
@@ -146,7 +150,7 @@ def merge(
     except (OmegaConfBaseException, RecursionError) as error:
         key = getattr(error, "full_key", "the recipe")
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
-    return _without_blanks(merged), errors
+    return _without_blanks(merged, errors), errors
 
 
 def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
@@ -160,11 +164,12 @@ def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
     given, errors, reported = copy.deepcopy(given), [], []
     while True:
         try:
-            return model.model_validate(given), errors
+            made = model.model_validate(given)
+            return made, errors + _rule_errors(made, reported)
         except ValidationError as error:
             found = error.errors(include_url=False)
         for entry in found:
-            names, owner = _field(model, [str(part) for part in entry["loc"]])
+            names, owner = _field(model, _location(entry))
             key = ".".join(names)
             if not any(key == one or key.startswith(f"{one}.") for one in reported):
                 reported.append(key)
@@ -180,6 +185,17 @@ def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
                 inside[names[-1]] = info.examples[0]
 
 
+def _rule_errors(section: Section, reported: Sequence[str], key: str = "") -> list[str]:
+    """Errors between fields, of every section whose fields are all right."""
+    errors = []
+    for name, value in section:
+        if isinstance(value, Section):
+            errors += _rule_errors(value, reported, f"{key}{name}.")
+    if errors or any(one.startswith(key) for one in reported):
+        return errors
+    return section.rules()
+
+
 def _field(model: type[Section], location: list[str]) -> tuple[list[str], type[Section]]:
     """The keys to the innermost field that a location leads to, and the section it is in."""
     end, owner, kind = 0, model, model
@@ -192,19 +208,26 @@ def _field(model: type[Section], location: list[str]) -> tuple[list[str], type[S
     return location[:end], owner
 
 
+def _location(error: Any) -> list[str]:
+    return [str(part) for part in error["loc"] if part != "[key]"]
+
+
 def _message(error: Any, names: list[str], owner: type[Section]) -> str:
-    key, kind = ".".join(map(str, error["loc"])), error["type"]
+    key, kind = ".".join(_location(error)), error["type"]
     if kind == "extra_forbidden":
         section, known = ".".join(names[:-1]), list(owner.model_fields)
         near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.4)
         meant = f"did you mean {'.'.join([*names[:-1], *near])}?"
         hint = meant if near else f"known: {', '.join(known)}"
         return f"{key}: unknown key in {section or 'the recipe'}; {hint}"
+    if kind == "missing":
+        return NOT_GIVEN.format(key)
     expected = error["msg"]
     if kind in EXPECTED:
-        expected = EXPECTED[kind].format(**error.get("ctx", {}))
-    if kind == "missing":
-        return f"{key}: not given; expected {expected}"
+        context = {name: str(value) for name, value in error.get("ctx", {}).items()}
+        expected = EXPECTED[kind].format(
+            **{n: text.removesuffix(".0") for n, text in context.items()}
+        )
     if kind == "string_type" and isinstance(error["input"], (bool, int, float)):
         expected += "; put the value in quotes"
     return f"{key}: found {error['input']!r}, expected {expected}"
@@ -250,11 +273,12 @@ def _place(kind: Any, parts: list[str], mapping: bool) -> tuple[list[str], Any]:
         return [parts[0], *names], found
     if typing.get_origin(_bare(kind)) is not dict:
         return parts, None
-    fields = inner.model_fields if (inner := _section(_values(kind))) is not None else {}
-    end = next((i for i in range(1, len(parts)) if parts[i] in fields), len(parts))
-    if end == len(parts) > 1 and fields and not mapping:
+    value, own = _values(kind), _section(_values(kind)) is not None
+    inside = range(1, len(parts)) if own else ()
+    end = next((i for i in inside if _place(value, parts[i:], mapping)[1]), len(parts))
+    if end == len(parts) > 1 and own and not mapping:
         end -= 1  # an unknown field
-    names, found = _place(_values(kind), parts[end:], mapping)
+    names, found = _place(value, parts[end:], mapping)
     return [".".join(parts[:end]), *names], found
 
 
@@ -286,8 +310,14 @@ def _set(given: dict[str, Any], names: Sequence[str], value: Any) -> None:
     given[last] = value
 
 
-def _without_blanks(given: Any) -> Any:
-    """The values without those marked as not given, `???`."""
-    if isinstance(given, dict):
-        return {name: _without_blanks(value) for name, value in given.items() if value != "???"}
-    return given
+def _without_blanks(given: Any, errors: list[str], key: str = "") -> Any:
+    """The values without those that a recipe leaves to its user, `???`, each of them an error."""
+    if not isinstance(given, dict):
+        return given
+    kept = {}
+    for name, value in given.items():
+        if value == "???":
+            errors.append(NOT_GIVEN.format(f"{key}{name}"))
+        else:
+            kept[name] = _without_blanks(value, errors, f"{key}{name}.")
+    return kept

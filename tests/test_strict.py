@@ -39,8 +39,8 @@ def test_an_override_of_text_is_taken_literally(recipe_text, text):
 
 def test_an_empty_override_clears_optional_text(recipe_text):
     file = recipe_text(BASE + "mixture: {references: r.yaml}\n")
-    assert load_recipe(file).loading.references == "r.yaml"
-    assert load_recipe(file, ["mixture.references="]).loading.references is None
+    assert load_recipe(file).mixture.references == "r.yaml"
+    assert load_recipe(file, ["mixture.references="]).mixture.references is None
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ NAMES = ("no", "2023", "c4.en", "~", "null", "0012", "1e3", "2026-01-15", "off.e
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_mappings_are_text(recipe_text, name):
     inline = load_recipe(recipe_text(), [f"mixture.weights={{{name}: 0.5, b: 0.5}}"])
-    assert inline.loading.weights == {name: 0.5, "b": 0.5}
-    single = load_recipe(recipe_text(), [f"mixture.weights.{name}=0.5"])
-    assert single.loading.weights == {name: 0.5}
+    assert inline.mixture.weights == {name: 0.5, "b": 0.5}
+    single = load_recipe(recipe_text(), [f"mixture.weights.{name}=1"])
+    assert single.mixture.weights == {name: 1.0}
     own = load_recipe(recipe_text(), [f"mixture.domains.{name}.eta=2"])
-    assert own.loading.domains == {name: {"eta": 2}}
+    assert own.mixture.model_dump()["domains"] == {name: {"eta": 2}}
     file = recipe_text(BASE + f"mixture:\n  weights:\n    {name}: 1.0\n")
-    assert load_recipe(file, ["run.seed=3"]).loading.weights == {name: 1.0}
+    assert load_recipe(file, ["run.seed=3"]).mixture.weights == {name: 1.0}
 
 
 @dataclass

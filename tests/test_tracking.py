@@ -42,7 +42,8 @@ def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatc
 @installed
 def test_runs_of_one_name_are_two_and_a_resumed_one_is_itself(tmp_path):
     settings = [
-        RunSettings(directory=str(tmp_path / n / "prune"), wandb="p") for n in ("a", "a", "b")
+        RunSettings(directory=str(tmp_path / n / "prune"), duration="1ba", wandb="p")
+        for n in ("a", "a", "b")
     ]
     ids = [tracking.loggers(one)[0]._init_kwargs["id"] for one in settings]
     assert ids[0] == ids[1] != ids[2]

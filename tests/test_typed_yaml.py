@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from llmshearing.errors import UserError
-from llmshearing.quantities import ByteSize, Count, Fraction, MaskState, Quantity, Steps, Time
+from llmshearing.quantities import ByteSize, Count, Fraction, PointInRun, Quantity, Steps, WallTime
 from llmshearing.typed_yaml import PathText, Section, build, load, merge
 from llmshearing.yaml_files import read_yaml
 
@@ -24,8 +24,8 @@ class Part(Section):
     """Where it is."""
     duration: Steps = Field(examples=["10ba"])
     note: str | None = None
-    warmup: MaskState | None = None
-    limit: Time = "30m"
+    warmup: PointInRun | None = None
+    limit: WallTime = "30m"
     betas: list[Fraction] = Field(default_factory=list, min_length=2, max_length=2)
 
 
@@ -78,13 +78,14 @@ WRONG = {
     "count": "count: expected key=value",
     "names=[": "names=[: not valid YAML",
     "part.directory=???": "part.directory: not given; expected a value",
+    "part.note=???": "part.note: not given; expected a value",
 }
 
 
 def errors_of(*overrides):
     given, errors = merge(Whole, {"part": dict(GIVEN["part"])}, overrides)
     made, found = build(Whole, given)
-    return made, errors + found
+    return made, list(dict.fromkeys(errors + found))
 
 
 @pytest.mark.parametrize("override", WRONG)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
-
-SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
 @dataclass(frozen=True)
@@ -30,18 +27,6 @@ class Budget:
     def step(self, axis: Axis) -> int:
         """The smallest change of an axis's size."""
         return self.steps.get(axis, 1)
-
-
-def parse_parameters(text: str) -> int:
-    """A number of parameters such as `1.3B`, `370M` or `2.2e6`.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMB]?)", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(text)
-    return round(float(match[1]) * SUFFIXES[match[2].upper()])
 
 
 def sized(source: Shape, sizes: Mapping[Axis, int], *, grouped: bool) -> Shape:

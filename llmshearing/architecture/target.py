@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Literal, get_args
+
+from pydantic import Field
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.budget import Budget, parse_parameters, smallest
+from llmshearing.architecture.budget import Budget, smallest
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape, implied_head_size_error
+from llmshearing.quantities import Count, Quantity, count
+from llmshearing.typed_yaml import Section
+
+Size = Literal["hidden", "layers", "heads", "kv_groups", "intermediate"]
+AxisName = Literal["hidden", "layer", "head", "kv_group", "intermediate"]
+SIZES: tuple[Size, ...] = get_args(Size)
 
 
-@dataclass
-class TargetSettings:
-    """The shape to prune to. What is not given stays as in the source.
+class TargetSettings(Section):
+    """The shape to prune to. What is not given stays as in the source."""
 
-    Attributes:
-        hidden: width of the residual stream.
-        layers: number of layers.
-        heads: query heads per layer.
-        kv_groups: key-value heads per layer (grouped-query attention only).
-        intermediate: inner width of the MLP.
-        multiple_of: divisor rules, e.g. `{intermediate: 64}`; each named size must be divisible.
-        parameters: a budget such as `1.3B`, instead of sizes: the masks choose the shape.
-        axes: with a budget, the axes that may shrink (`hidden`, `layer`, `head`, `kv_group`,
-            `intermediate`); all of them where none is named.
-    """
-
-    hidden: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    kv_groups: int | None = None
-    intermediate: int | None = None
-    multiple_of: dict[str, int] = field(default_factory=dict)
-    parameters: str | None = None
-    axes: list[str] = field(default_factory=list)
-
-
-SIZES = ("hidden", "layers", "heads", "kv_groups", "intermediate")
+    hidden: Count | None = None
+    """Width of the residual stream."""
+    layers: Count | None = None
+    """Number of layers."""
+    heads: Count | None = None
+    """Query heads per layer."""
+    kv_groups: Count | None = None
+    """Key-value heads per layer (grouped-query attention only)."""
+    intermediate: Count | None = None
+    """Inner width of the MLP."""
+    multiple_of: dict[Size, Count] = Field(default_factory=dict)
+    """Divisor rules, e.g. `{intermediate: 64}`; each named size must be divisible."""
+    parameters: Quantity | None = None
+    """A budget such as `1.3B`, instead of sizes: the masks choose the shape."""
+    axes: list[AxisName] = Field(default_factory=list)
+    """With a budget, the axes that may shrink (`hidden`, `layer`, `head`, `kv_group`,
+    `intermediate`); all by default."""
 
 
 def resolve_target(
@@ -65,12 +67,7 @@ def resolve_budget(
             "target.parameters: this family's config ties the hidden size to the heads, which the "
             "masks do not know; give target.hidden and target.heads instead"
         ]
-    try:
-        parameters = parse_parameters(settings.parameters or "")
-    except ValueError:
-        return table.source, [
-            f"target.parameters: found {settings.parameters!r}, expected a number such as 1.3B"
-        ]
+    parameters = count(settings.parameters or "")
     own = list(table.sizes(table.source))
     known = [axis for axis in own if axis.value in settings.axes] or own
     unknown = sorted(set(settings.axes) - {axis.value for axis in own})
@@ -107,11 +104,11 @@ def resolve_budget(
     return budget, _divisor_errors(replace(least), settings.multiple_of)
 
 
-def _steps(multiple_of: Mapping[str, int]) -> dict[Axis, int]:
+def _steps(multiple_of: Mapping[Size, int]) -> dict[Axis, int]:
     """The divisor rules by axis. Under grouped-query attention heads follow their groups."""
     axes = {"hidden": Axis.HIDDEN, "layers": Axis.LAYER, "intermediate": Axis.INTERMEDIATE}
     axes |= {"kv_groups": Axis.KV_GROUP, "heads": Axis.HEAD}
-    return {axes[name]: max(1, step) for name, step in multiple_of.items() if name in axes}
+    return {axes[name]: step for name, step in multiple_of.items()}
 
 
 def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
@@ -148,9 +145,7 @@ def _size_errors(source: Shape, target: Shape, names: Sequence[str]) -> list[str
     errors = []
     for name in names:
         have, want = getattr(source, name), getattr(target, name)
-        if want < 1:
-            errors.append(f"target.{name}: found {want}, expected at least 1")
-        elif want > have:
+        if want > have:
             errors.append(
                 f"target.{name}: found {want}, but the source has {have}; "
                 f"pruning only makes a model smaller, so give at most {have}"
@@ -158,15 +153,11 @@ def _size_errors(source: Shape, target: Shape, names: Sequence[str]) -> list[str
     return errors
 
 
-def _divisor_errors(target: Shape, rules: Mapping[str, int]) -> list[str]:
+def _divisor_errors(target: Shape, rules: Mapping[Size, int]) -> list[str]:
     errors = []
     for name, divisor in rules.items():
         key = f"target.multiple_of.{name}"
-        if name not in SIZES:
-            errors.append(f"target.multiple_of: unknown size {name!r}, expected one of {SIZES}")
-        elif divisor < 1:
-            errors.append(f"{key}: found {divisor}, expected at least 1")
-        elif remainder := getattr(target, name) % divisor:
+        if remainder := getattr(target, name) % divisor:
             found = getattr(target, name)
             below, above = found - remainder, found - remainder + divisor
             errors.append(

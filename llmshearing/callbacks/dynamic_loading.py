@@ -40,6 +40,7 @@ from llmshearing.mixture.mixture_file import write_mixture
 from llmshearing.mixture.mixture_plan import Plan
 from llmshearing.mixture.sampler import Sampler
 from llmshearing.mixture.settings import MixtureSettings
+from llmshearing.quantities import steps
 
 if TYPE_CHECKING:
     from llmshearing.config import Recipe
@@ -99,7 +100,7 @@ class DynamicLoading(Callback):
         self.domains = [supply.name for supply in sampler.supplies]
         self.weights, self.references = np.asarray(start, np.float64), references
         self.limits = settings.limits(mixture, self.domains, self.weights)
-        self.interval = settings.interval(mixture)
+        self.interval = steps(mixture.update_interval)
         self.losses: np.ndarray | None = None
         self.updated, self.trained = 0, 0  # batch of the last update, samples trained on
         self.history, self.stalls = LossHistory(), PlateauDetector(mixture.patience)
@@ -151,8 +152,8 @@ class DynamicLoading(Callback):
             references=read_references(mixture, data_facts(tree, data.split, data.eval_split)),
             geometry=RunGeometry(
                 global_batch=data.global_batch,
-                batches=settings.batches(run.duration),
-                log_interval=settings.batches(run.log_interval),
+                batches=steps(run.duration),
+                log_interval=steps(run.log_interval),
                 sequence_length=tree.sequence_length,
                 directory=Path(run.directory),
             ),

@@ -15,7 +15,6 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
 from llmshearing.checkpoints.layout import FORMAT
-from llmshearing.config import error_list
 from llmshearing.errors import UserError
 from llmshearing.export.model_directory import (
     DTYPES,
@@ -41,6 +40,7 @@ from llmshearing.huggingface.weight_files import (
 from llmshearing.pruning.scores import Scores, evenly_spaced, load_scores, magnitude, random
 from llmshearing.pruning.selection import indicator, select
 from llmshearing.pruning.surgery import cut_model
+from llmshearing.typed_yaml import error_list
 
 METHODS = ("magnitude", "random", "spaced")  # those that need no text
 # From (coupling table, units to keep per axis, reader of parameters) to scores.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.config import Recipe, steps
+from llmshearing.config import Recipe
 from llmshearing.data.schema import token_dtype
 from llmshearing.planning.state import StateBytes, Target, exported_parameters, mask_shapes
+from llmshearing.quantities import steps
 
 ROW_OVERHEAD = 4  # an MDS shard's offset of each row
 

@@ -10,11 +10,12 @@ from typing import Any
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.target import resolve_target
-from llmshearing.config import Recipe, error_list, parse_recipe
+from llmshearing.config import Recipe, parse_recipe
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture.settings import problems, starting_weights
 from llmshearing.planning.state import Target
+from llmshearing.typed_yaml import error_list
 
 # Keys that a run needs and a plan can do without.
 NOT_NEEDED = ("run.directory", "data.root", "mixture.references", "mixture.start_from")

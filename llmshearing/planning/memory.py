@@ -77,7 +77,7 @@ class Job:
     ranks: int = 1
     shards: int = 1
     gpu: bool = True
-    loss_chunk: int = ModelSettings.loss_chunk
+    loss_chunk: int = ModelSettings.model_fields["loss_chunk"].default
     attention_mask: bool = True
 
     @property

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.flops import training_flops_per_token
-from llmshearing.config import Recipe, steps
+from llmshearing.config import Recipe
 from llmshearing.errors import UserError
 from llmshearing.files import json_lines
 from llmshearing.planning.devices import Device
+from llmshearing.quantities import steps
 
 # The paper's own runs: 0.27 while pruning 7B, 0.28 in continued pre-training at 1.3B.
 ASSUMED_MFU = 0.3

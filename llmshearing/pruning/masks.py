@@ -28,31 +28,13 @@ from llmshearing.pruning.selection import (
     indicator,
     select,
 )
-from llmshearing.pruning.settings import PruningSettings
+from llmshearing.pruning.settings import LOG_ALPHA_BOUND, PruningSettings
 
-# Beyond this bound the gradient of the keep probability vanishes, and a unit given up early could
-# not come back. Masks start inside the bound, since clamping would erase the noise of the start.
-LOG_ALPHA_BOUND = 5.0
 START_NOISE = 0.01  # standard deviation; without it, units with equal weights would stay equal
 
 # Far from its threshold the keep probability saturates and the constraint has no gradient. Add this
 # much slope; the forward value is unchanged.
 LEAST_SLOPE = 0.02
-
-
-def start_errors(settings: PruningSettings) -> list[str]:
-    """What is wrong with the mask logits that the settings start from."""
-    found = f"pruning.init_log_alpha: found {settings.init_log_alpha}, expected a value"
-    if abs(settings.init_log_alpha) >= LOG_ALPHA_BOUND:
-        return [f"{found} between {-LOG_ALPHA_BOUND} and {LOG_ALPHA_BOUND}, the logits' bounds"]
-    highest = settings.init_log_alpha + (settings.importance_spread if settings.importance else 0.0)
-    off_below = distribution_of(settings.distribution).off_below
-    if highest <= off_below:
-        return [
-            f"{found} above {off_below:g} for the distribution {settings.distribution}, or "
-            "pruning.importance with a spread that reaches above it: no unit would ever switch on"
-        ]
-    return []
 
 
 class MaskOutput(NamedTuple):

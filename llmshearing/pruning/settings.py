@@ -2,54 +2,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from llmshearing.quantities import Fraction, NotNegative, PointInRun, Positive
+from llmshearing.typed_yaml import PathText, Section
+
+# Beyond this bound the gradient of the keep probability vanishes, and a unit given up early could
+# not come back. Masks start inside the bound, since clamping would erase the noise of the start.
+LOG_ALPHA_BOUND = 5.0
+# What a preset changes in the defaults below. `paper`: arXiv 2310.06694, section 2.1.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "distribution": "paper",
+        "constraint": "paper",
+        "sharpness": 1.0,
+        "freeze": "1dur",
+        "linear_learning_rate": 1.0,
+        "final_fraction": 1.0,
+    },
+}
 
 
-@dataclass
-class PruningSettings:
-    """How masks learn.
+class PruningSettings(Section):
+    """How masks learn."""
 
-    Attributes:
-        distribution: `linear` (no noise, may exceed 1), `paper` or
-            `released`.
-        constraint: `paper` (counts, per layer) or `released` (fractions, mean over layers).
-        warmup: time (`0.2dur`, `640ba`) over which the target moves from the source's sizes to its
-            own.
-        sharpness: factor that the mask logits reach, so that few units end undecided; 1 is the
-            paper's, none.
-        sharpen_until: time at which they reach it, some steps before they freeze at the latest.
-        freeze: time from which on the choice of units is fixed and training goes on with exactly
-            the model that export would write, not before the end of the warmup; `1dur` is the
-            paper's, never.
-        fix_shape: with a budget of parameters, the time from which on the shape is fixed.
-        init_log_alpha: the mask logits at the start.
-        importance: a file of scores made by `llmshearing importance`; the masks start in its order.
-        importance_spread: half the range of the starting logits in that order.
-        noise: `shared` draws the same noise on every rank, `per_rank` independent noise.
-        learning_rate: of the masks (Adam).
-        linear_learning_rate: of the linear multipliers, the constraint's integral part: where it is
-            large, expected sizes swing around their target. Both are for gaps in fractions; for
-            gaps in counts they are divided so that the constraint pulls as hard.
-        quadratic_learning_rate: of the quadratic multipliers, its proportional part. Adam makes it
-            about the growth per step, so it has to reach the loss's sensitivity early in the run.
-        final_fraction: these rates fall by a cosine to this part of themselves after the warmup.
-        clip_norm: gradient norm bound of the masks, and of the multipliers of each rate; 0 means
-            none.
-    """
+    preset: Literal["default", "paper"] = "default"
+    """Where the defaults of the other keys come from: `paper` is exactly the paper's method."""
+    distribution: Literal["linear", "paper", "released"] = "linear"
+    """Of the gates: `linear` (no noise, may exceed 1), `paper` (hard concrete, beta 0.83) or
+    `released` (hard concrete of the released code)."""
+    constraint: Literal["paper", "released"] = "released"
+    """`paper` (counts, per layer) or `released` (fractions, mean over layers)."""
+    warmup: PointInRun = "0.2dur"
+    """Time over which the target moves from the source's sizes to its own, e.g. `640ba`."""
+    sharpness: float = Field(default=8.0, ge=1)
+    """Factor that the mask logits reach, so that few units end undecided; 1 (none) in the paper."""
+    sharpen_until: PointInRun = "0.8dur"
+    """Time at which they reach it, at the latest some steps before they freeze."""
+    freeze: PointInRun = "0.9dur"
+    """Time from which the choice of units is fixed and training continues with exactly the model
+    that export would write, not before the end of the warmup; `1dur` is never, as in the paper."""
+    fix_shape: PointInRun = "0.4dur"
+    """With a budget of parameters, the time from which the shape is fixed."""
+    init_log_alpha: float = Field(default=4.0, gt=-LOG_ALPHA_BOUND, lt=LOG_ALPHA_BOUND)
+    """The mask logits at the start."""
+    importance: PathText | None = None
+    """A file of scores made by `llmshearing importance`; the masks start in its order."""
+    importance_spread: NotNegative = 1.0
+    """Half the range of the initial logits in that order."""
+    noise: Literal["shared", "per_rank"] = "shared"
+    """`shared` draws the same noise on every rank, `per_rank` independent noise."""
+    learning_rate: Positive = 1.0
+    """Of the masks (Adam)."""
+    linear_learning_rate: NotNegative = 0.2
+    """Of the linear multipliers, the constraint's integral part. If it is large, expected sizes
+    oscillate around their target. Both multiplier rates are for gaps in fractions; for gaps in
+    counts they are divided so that the constraint pulls as hard."""
+    quadratic_learning_rate: NotNegative = 1.0
+    """Of the quadratic multipliers, its proportional part. Adam makes it about the growth per step,
+    so it has to reach the loss's sensitivity early in the run."""
+    final_fraction: Fraction = 0.1
+    """These rates fall by a cosine to this fraction of themselves after the warmup."""
+    clip_norm: NotNegative = 0.0
+    """Gradient norm bound of the masks, and of the multipliers of each rate; 0 means none."""
 
-    distribution: str = "linear"
-    constraint: str = "released"
-    warmup: str = "0.2dur"
-    sharpness: float = 8.0
-    sharpen_until: str = "0.8dur"
-    freeze: str = "0.9dur"
-    fix_shape: str = "0.4dur"
-    init_log_alpha: float = 4.0
-    importance: str | None = None
-    importance_spread: float = 1.0
-    noise: str = "shared"
-    learning_rate: float = 1.0
-    linear_learning_rate: float = 0.2
-    quadratic_learning_rate: float = 1.0
-    final_fraction: float = 0.1
-    clip_norm: float = 0.0
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("preset") in list(PRESETS):
+            return {**PRESETS[given["preset"]], **given}
+        return given
+
+    def rules(self) -> list[str]:
+        """Refuse masks of which no unit would ever be on."""
+        highest = self.init_log_alpha + (self.importance_spread if self.importance else 0.0)
+        if self.distribution != "linear" or highest > 0:
+            return []
+        return [
+            f"pruning.init_log_alpha: found {self.init_log_alpha}, expected more than 0 with the "
+            "distribution linear, or pruning.importance and a spread that reaches there: no unit "
+            "would ever be on"
+        ]

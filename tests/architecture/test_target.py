@@ -7,6 +7,7 @@ from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_target
 from llmshearing.errors import UserError
+from llmshearing.typed_yaml import build
 
 
 def table(shape: Shape, **options) -> CouplingTable:
@@ -64,7 +65,6 @@ def test_what_is_not_given_stays(source, settings, changes):
         (MULTI_HEAD, {"heads": 9}, "target.heads: found 9, but the source has 8"),
         (MULTI_HEAD, {"intermediate": 999}, "target.intermediate: found 999, but the source has"),
         (GROUPED, {"kv_groups": 4}, "target.kv_groups: found 4, but the source has 2"),
-        (MULTI_HEAD, {"layers": 0}, "target.layers: found 0, expected at least 1"),
         (MULTI_HEAD, {"heads": 4, "kv_groups": 2}, "target.kv_groups: found 2 with 4 heads"),
         (GROUPED, {"heads": 5}, "5 heads do not fit 2 KV groups"),
         (GROUPED, {"heads": 8, "kv_groups": 1}, "are 8 a group, but the source has only 4"),
@@ -85,8 +85,6 @@ def test_a_target_out_of_reach_is_refused(source, settings, message):
          "target.multiple_of.intermediate asks; give 64 or 128"),
         ({"hidden": 512}, "found 256, which is not a multiple of 512 as target.multiple_of.hidden "
          "asks; give 512"),
-        ({"layers": 0}, "target.multiple_of.layers: found 0, expected at least 1"),
-        ({"hiden": 64}, "unknown size 'hiden'"),
     ],
 )  # fmt: skip
 def test_a_broken_divisor_rule_is_told(rules, message):
@@ -127,5 +125,28 @@ def test_no_config_is_written_with_a_wrong_head_size():
 
 
 def test_every_error_is_told():
-    _, errors = resolve_target(MULTI_HEAD, TargetSettings(hidden=999, layers=9, intermediate=-1))
+    _, errors = resolve_target(MULTI_HEAD, TargetSettings(hidden=999, layers=9, intermediate=9999))
     assert len(errors) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers": 0}, "layers: found 0, expected 1 or more"),
+        ({"hidden": 1.5}, "hidden: found 1.5, expected a whole number"),
+        ({"multiple_of": {"layers": 0}}, "multiple_of.layers: found 0, expected 1 or more"),
+        ({"multiple_of": {"hiden": 64}}, "multiple_of.hiden: found 'hiden', expected 'hidden', "),
+        ({"axes": ["width"]}, "axes.0: found 'width', expected 'hidden', 'layer', "),
+        ({"parameters": "many"}, "parameters: found 'many', expected a number such as 1.3B"),
+        ({"parameters": -1}, "parameters: found -1, expected a number such as 1.3B"),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused(given, message):
+    _, errors = build(TargetSettings, given)
+    assert len(errors) == 1
+    assert errors[0].startswith(message)
+
+
+def test_an_axis_that_the_family_does_not_have_is_refused():
+    _, (error,) = resolve_target(MULTI_HEAD, TargetSettings(parameters="80K", axes=["kv_group"]))
+    assert error.startswith("target.axes: unknown kv_group, expected some of hidden, layer, head")

@@ -72,5 +72,5 @@ def test_a_run_without_masks_has_no_report(recipe_file):
 
 
 def test_a_sharpness_below_one_is_refused(recipe_file):
-    with pytest.raises(UserError, match=r"pruning\.sharpness: found 0\.5, expected at least 1"):
+    with pytest.raises(UserError, match=r"pruning\.sharpness: found 0\.5, expected 1 or more"):
         load_recipe(recipe_file, ["pruning.sharpness=0.5"])

@@ -1,23 +1,24 @@
-"""The `mixture` section: every mistake told, and what the settings mean."""
+"""The `mixture` section: every mistake is reported, and what the settings mean."""
 
-from dataclasses import replace
+import math
+from typing import get_args
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from llmshearing.errors import UserError
 from llmshearing.mixture.mixture_file import write_mixture
+from llmshearing.mixture.policies import POLICIES
 from llmshearing.mixture.settings import (
     DomainSettings,
     MixtureSettings,
-    batches,
     domain_settings,
     limits,
     problems,
     starting_weights,
     supply,
 )
+from llmshearing.typed_yaml import build
 
 DOMAINS = ["cc", "wiki"]
 
@@ -26,51 +27,61 @@ def test_the_defaults_are_sound():
     assert problems(MixtureSettings(), DOMAINS) == []
 
 
+def errors_of(**given):
+    settings, errors = build(MixtureSettings, given)
+    return errors or problems(settings, DOMAINS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy": "papper"}, "mixture.policy: found 'papper', expected one of"),
-        ({"signal": "test"}, "mixture.signal: found 'test'"),
-        ({"used_up": "again"}, "mixture.used_up: found 'again'"),
+        ({"policy": "papper"}, "policy: found 'papper', expected 'constant', 'paper', 'released'"),
+        ({"signal": "test"}, "signal: found 'test', expected 'held_out' or 'train'"),
+        ({"used_up": "again"}, "used_up: found 'again', expected 'repeat', 'stop' or 'drop'"),
         ({"update_interval": "50"}, "expected steps with a unit"),
         ({"update_interval": "0ba"}, "expected steps with a unit"),
-        ({"eta": -1.0}, "mixture.eta: found -1.0, expected 0 or more"),
-        ({"floor": 1.5}, "mixture.floor: found 1.5, expected from 0 to 1"),
-        ({"first_update": 0}, "mixture.first_update: found 0"),
-        ({"weights": {"cc": 0.5, "wiki": 0.4}}, "they sum to 0.9, expected 1"),
+        ({"eta": -1.0}, "eta: found -1.0, expected 0 or more"),
+        ({"eta": math.inf}, "eta: found inf, expected a finite number"),
+        ({"floor": 1.5}, "floor: found 1.5, expected at most 1"),
+        ({"first_update": 0}, "first_update: found 0, expected 1 or more"),
+        ({"weights": {"cc": 0.5, "wiki": 0.4}}, "mixture.weights: found a sum of 0.9"),
         ({"weights": {"cc": 1.0}}, "no entry for wiki"),
         ({"weights": {"cc": 0.5, "wiki": 0.3, "wikki": 0.2}}, "unknown domain wikki; did you mean"),
-        ({"weights": {"cc": -0.5, "wiki": 1.5}}, "expected finite numbers"),
-        ({"weights": {"cc": float("nan"), "wiki": 1.0}}, "expected finite numbers"),
+        ({"weights": {"cc": -0.5, "wiki": 1.5}}, "weights.cc: found -0.5, expected 0 or more"),
+        ({"weights": {"cc": math.nan, "wiki": 1.0}}, "weights.cc: found nan, expected a finite"),
+        ({"weights": {"cc": 0.5, "wiki": 0.5}, "start_from": "f"}, "found both weights and start_"),
         ({"policy": "paper"}, "policy paper needs the loss to reach"),
         ({"floor": 0.6}, "the floors sum to 1.2"),
         ({"ceiling": 0.4}, "the ceilings sum to 0.8"),
-        ({"domains": {"wiki": {"celing": 1}}}, "mixture.domains.wiki.celing: unknown key; known"),
+        ({"domains": {"wiki": {"celing": 1}}}, "domains.wiki.celing: unknown key in domains.wiki;"),
         ({"domains": {"wiki": {"eta": "fast"}}}, "wiki.eta: found 'fast', expected a number"),
-        ({"domains": {"wiki": 0.1}}, "mixture.domains.wiki: found 0.1, expected keys"),
+        ({"domains": {"wiki": 0.1}}, "domains.wiki: found 0.1, expected a section"),
         ({"domains": {"wikki": {}}}, "mixture.domains: unknown domain wikki"),
-        ({"domains": {"wiki": {"ceiling": 2}}}, "mixture.domains.wiki.ceiling: found 2"),
-        ({"domains": {"wiki": {"used_up": "x"}}}, "mixture.domains.wiki.used_up"),
+        ({"domains": {"wiki": {"ceiling": 2}}}, "domains.wiki.ceiling: found 2, expected at most"),
+        ({"domains": {"wiki": {"used_up": "x"}}}, "domains.wiki.used_up: found 'x'"),
         ({"ceiling": 0.5, "domains": {"wiki": {"floor": 0.6}}}, "floor 0.6 above"),
     ],
 )
 def test_each_mistake_is_one_message(change, message):
-    errors = problems(replace(MixtureSettings(), **change), DOMAINS)
+    errors = errors_of(**change)
     assert len(errors) == 1, errors
     assert message in errors[0]
 
 
-def test_all_mistakes_are_told_at_once():
-    wrong = MixtureSettings(policy="x", eta=-1.0, weights={"cc": 1.0}, window=0)
-    assert len(problems(wrong, DOMAINS)) == 4
+def test_all_mistakes_are_reported_at_once():
+    assert len(errors_of(policy="x", eta=-1.0, weights={"cc": -1.0}, window=0)) == 4
 
 
-def test_the_section_is_one_that_a_recipe_can_hold():
-    config = OmegaConf.structured(MixtureSettings)
-    OmegaConf.update(config, "domains", {"wiki": {"ceiling": 0.1, "used_up": "drop"}}, merge=False)
-    found = OmegaConf.to_object(config)
-    assert domain_settings(found, "wiki") == DomainSettings(ceiling=0.1, used_up="drop")
-    assert domain_settings(found, "cc") == DomainSettings()
+def test_policies_are_those_that_exist():
+    assert {*get_args(MixtureSettings.model_fields["policy"].annotation)} == {*POLICIES}
+
+
+def test_only_what_differs_for_a_domain_is_kept():
+    settings = MixtureSettings(domains={"wiki": {"ceiling": 0.1, "used_up": "drop"}, "cc": None})
+    assert domain_settings(settings, "wiki") == DomainSettings(ceiling=0.1, used_up="drop")
+    assert domain_settings(settings, "cc") == domain_settings(settings, "x") == DomainSettings()
+    own = settings.model_dump()["domains"]
+    assert own == {"wiki": {"ceiling": 0.1, "used_up": "drop"}, "cc": {}}
 
 
 def test_domains_override_the_section():
@@ -118,9 +129,3 @@ def test_a_mixture_of_other_domains_is_refused(tmp_path):
     write_mixture(path, {"weights": {"cc": 0.5, "arxiv": 0.5}})
     with pytest.raises(UserError, match=r"unknown domain arxiv.*no entry for wiki"):
         starting_weights(MixtureSettings(start_from=str(path)), DOMAINS, [1, 1])
-
-
-def test_steps_of_a_time():
-    assert batches("50ba") == 50
-    with pytest.raises(ValueError, match="50ep"):
-        batches("50ep")

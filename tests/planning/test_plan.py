@@ -119,7 +119,7 @@ def test_a_budget_is_planned(capsys):
 def test_hybrid_shards_over_a_part_of_the_ranks():
     plan = make_plan(PRUNE, [SEVEN], Machine(A100, 16))
     assert job_of(plan.inputs, Machine(A100, 16)).shards == 16
-    recipe = replace(plan.inputs.recipe, shard_ranks=8)
+    recipe = plan.inputs.recipe.model_copy(update={"shard_ranks": 8})
     assert job_of(replace(plan.inputs, recipe=recipe), Machine(A100, 16)).shards == 8
 
 

@@ -7,10 +7,10 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.families import family_of
 from llmshearing.optimization import mask_groups
 from llmshearing.pruning.mask_report import SIZE_TOLERANCE
-from llmshearing.pruning.masks import LOG_ALPHA_BOUND, Masks
+from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.scores import random
-from llmshearing.pruning.settings import PruningSettings
+from llmshearing.pruning.settings import LOG_ALPHA_BOUND, PruningSettings
 
 CONFIG = {
     "model_type": "llama",
@@ -27,7 +27,9 @@ def make(constraint="released", distribution="paper", **target):
     table = family_of(CONFIG).table(CONFIG)
     target = target or {"hidden": 12, "layers": 3, "heads": 2, "kv_groups": 2, "intermediate": 20}
     shape = replace(table.source, **target)
-    return Masks(table, shape, PruningSettings(distribution, constraint), seed=5)
+    return Masks(
+        table, shape, PruningSettings(distribution=distribution, constraint=constraint), seed=5
+    )
 
 
 def test_noise_is_keyed_by_seed_and_step_alone():

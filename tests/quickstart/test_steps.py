@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmshearing.config import load_recipe
-from llmshearing.config import steps as steps_of
+from llmshearing.quantities import steps as steps_of
 from llmshearing.quickstart.gather import SOURCE
 from llmshearing.quickstart.results import RUNS
 from llmshearing.quickstart.steps import RECIPES, steps
