@@ -14,7 +14,8 @@ from llmshearing.architecture.target import resolve_target
 from llmshearing.config import DataSettings, Recipe, parse_recipe
 from llmshearing.data.domains import data_facts, fetch_tree
 from llmshearing.data.integrity import check_files
-from llmshearing.data.schema import tokenizer_fingerprint
+from llmshearing.data.schema import TOKENIZER_FOLDER
+from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import Source, read_source
@@ -148,14 +149,16 @@ def _fit_errors(source: Source, tree: DataTree) -> list[str]:
             f"{vocabulary} entries; prepare the data with this model's tokenizer"
         )
     try:
-        fingerprint = tokenizer_fingerprint(source.path)
+        same = same_tokenizer(
+            source.path, tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
+        )
     except FileNotFoundError:
         errors.append(
             f"model.path: found no tokenizer in {source.path}; expected tokenizer.model or "
             "tokenizer.json, which the exported model needs too"
         )
         return errors
-    if fingerprint != tree.tokenizer["fingerprint"]:
+    if not same:
         errors.append(
             f"data.root: {tree.root} was prepared with another tokenizer than the one in "
             f"{source.path}; prepare it again with that one"

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from runs import launch
+from sentencepiece import sentencepiece_model_pb2
 
 from llmshearing.cli import main, parse
 from llmshearing.data.schema import fingerprint
@@ -166,6 +167,12 @@ def test_a_model_without_tokenizer_and_one_with_another(recipe_file, tiny_model,
     (bare / "tokenizer.model").write_bytes(b"another")
     with pytest.raises(UserError, match="prepared with another tokenizer"):
         check(recipe_file, [f"model.path={bare}"])
+    saved = sentencepiece_model_pb2.ModelProto.FromString(
+        (tiny_model / "tokenizer.model").read_bytes()
+    )
+    saved.trainer_spec.model_prefix = "saved-again"
+    (bare / "tokenizer.model").write_bytes(saved.SerializeToString())
+    check(recipe_file, [f"model.path={bare}"])
 
 
 @pytest.mark.parametrize(

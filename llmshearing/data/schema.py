@@ -12,6 +12,7 @@ A row holds `sequence_length` token ids in the column `tokens`, and for chat dat
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,21 @@ def tokenizer_file(path: str | Path) -> tuple[str, Path]:
     path = Path(path)
     if path.is_file():
         return ("huggingface" if path.suffix == ".json" else "sentencepiece"), path
-    for name, kind in TOKENIZER_MODELS.items():
-        if (path / name).is_file():
-            return kind, path / name
-    raise FileNotFoundError(path)
+    found = [(kind, path / name) for name, kind in TOKENIZER_MODELS.items()]
+    found = [(kind, file) for kind, file in found if file.is_file()]
+    if not found:
+        raise FileNotFoundError(path)
+    # Meta's Llama 3 has a tiktoken file of the same name next to its tokenizer.json.
+    return found[1] if len(found) == 2 and _is_tiktoken(found[0][1]) else found[0]
+
+
+def _is_tiktoken(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n", opened.read(1024)) is not None
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
-    """Give the SHA-256 of the file that decides the ids, so that a tree and a model can agree.
+    """Return the SHA-256 of the file that decides the ids.
 
     Raises:
         FileNotFoundError: there is no tokenizer at `path`.

@@ -45,7 +45,7 @@ class DataTree:
         sequence_length: tokens in a row.
         token_dtype: `uint16` or `uint32`.
         vocabulary: number of token ids; every id is below it.
-        tokenizer: `kind`, `fingerprint` and the ids of the document marks.
+        tokenizer: `kind`, `fingerprint` of its ids, and the ids that begin and end a document.
         splits: what each split holds, by domain.
         manifest: everything else that was recorded.
     """

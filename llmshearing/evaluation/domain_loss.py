@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows, open_domains
 from llmshearing.data.integrity import check_files
-from llmshearing.data.schema import tokenizer_fingerprint
+from llmshearing.data.schema import TOKENIZER_FOLDER
+from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.partial import Piece, Record, fingerprint, remaining
@@ -179,10 +180,12 @@ def check_tokenizer(model_directory: Path, vocabulary: int, tree: DataTree) -> N
             f"{tree.vocabulary} of {tree.root}: prepare the data with the model's tokenizer"
         )
     try:
-        fingerprint = tokenizer_fingerprint(model_directory)
+        same = same_tokenizer(
+            model_directory, tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
+        )
     except FileNotFoundError:
         return  # a model without a tokenizer can still be measured on ids
-    if fingerprint != tree.tokenizer["fingerprint"]:
+    if not same:
         raise UserError(
             f"found another tokenizer in {model_directory} than the one that made {tree.root}: "
             "prepare the data with the model's tokenizer"

@@ -7,7 +7,8 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from llmshearing.data.schema import tokenizer_file, tokenizer_fingerprint
+from llmshearing.data.schema import tokenizer_file
+from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.errors import UserError
 
 FILES = (
@@ -67,7 +68,7 @@ def check(path: Path, size: int, fingerprint: str | None) -> None:
             f"the tokenizer in {path} gives {ids} ids, but the model's vocabulary has {size}; "
             "put the model's own tokenizer there, or say where it is with --tokenizer DIR"
         )
-    if fingerprint is not None and tokenizer_fingerprint(path) != fingerprint:
+    if fingerprint is not None and not same_tokenizer(path, fingerprint):
         raise UserError(
             f"the tokenizer in {path} is not the one that made the run's data; "
             "put that one back, or say where it is with --tokenizer DIR"

@@ -103,7 +103,8 @@ def check(tree: DataTree) -> list[str]:
             problems += _ids_out_of_range(tree, info)
     try:
         kind, file = tokenizer_file(tree.root / TOKENIZER_FOLDER)
-        if tokenizer_fingerprint(file) != tree.tokenizer["fingerprint"]:
+        recorded = tree.tokenizer.get("sha256", tree.tokenizer["fingerprint"])
+        if tokenizer_fingerprint(file) != recorded:
             problems.append(f"{file}: not the tokenizer ({kind}) that the tree was made with")
     except FileNotFoundError:
         problems.append(f"{tree.root / TOKENIZER_FOLDER}: the tokenizer is missing")

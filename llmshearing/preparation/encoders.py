@@ -42,6 +42,7 @@ class TokenizerFacts:
         path: the file that decides the ids.
         kind: `sentencepiece` or `huggingface`.
         fingerprint: SHA-256 of the file.
+        ids_digest: digest of the ids of some texts, by which tokenizers are compared.
         vocabulary: number of ids; every id is below it.
         bos: id of the token that begins a document, if there is one.
         eos: id of the token that ends a document, if there is one.
@@ -51,6 +52,7 @@ class TokenizerFacts:
     path: Path
     kind: str
     fingerprint: str
+    ids_digest: str
     vocabulary: int
     bos: int | None
     eos: int | None
@@ -76,6 +78,7 @@ def inspect(path: str | Path) -> TokenizerFacts:
         ) from None
     try:
         about = _inspect_sentencepiece(file) if kind == "sentencepiece" else _inspect_json(file)
+        about |= {"ids_digest": token_ids.ids_digest(path)}
     except Exception as error:  # the libraries raise bare Exceptions and RuntimeErrors
         raise UserError(f"cannot read {file} as a {kind} tokenizer: {error}") from None
     return TokenizerFacts(path=file, kind=kind, fingerprint=tokenizer_fingerprint(path), **about)

@@ -213,7 +213,8 @@ def _manifest(plan: plans.Plan) -> dict[str, Any]:
         "vocabulary": tokenizer.vocabulary,
         "tokenizer": {
             "kind": tokenizer.kind,
-            "fingerprint": tokenizer.fingerprint,
+            "fingerprint": tokenizer.ids_digest,
+            "sha256": tokenizer.fingerprint,
             "file": tokenizer.path.name,
             "bos": plan.settings.bos,
             "eos": plan.settings.eos,

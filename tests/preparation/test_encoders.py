@@ -79,6 +79,14 @@ def test_a_directory_with_a_model_is_read_by_its_model(model_file, json_folder, 
     assert facts.fingerprint == encoders.inspect(model_file).fingerprint
 
 
+def test_a_tiktoken_file_next_to_a_tokenizer_json_is_passed_over(json_folder, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer.model as a sentencepiece"):
+        encoders.inspect(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((json_folder / "tokenizer.json").read_bytes())
+    assert encoders.inspect(tmp_path).kind == "huggingface"
+
+
 def test_a_directory_without_one_is_read_by_its_json(json_folder):
     facts = encoders.inspect(json_folder)
     assert (facts.kind, facts.bos, facts.eos) == ("huggingface", 0, 1)
