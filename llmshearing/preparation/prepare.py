@@ -76,6 +76,8 @@ def overview(plan: plans.Plan) -> Table:
         counts = ["-" if n is None else f"{n:,}" for n in (domain.estimate, asked or None, short)]
         rows.append([domain.name, f"{len(raw):,}", megabytes, *counts])
         lacking += [domain.name] if short else []
+        if not domain.pools["train"]:
+            notes.append(f"domain {domain.name}: found no files to train on; only held out")
         if domain.skipped:
             listed = inputs.listed(domain.skipped)
             notes.append(

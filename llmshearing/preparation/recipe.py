@@ -29,7 +29,8 @@ class DomainRule:
         files: a folder or a glob below `source`, or a list of these; the folder that bears the
             domain's name where none is given.
         eval_files: the same for held-out text, taken whole or up to its budget; where none is
-            given, held-out text is split off `files`.
+            given, held-out text is split off `files`. A domain with neither `files` nor a folder
+            of its name is only held out.
         text_field: the field that holds the text; the recipe's own where none is given.
         messages_field: the field that holds a chat; a domain that names it is chat data.
         tools_field: the field that holds the functions which the assistant may call, where a chat
@@ -252,8 +253,10 @@ def _problems(recipe: Recipe) -> list[str]:
 
 def _domain_problems(recipe: Recipe, name: str, domain: DomainRule | None) -> list[str]:
     problems = []
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        problems.append(f"domain `{name}`: expected letters, digits, dots, dashes and underscores")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        problems.append(
+            f"domain `{name}`: expected at most 200 letters, digits, dots, dashes and underscores"
+        )
     if domain is None:
         return problems
     if domain.text_field is not None and domain.messages_field is not None:

@@ -155,24 +155,37 @@ def _domains(
     encoder: encoders.Encoder | None = None
     domains = []
     for name, rule in rules.items():
-        train, skipped = inputs.find(source, _listed(rule.files or name), f"domain {name}")
-        pools = {"train": train}
         asks = {
             split: splits.Ask(split, recipes.domain_tokens(recipe, name, entry), entry.share)
             for split, entry in recipe.splits.items()
         }
+        pools: dict[str, list[sources.Source]] = {"train": []}
+        skipped: dict[str, str] = {}
         held_out: list[splits.Ask] = []
+        only_eval = rule.eval_files and rule.files is None and not (source / name).exists()
+        if not only_eval:
+            what = f"domain {name}"
+            pools["train"], skipped = inputs.find(source, _listed(rule.files or name), what)
         if rule.eval_files is not None:
             what = f"domain {name}, eval_files"
             pools["eval"], others = inputs.find(source, _listed(rule.eval_files), what)
             skipped |= others
-            held = {os.path.realpath(entry.path) for entry in pools["eval"]}
-            pools["train"] = [one for one in train if os.path.realpath(one.path) not in held]
-            if not pools["train"] and any(split in asks for split in SPLITS[1:]):
-                raise UserError(f"domain {name}: found no file beside its eval_files: set files")
+            held = {os.path.realpath(one.path) for one in pools["eval"]}
+            pools["train"] = [
+                one for one in pools["train"] if os.path.realpath(one.path) not in held
+            ]
             ask = asks.pop("eval", None)  # a share is of text that is split off, not of these
             whole = splits.Ask("eval", None, 1.0)
             held_out = [ask if ask and ask.tokens is not None else whole]
+            if only_eval and rule.weight:
+                raise UserError(
+                    f"domain {name}: found weight {rule.weight:g} and no files to train on: set "
+                    "files, or weight 0 to hold it out only"
+                )
+            if only_eval:
+                asks = {}
+            elif not pools["train"] and asks:
+                raise UserError(f"domain {name}: found no file except its eval_files: set files")
         ordered = [asks[split] for split in SPLITS if split in asks]
         estimate, chat = None, rule.messages_field is not None
         where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
