@@ -1,4 +1,4 @@
-"""How a run or a command ends that cannot go on: one message and an exit status, no traceback."""
+"""How a command ends that cannot continue: one message and an exit status, no traceback."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-EXIT_STATUS = 2
+# Exit statuses of every command; 0 is success.
+USER_ERROR_STATUS = 2  # wrong input, or no room or permission to write
+RUN_ERROR_STATUS = 3  # a lost rank, a killed process
+STOPPED_STATUS = 85  # a signal stopped the run early; the same command resumes it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
-FAILURE_STATUS = 3
 
 P = ParamSpec("P")
 
 
 class UserError(Exception):
-    """Something in the input that the user can mend.
+    """Something in the input that the user can correct.
 
     The message says what was found, what was expected and what to do.
     """
 
 
 class RunError(Exception):
-    """Something failed that the input is not to blame for: a lost rank, a killed process.
+    """A failure that the input did not cause: a lost rank, a killed process.
 
-    Starting again goes on from the last checkpoint.
+    The same command resumes the run from its last checkpoint.
     """
 
 
 def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
-    """Wrap a command's `main` so that a known end becomes one message and an exit status.
+    """Wrap a command's `main` so that an expected error becomes one message and an exit status.
 
-    2 for a `UserError` and for a place or a disk that takes no more, 3 for a `RunError`.
+    2 for a `UserError` and for a path that cannot be written to, 3 for a `RunError`.
     """
 
     @functools.wraps(main)
@@ -42,7 +44,7 @@ def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
             return main(*args, **kwargs) or 0
         except UserError as error:
             sys.stderr.write(f"error: {error}\n")
-            return EXIT_STATUS
+            return USER_ERROR_STATUS
         except OSError as error:
             if error.errno not in (*NO_ROOM, *NO_PLACE):
                 raise
@@ -51,9 +53,9 @@ def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
             sys.stderr.write(
                 f"error: cannot write{where}: {error.strerror}. {remedy}, then start again\n"
             )
-            return EXIT_STATUS
+            return USER_ERROR_STATUS
         except RunError as error:
             sys.stderr.write(f"error: {error}\n")
-            return FAILURE_STATUS
+            return RUN_ERROR_STATUS
 
     return wrapped

@@ -15,7 +15,7 @@ from composer.utils.parallelism import FSDP2Config, FSDPConfig
 
 from llmshearing import substrate
 from llmshearing.config import Recipe
-from llmshearing.errors import EXIT_STATUS, RunError, UserError
+from llmshearing.errors import USER_ERROR_STATUS, RunError, UserError
 from llmshearing.files import lock_directory
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.quantities import seconds
@@ -83,7 +83,7 @@ def own_directory(directory: Path) -> Iterator[None]:
         if refusal is not None:
             raise refusal
         if refused[0]:
-            raise SystemExit(EXIT_STATUS)
+            raise SystemExit(USER_ERROR_STATUS)
         yield
 
 

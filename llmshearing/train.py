@@ -42,11 +42,11 @@ from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_report_writer import MaskReportWriter
 from llmshearing.callbacks.metrics_file import MetricsFile
-from llmshearing.callbacks.stop_signal import EXIT_STATUS, Stopped, StopSignal
+from llmshearing.callbacks.stop_signal import Stopped, StopSignal
 from llmshearing.callbacks.training_progress import TrainingProgress
 from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe
-from llmshearing.errors import UserError, exits_on_user_error
+from llmshearing.errors import STOPPED_STATUS, UserError, exits_on_user_error
 from llmshearing.files import write_text
 from llmshearing.logs import set_up_log
 from llmshearing.preflight import Inputs
@@ -114,7 +114,7 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
             trainer.fit()
         except Stopped:
             log.info("stopped; run the same command again to resume")
-            status = EXIT_STATUS
+            status = STOPPED_STATUS
         trainer.close()
     return status
 

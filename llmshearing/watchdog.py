@@ -2,8 +2,8 @@
 
 A rank that is stuck stops all others in their next collective, so that every rank exceeds its limit
 at about the same time. Each writes the stacks of its threads to its standard error and to
-`RUN/stacks/rank<N>.txt`, waits a moment for the others, and ends with `FAILURE_STATUS`. A rank that
-sees another's stacks appear writes its own at once.
+`RUN/stacks/rank<N>.txt`, waits a moment for the others, and ends with `RUN_ERROR_STATUS`. A rank
+that sees another's stacks appear writes its own at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from llmshearing.errors import FAILURE_STATUS
+from llmshearing.errors import RUN_ERROR_STATUS
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Watchdog:
                 "this folder"
             )
         os.write(STANDARD_ERROR, f"{text}\n".encode())
-        os._exit(FAILURE_STATUS)
+        os._exit(RUN_ERROR_STATUS)
 
     def _others(self) -> list[int]:
         """The other ranks whose stacks have been written since the start."""

@@ -12,7 +12,7 @@ import pytest
 from runs import log_file, start_ranks
 
 from llmshearing import files, train
-from llmshearing.errors import EXIT_STATUS
+from llmshearing.errors import USER_ERROR_STATUS
 
 DEADLINE_SECONDS = 120  # a machine may be busy
 
@@ -47,13 +47,13 @@ def test_a_second_run_of_a_directory_is_refused(endless, tmp_path, monkeypatch, 
     run, untouched = tmp_path / "run", ("config.yaml", ".lock")
     before = {name: (run / name).read_bytes() for name in untouched}
     monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
-    assert train.main([*arguments, "run.duration=6ba"]) == EXIT_STATUS
+    assert train.main([*arguments, "run.duration=6ba"]) == USER_ERROR_STATUS
     assert f"{run} is in use by process {process.pid} on " in capsys.readouterr().err
 
     second = start_ranks(2, tmp_path / "second", arguments)
     for rank in second:
         rank.join(DEADLINE_SECONDS)
-    assert [rank.exitcode for rank in second] == [EXIT_STATUS] * 2
+    assert [rank.exitcode for rank in second] == [USER_ERROR_STATUS] * 2
     assert "is in use by" in log_file(tmp_path / "second", 0).read_text()
     assert log_file(tmp_path / "second", 1).read_text() == ""
 

@@ -10,7 +10,7 @@ import pytest
 from recording import rank_context
 
 from llmshearing import watchdog
-from llmshearing.errors import FAILURE_STATUS
+from llmshearing.errors import RUN_ERROR_STATUS
 
 
 def stuck_in_here(seconds):
@@ -59,7 +59,7 @@ def run(tmp_path):
 
 def test_every_rank_shows_its_stacks_when_one_hangs(run, tmp_path):
     statuses, logs = run((0.3, stuck_in_here, 60), (50, time.sleep, 60))
-    assert statuses == [FAILURE_STATUS] * 2
+    assert statuses == [RUN_ERROR_STATUS] * 2
     assert re.search(r"rank 0 of 2 .* is in step 17 for \d s, limit 0.3 s; its stacks", logs[0])
     assert "in stuck_in_here" in logs[0]
     assert re.search(r"rank 1 of 2 .* is in step 17 for .*; rank 0 hangs; its stacks", logs[1])
@@ -73,7 +73,7 @@ def test_every_rank_shows_its_stacks_when_one_hangs(run, tmp_path):
 
 def test_a_rank_without_stacks_is_named(run):
     statuses, logs = run((0.3, stuck_in_here, 60), of=3)
-    assert statuses == [FAILURE_STATUS]
+    assert statuses == [RUN_ERROR_STATUS]
     assert "but for ranks 1, 2: stopped, dead, or on a machine" in logs[0]
 
 

@@ -19,8 +19,6 @@ from llmshearing.errors import UserError
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-EXIT_STATUS = 85
-"""Of a run that stopped early with a whole checkpoint: start it again and it goes on."""
 
 
 class Stopped(Exception):  # noqa: N818  (it is no error)

@@ -11,9 +11,9 @@ import torch
 from runs import metrics, start_ranks
 
 from llmshearing import train
-from llmshearing.callbacks.stop_signal import EXIT_STATUS
 from llmshearing.checkpoints.layout import step_of
 from llmshearing.checkpoints.runs import open_run
+from llmshearing.errors import STOPPED_STATUS
 
 STEPS = 40
 DEADLINE_SECONDS = 120
@@ -87,7 +87,7 @@ def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_pa
     ranks = start(stopped)
     wait_for_step(stopped, 4)
     os.kill(ranks[1].pid, signal.SIGUSR1)
-    assert statuses(ranks) == [EXIT_STATUS, EXIT_STATUS]
+    assert statuses(ranks) == [STOPPED_STATUS, STOPPED_STATUS]
     first = open_run(stopped).path
     assert 4 < step_of(first) < STEPS
     assert max(measured(stopped)) == step_of(first)
@@ -98,7 +98,7 @@ def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_pa
     for _ in range(2):
         for process in everyone(ranks):
             process.terminate()
-    assert statuses(ranks) == [EXIT_STATUS, EXIT_STATUS]
+    assert statuses(ranks) == [STOPPED_STATUS, STOPPED_STATUS]
     assert step_of(first) < step_of(open_run(stopped).path) < STEPS
 
     assert statuses(start(stopped)) == [0, 0]

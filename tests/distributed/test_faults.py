@@ -20,7 +20,7 @@ from runs import log_file, metrics, start_ranks
 from llmshearing import preflight, train
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.tensors import open_checkpoint
-from llmshearing.errors import EXIT_STATUS, FAILURE_STATUS, UserError, exits_on_user_error
+from llmshearing.errors import RUN_ERROR_STATUS, USER_ERROR_STATUS, UserError, exits_on_user_error
 from llmshearing.logs import set_up_log
 
 pytestmark = [
@@ -70,7 +70,7 @@ def statuses(processes) -> list[int | None]:
 
 def test_a_rank_that_never_connects_ends_the_run_with_its_timeout(start, tmp_path):
     processes = start("run.start_timeout=2s", only={0})
-    assert statuses(processes) == [FAILURE_STATUS]
+    assert statuses(processes) == [RUN_ERROR_STATUS]
     text = log_of(tmp_path, 0)
     assert "rank 0 waited 2 s (run.start_timeout) for the 2 ranks of the run" in text
     assert "1/2 clients joined" in text
@@ -82,7 +82,7 @@ def test_a_killed_loader_worker_is_reported_on_every_rank(start, tmp_path):
     wait_for_step(tmp_path, 2, processes)
     (worker,) = psutil.Process(processes[1].pid).children()
     worker.kill()
-    assert statuses(processes) == [FAILURE_STATUS] * 2
+    assert statuses(processes) == [RUN_ERROR_STATUS] * 2
     assert "rank 1 lost a loader worker" in log_of(tmp_path, 1)
     assert "rank 0 lost the connection to the other ranks" in log_of(tmp_path, 0)
     for rank in range(2):
@@ -100,9 +100,9 @@ def test_damage_found_by_a_loader_worker_ends_all_ranks(start, recipe_file, tiny
     for shard in (tree / "prune").rglob("*.mds"):
         os.truncate(shard, shard.stat().st_size // 2)
     found = statuses(processes)
-    assert EXIT_STATUS in found
+    assert USER_ERROR_STATUS in found
     assert 0 not in found
-    rank = found.index(EXIT_STATUS)
+    rank = found.index(USER_ERROR_STATUS)
     assert "prepare it again" in log_of(tmp_path, rank)
 
 
@@ -115,7 +115,7 @@ def test_a_stopped_rank_ends_the_run_and_leaves_nothing_behind(start, tmp_path):
     workers = [child for p in processes for child in psutil.Process(p.pid).children()]
     os.kill(processes[1].pid, signal.SIGSTOP)
     processes[0].join(timeout=DEADLINE_SECONDS)
-    assert processes[0].exitcode == FAILURE_STATUS
+    assert processes[0].exitcode == RUN_ERROR_STATUS
     text = log_of(tmp_path, 0)
     assert re.search(r"rank 0 of 2 .* is in .*step \d+ for \d+ s, limit 3 s; its stacks", text)
     assert "train.py" in text
@@ -154,7 +154,7 @@ def hanging(arguments):
 @pytest.mark.slow
 def test_a_hanging_rank_makes_every_rank_write_its_stacks(start, tmp_path):
     processes = start("run.step_timeout=5s", run=hanging)
-    assert statuses(processes) == [FAILURE_STATUS] * 2
+    assert statuses(processes) == [RUN_ERROR_STATUS] * 2
     assert "in stuck" in log_of(tmp_path, 1)
     for rank in range(2):
         assert f"rank {rank} of 2" in log_of(tmp_path, rank)
@@ -232,7 +232,7 @@ def planted_main(arguments):
 
 def test_an_infinite_row_gradient_names_rank_domain_and_sample(start, tmp_path):
     processes = start("parallelism=fsdp2", run=planted_main)
-    assert statuses(processes) == [EXIT_STATUS] * 2
+    assert statuses(processes) == [USER_ERROR_STATUS] * 2
     batch = [json.loads(line) for line in (tmp_path / "run/seen-1.jsonl").read_text().splitlines()]
     assert len(seen(tmp_path / "run")) == 6
     domain = ["prose", "code", "letters"][batch[5]["domains"][1]]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llmshearing.callbacks.stop_signal import EXIT_STATUS
 from llmshearing.checkpoints.layout import step_of
 from llmshearing.checkpoints.runs import open_run
+from llmshearing.errors import STOPPED_STATUS
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -51,7 +51,7 @@ def test_a_wrong_call_prints_the_usage(script):
 
 
 def test_the_shell_scripts_know_the_exit_status_of_a_stopped_run():
-    assert f"\nSTOPPED={EXIT_STATUS}\n" in (LAUNCH / "common.sh").read_text()
+    assert f"\nSTOPPED={STOPPED_STATUS}\n" in (LAUNCH / "common.sh").read_text()
 
 
 def test_the_example_site_has_the_default_settings(site):
@@ -74,7 +74,7 @@ def test_a_signal_before_the_ranks_start_is_forwarded_later(recipe_file, site, t
         end = machine.wait(DEADLINE_SECONDS)
     finally:
         machine.kill()
-    assert end == EXIT_STATUS
+    assert end == STOPPED_STATUS
     assert step_of(open_run(tmp_path / "run").path) < 4000
 
 
@@ -108,5 +108,5 @@ def test_a_signal_to_one_machine_stops_both(recipe_file, site, tmp_path):
     finally:
         for machine in machines:
             machine.kill()
-    assert ends == [EXIT_STATUS, EXIT_STATUS]
+    assert ends == [STOPPED_STATUS, STOPPED_STATUS]
     assert 3 <= step_of(open_run(directory).path) < 4000
