@@ -16,7 +16,7 @@ from llmshearing.callbacks.training_progress import FlopsModel
 from llmshearing.config import Recipe
 from llmshearing.huggingface.source import empty_model, fill, load_model
 from llmshearing.huggingface.weight_files import WeightFiles
-from llmshearing.models.compiled import compile_blocks
+from llmshearing.models.blocks import compile_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
 from llmshearing.pruning.budget_masks import build_masks
@@ -47,7 +47,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     domains = len(inputs.tree.split(recipe.data.split))
     model = ShearingModel(decoder, masks, domains, settings.loss_chunk)
     if settings.compile:
-        compile_blocks(model)
+        compile_blocks(decoder)
     return model
 
 

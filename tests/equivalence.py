@@ -42,14 +42,14 @@ class Specimen:
         self.config: dict[str, Any] = stock.config.to_dict()
         self.family = family_of(self.config)
         self.weights = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.stock = dict(self.model.named_modules())
+        self.classes = {module: type(module) for module in self.model.modules()}
         self.generator = torch.Generator().manual_seed(7)
         self.tokens = torch.randint(0, COMMON["vocab_size"], (2, 11), generator=self.generator)
         self._small: dict[Shape, PreTrainedModel] = {}
 
     @property
     def places(self) -> Places:
-        """Where gates act, by the zoo's word."""
+        """Where gates act, as the zoo states it."""
         return self.variant.places
 
     def small(self, shape: Shape) -> PreTrainedModel:
@@ -61,14 +61,14 @@ class Specimen:
         return self._small[shape]
 
     def restore(self) -> None:
-        """Put the stock modules back where gated ones stand."""
-        for name, module in self.stock.items():
-            parent, _, child = name.rpartition(".")
-            if name and self.model.get_submodule(parent)._modules[child] is not module:
-                self.model.get_submodule(parent)._modules[child] = module
+        """Turn gated modules back into stock ones."""
+        for module, stock in self.classes.items():
+            module.__class__ = stock
+            for gate in ("gate", "in_gate", "out_gate"):
+                vars(module).pop(gate, None)
 
     def logits(self, table: CouplingTable, gates: Gates) -> Tensor:
-        """Logits of the gated model; the stock modules stand again afterwards."""
+        """Logits of the gated model; its modules are the stock ones again afterwards."""
         try:
             set_gates(insert_gates(self.model, table), table, gates)
             with torch.no_grad():

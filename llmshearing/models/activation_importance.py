@@ -1,4 +1,4 @@
-"""Importance of units from forward passes (after Minitron, arXiv 2407.14679, section 2.2).
+"""Importance of units, measured in forward passes (Minitron, arXiv 2407.14679, section 2.2).
 
 Shape legend: T tokens, L layers, u units, m entries per unit, d hidden width.
 """
@@ -11,26 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import LAYER_FIELD, CouplingTable, Row
+from llmshearing.architecture.coupling import CouplingTable, Row
+from llmshearing.models.blocks import decoder_blocks
 from llmshearing.pruning.scores import Scores, score_shapes
 
 
 class ActivationImportance:
-    """Sums up, over forward passes of a stock model, what each unit does.
+    """Accumulates the importance of each unit over forward passes of a stock model.
 
-    * A head, or an intermediate unit: the mean square of what it adds to the residual stream.
-    * A KV group: that of its heads; a place within the groups: that of its heads in all groups.
-    * A hidden dimension: its mean square at the output of every norm, each norm counting alike.
-    * A layer: one minus the cosine between the stream before and after it.
+    * A head or an intermediate unit: the mean square of what it adds to the residual stream.
+    * A KV group: the sum over its heads. A head within the groups: the sum over all groups.
+    * A hidden dimension: its mean square at the output of each norm, with equal weight per norm.
+    * A layer: one minus the cosine between the residual stream before and after it.
 
     Args:
-        model: a stock model; hooks stay on it until `close`.
+        model: a stock model; it has hooks until `close`.
         table: its coupling table.
     """
 
-    def __init__(self, model: nn.Module, table: CouplingTable) -> None:
+    def __init__(self, model: PreTrainedModel, table: CouplingTable) -> None:
         self.table = table
         self.tokens = 0
         self._hooks: list[Any] = []
@@ -48,7 +50,7 @@ class ActivationImportance:
         self._watch_layers(model)
 
     def scores(self) -> Scores:
-        """The importance of all units, from the passes so far."""
+        """The importance of all units in the passes so far."""
         sizes = self.table.sizes(self.table.source)
         shapes = score_shapes(self.table)
         scores = {axis: torch.zeros(shape, dtype=torch.float64) for axis, shape in shapes.items()}
@@ -70,7 +72,7 @@ class ActivationImportance:
         return {axis: (score / max(1, self.tokens)).float() for axis, score in scores.items()}
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
@@ -90,9 +92,8 @@ class ActivationImportance:
 
         self._hooks.append(module.register_forward_hook(watch))
 
-    def _watch_layers(self, model: nn.Module) -> None:
-        stem = next(row.name for row in self.table.rows if row.per_layer).split(LAYER_FIELD)[0]
-        for number in range(self.table.source.layers):
+    def _watch_layers(self, model: PreTrainedModel) -> None:
+        for number, layer in enumerate(decoder_blocks(model)):
 
             def watch(
                 _: nn.Module, arguments: Any, keywords: Any, output: Any, number: int = number
@@ -104,7 +105,6 @@ class ActivationImportance:
                 if number == 0:
                     self.tokens += change.numel()
 
-            layer = model.get_submodule(f"{stem}{number}")
             self._hooks.append(layer.register_forward_hook(watch, with_kwargs=True))
 
     def _add(self, name: str, value: Tensor) -> None:
@@ -114,21 +114,18 @@ class ActivationImportance:
 
 @torch.inference_mode()
 def activation_importance(
-    model: nn.Module,
+    model: PreTrainedModel,
     table: CouplingTable,
     batches: Iterable[Tensor],
     tick: Callable[[int], None] = lambda _: None,
 ) -> Scores:
-    """Importance of all units of a stock model.
+    """The importance of all units of a stock model, in float32.
 
     Args:
-        model: a stock Transformers decoder.
+        model: a stock Transformers decoder in evaluation mode.
         table: its coupling table.
-        batches: token ids, [B, T] each; 512 to 1,024 rows in all are enough.
-        tick: called with the rows of each batch when it is done.
-
-    Returns:
-        Scores, float32.
+        batches: token ids, each [B, T]; 512 to 1,024 rows in total are enough.
+        tick: called with the number of rows of each batch that is done.
     """
     importance = ActivationImportance(model, table)
     try:
@@ -141,12 +138,12 @@ def activation_importance(
 
 
 def _reads_units(row: Row) -> bool:
-    """Whether the row is a projection whose input is gated units of its layer."""
+    """Whether the row is a projection from gated units of its layer to the residual stream."""
     return row.layer_gated and len(row.dims) == 2 and row.dims[1].gated
 
 
 def _is_norm(row: Row) -> bool:
-    """Whether the row is the weight of a norm of the residual stream."""
+    """Whether the row is the weight of a norm over the residual stream."""
     return (
         row.name.endswith(".weight")
         and not row.layer_gated

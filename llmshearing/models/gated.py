@@ -1,16 +1,18 @@
-"""Gated versions of the few stock modules that a gate touches, with the same state-dict keys.
+"""Gated versions of the few stock modules that a gate touches.
 
-Gates multiply weights where a weight is smaller than its activations: the product is then exactly
-what export writes, no activation is kept twice, and the cost does not grow with the batch.
+Gates multiply weights wherever a weight is smaller than its activations. The product is exactly
+what export writes, no activation is stored twice, and the cost does not grow with the batch.
+
+A stock module becomes gated by a change of its class, as in FSDP2, so its parameters, state-dict
+keys, hooks and mode stay as they are.
 
 Shape legend: B batch, T tokens, d hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +34,13 @@ class GatedEmbedding(nn.Embedding):
 
 
 class GatedLinear(nn.Linear):
-    """A projection whose inputs and outputs are gated, by way of its weight and bias."""
+    """A projection whose weight and bias are multiplied by the gates of its inputs and outputs."""
 
     in_gate: Tensor | None = None
     out_gate: Tensor | None = None
 
     def gated_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias, multiplied by the gates; their own types are kept."""
+        """Weight and bias times their gates, in their own dtypes."""
         weight, bias = self.weight, self.bias
         if self.in_gate is not None:
             weight = weight * self.in_gate
@@ -53,45 +55,48 @@ class GatedLinear(nn.Linear):
 
 
 class GatedRMSNorm(nn.Module):
-    """Root-mean-square norm whose mean is taken over the kept dimensions only."""
+    """The stock RMS norms' computation, with the mean taken over the kept dimensions only.
+
+    Source: Sheared LLaMA, section 2.1.
+    """
 
     gate: Tensor | None = None
-
-    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
-        super().__init__()
-        self.weight = weight
-        self.epsilon = epsilon
+    weight: nn.Parameter
+    variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, T, d] to [B, T, d], in float32 inside (float64 for float64 input).
+        """[B, T, d] to [B, T, d], computed in float32 (in float64 for float64 input).
 
-        The stream is zero wherever the gate is, so a sum over all dimensions is one over the kept.
+        The residual stream is 0 wherever the gate is, so the sum over all dimensions is the sum
+        over the kept ones.
         """
         dtype = hidden_states.dtype
         x = hidden_states.to(torch.promote_types(dtype, torch.float32))
         variance = x.pow(2).mean(-1, keepdim=True)
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.gate is not None:
             kept = self.gate.detach().count_nonzero().to(x.dtype)
             variance = variance * (self.gate.numel() / kept)
             weight = (weight * self.gate).to(weight.dtype)
-        return weight * (x * torch.rsqrt(variance + self.epsilon)).to(dtype)
+        return weight * (x * torch.rsqrt(variance + self.variance_epsilon)).to(dtype)
 
 
 class GatedLayerNorm(nn.LayerNorm):
-    """Layer norm whose mean and variance are taken over the kept dimensions only.
+    """Layer norm with mean and variance taken over the kept dimensions only.
 
-    With the dropped dimensions set to the kept ones' mean, the mean over all d dimensions is that
-    over the k kept ones and the variance is k / d of theirs. Scaling the input by sqrt(d / k) makes
-    up for that, epsilon included, so that the fused kernel serves; the weight undoes the scale.
+    Set the dropped dimensions to the mean of the k kept ones. The mean over all d dimensions is
+    then the kept ones' mean, and the variance is k / d of their variance. Scaling the input by
+    sqrt(d / k) corrects the variance, and its ratio to epsilon, so the fused kernel can be used;
+    dividing the weight by the same factor undoes the scaling.
     """
 
     gate: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
-        """[B, T, d] to [B, T, d], in float32 inside (float64 for float64 input).
+        """[B, T, d] to [B, T, d], computed in float32 (in float64 for float64 input).
 
-        The stream is zero wherever the gate is, so a sum over all dimensions is one over the kept.
+        The residual stream is 0 wherever the gate is, so the sum over all dimensions is the sum
+        over the kept ones.
         """
         if self.gate is None:
             return super().forward(input)
@@ -107,63 +112,16 @@ class GatedLayerNorm(nn.LayerNorm):
         return F.layer_norm(filled, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
-def _gated_embedding(stock: nn.Module) -> nn.Module:
-    assert isinstance(stock, nn.Embedding)
-    gated = GatedEmbedding(1, 1, padding_idx=None, device="meta")
-    gated.num_embeddings, gated.embedding_dim = stock.num_embeddings, stock.embedding_dim
-    gated.padding_idx = stock.padding_idx
-    gated.weight = stock.weight
-    return gated
-
-
-L = TypeVar("L", bound=GatedLinear)
-
-
-def as_gated_linear(stock: nn.Linear, kind: type[L]) -> L:
-    """A gated projection with the parameters and the mode of a stock one."""
-    gated = kind(1, 1, bias=stock.bias is not None, device="meta")
-    gated.in_features, gated.out_features = stock.in_features, stock.out_features
-    gated.weight, gated.bias = stock.weight, stock.bias
-    gated.train(stock.training)
-    return gated
-
-
-def _gated_layer_norm(stock: nn.Module) -> nn.Module:
-    assert isinstance(stock, nn.LayerNorm)
-    gated = GatedLayerNorm(list(stock.normalized_shape), eps=stock.eps, device="meta")
-    gated.weight, gated.bias = stock.weight, stock.bias
-    return gated
-
-
-def _gated_linear(stock: nn.Module) -> nn.Module:
-    assert isinstance(stock, nn.Linear)
-    return stock if isinstance(stock, GatedLinear) else as_gated_linear(stock, GatedLinear)
-
-
-def _gated_rms_norm(stock: nn.Module) -> nn.Module:
-    epsilon = getattr(stock, "variance_epsilon", None)
-    assert isinstance(stock.weight, nn.Parameter)
-    assert isinstance(epsilon, float)
-    return GatedRMSNorm(stock.weight, epsilon)
-
-
-BUILDERS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
-    nn.Embedding: _gated_embedding,
-    nn.Linear: _gated_linear,
-    nn.LayerNorm: _gated_layer_norm,
+GATED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Embedding: GatedEmbedding,
+    nn.Linear: GatedLinear,
+    nn.LayerNorm: GatedLayerNorm,
 }
-
-
-def _builder(stock: nn.Module) -> Callable[[nn.Module], nn.Module]:
-    for kind, build in BUILDERS.items():
-        if isinstance(stock, kind):
-            return build
-    return _gated_rms_norm
 
 
 @dataclass(frozen=True)
 class GateSite:
-    """One gated module with the row and layer that say which gates it takes."""
+    """A gated module, with the row and the layer that decide which gates it takes."""
 
     module: nn.Module
     row: Row
@@ -171,31 +129,43 @@ class GateSite:
 
 
 def insert_gates(model: nn.Module, table: CouplingTable) -> list[GateSite]:
-    """Swap each module that a gate touches for its gated version; parameters stay the same objects.
+    """Turn each module that a gate touches into its gated version, in place.
 
     Returns:
-        The places where gates act. Until `set_gates` is called, outputs equal the stock model's.
+        The gated modules. Until `set_gates` is called, outputs equal the stock model's.
     """
     sites = []
     for row in table.rows:
         if not row.gated or row.name.endswith(".bias"):
-            continue  # a bias belongs to the module that its weight's row has named
+            continue  # a bias belongs to the same module as its weight
         for layer, name in row.instances(table.source.layers):
-            parent_name, _, child = name.rpartition(".")[0].rpartition(".")
-            parent = model.get_submodule(parent_name)
-            stock = parent.get_submodule(child)
-            gated = _builder(stock)(stock)
-            gated.train(stock.training)
-            setattr(parent, child, gated)
-            sites.append(GateSite(gated, row, layer))
+            module = model.get_submodule(name.rpartition(".")[0])
+            change_class(module, _gated_class(module))
+            sites.append(GateSite(module, row, layer))
     return sites
 
 
-def set_gates(sites: list[GateSite], table: CouplingTable, gates: Gates) -> None:
-    """Hand every gated module its gates for the coming forward; an empty mapping removes them.
+def change_class(module: nn.Module, to: type[nn.Module]) -> None:
+    """Give a module the methods of another class that has the same attributes."""
+    changed: Any = module
+    changed.__class__ = to
 
-    The modules hold the tensors until the next call, so that a block recomputed in the backward
-    pass (activation checkpointing) sees the gates of its forward.
+
+def _gated_class(module: nn.Module) -> type[nn.Module]:
+    if isinstance(module, GatedLinear):  # a subclass of it, such as the loss head
+        return type(module)
+    for stock, gated in GATED_CLASSES.items():
+        if isinstance(module, stock):
+            return gated
+    assert isinstance(getattr(module, "variance_epsilon", None), float), "not an RMS norm"
+    return GatedRMSNorm
+
+
+def set_gates(sites: list[GateSite], table: CouplingTable, gates: Gates) -> None:
+    """Set the gates of every gated module; an empty mapping removes them.
+
+    The modules keep the tensors until the next call, so a block that activation checkpointing
+    recomputes in the backward pass sees the gates of its forward pass.
     """
     sizes = table.sizes(table.source)
     for site in sites:

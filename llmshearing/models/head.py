@@ -1,10 +1,10 @@
-"""The output head that gives losses in place of logits, a few tokens at a time.
+"""An output head that computes losses instead of logits, a few tokens at a time.
 
-Logits of a whole microbatch are the largest tensor of a training step (16 rows of 4,096 tokens over
-32,000 words are 8 GiB in float32, and as much again for their gradient). Here they exist for one
-chunk of tokens only, and so does their gradient, which is formed in the forward pass while the
-chunk's logits are there: nothing is computed twice. The idea is that of Liger's fused linear cross
-entropy (Hsu et al. 2024); this one is plain PyTorch and runs on any device.
+The logits of a microbatch are the largest tensor of a training step: 16 rows of 4,096 tokens and a
+vocabulary of 32,000 make 8 GiB in float32, and as much again for the gradient. Here logits and
+their gradient exist for one chunk of tokens at a time. The gradient is computed in the forward pass
+while the chunk's logits are in memory, so nothing is computed twice. The idea is that of Liger's
+fused linear cross entropy (Hsu et al. 2024); this version is plain PyTorch and runs on any device.
 
 Shape legend: N tokens, d hidden width, V vocabulary, B batch, T tokens of a row.
 """
@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from llmshearing.models.gated import GatedLinear, as_gated_linear
+from llmshearing.models.gated import GatedLinear, change_class
 from llmshearing.models.metrics import IGNORED
 
 
 class TokenLosses(NamedTuple):
     """Cross entropy of a microbatch.
 
-    A tuple, because FSDP2 finds the tensors that need its backward hooks by walking tuples.
+    It is a tuple because FSDP2 looks for the tensors that need its backward hooks in tuples.
 
     Attributes:
-        total: the sum over all targets, a scalar with gradient.
-        each: per token in nats [B, T], without gradient; 0 where there is no target.
+        total: sum over all targets, a scalar with gradient.
+        each: per token in nats, [B, T], without gradient; 0 at positions without a target.
     """
 
     total: Tensor
@@ -38,14 +38,13 @@ class TokenLosses(NamedTuple):
 
 
 class LossHead(GatedLinear):
-    """A causal model's output head that knows the targets.
+    """The output head of a causal model, which computes losses while `targets` is set.
 
-    It has the parameters and the state-dict keys of the stock head, and gives logits as that does
-    until `targets` is set. As the loss is computed within the model's own forward, whatever shards,
-    wraps or casts its parameters does so here too.
+    It has the parameters and state-dict keys of the stock head. The loss is computed within the
+    model's own forward pass, so whatever shards, wraps or casts the parameters works here too.
 
     Attributes:
-        targets: [B, T], `IGNORED` where there is none; None gives logits.
+        targets: [B, T], `IGNORED` at positions without one; None to return logits.
         chunk: tokens whose logits exist at the same time; 0 for all.
     """
 
@@ -53,7 +52,7 @@ class LossHead(GatedLinear):
     chunk: int = 0
 
     def forward(self, input: Tensor) -> Any:  # noqa: A002 - the parent's name
-        """[B, T, d] to logits [B, T, V], or to `TokenLosses` where targets are set."""
+        """[B, T, d] to logits [B, T, V], or to `TokenLosses` while targets are set."""
         if self.targets is None:
             return super().forward(input)
         weight, bias = self.gated_parameters()
@@ -70,24 +69,25 @@ class LossHead(GatedLinear):
 
 
 def insert_loss_head(model: PreTrainedModel, chunk: int) -> LossHead:
-    """Swap a causal model's output head; its parameters stay the same objects.
+    """Turn a model's output head into a `LossHead`, in place.
 
     Args:
         model: a stock Transformers model, gated or not.
         chunk: tokens whose logits exist at the same time; 0 for all.
     """
-    stock = model.get_output_embeddings()
-    assert isinstance(stock, nn.Linear)
-    head = as_gated_linear(stock, LossHead)
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    change_class(head, LossHead)
+    assert isinstance(head, LossHead)
     head.chunk = chunk
-    model.set_output_embeddings(head)
     return head
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies of a linear layer's outputs, with its gradient formed on the way.
+    """Sum of the cross entropies of a linear layer's outputs.
 
-    The sum's gradient is a scalar, so that everything else can be computed before it is known.
+    The gradient with respect to the sum is a scalar, so all other factors of the gradients are
+    known, and computed, in the forward pass.
     """
 
     @staticmethod
@@ -100,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        """[N, d], [V, d], [V] or None, [N] to the sum and the losses [N]."""
+        """[N, d], [V, d], [V] or None, and [N] to the sum and the losses [N]."""
         device = hidden.device.type
         compute = hidden.dtype
         if torch.is_autocast_enabled(device):
@@ -122,11 +122,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_total: Tensor, of_each: Tensor) -> tuple[Tensor | None, ...]:
-        """The stored gradients times the sum's, in place: a copy would stand at the step's peak."""
+        """Scale the stored gradients in place: a copy would add to the step's peak memory."""
         del of_each
         work, ctx.work = ctx.work, None
         if work is None:
-            raise RuntimeError("the loss's graph was used already; compute the loss again")
+            raise RuntimeError("backward ran twice on one loss; compute the loss again")
         scaled = [
             None if gradient is None else gradient.mul_(of_total).to(dtype)
             for gradient, dtype in zip(work, ctx.dtypes, strict=True)
@@ -135,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Gradients(NamedTuple):
-    """Gradients of the sum with respect to the inputs, in float32 where they are summed up."""
+    """Gradients of the sum with respect to the inputs; those that are accumulated are float32."""
 
     hidden: Tensor
     weight: Tensor
@@ -159,7 +159,7 @@ def _chunk(
     part: slice,
     work: _Gradients | None,
 ) -> Tensor:
-    """Losses of some tokens; their part of the gradients is added to `work`."""
+    """Losses of a chunk of tokens; adds its part of the gradients to `work`."""
     targets = all_targets[part]
     logits = F.linear(hidden, matrix, offset)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -168,7 +168,7 @@ def _chunk(
     normaliser = logits.logsumexp(-1, keepdim=True)
     losses = (normaliser - logits.gather(1, safe)).squeeze(1).where(counted, 0.0)
     if work is not None:
-        wrong = logits.sub_(normaliser).exp_()  # probabilities, less one at the target
+        wrong = logits.sub_(normaliser).exp_()  # probabilities, then minus 1 at the target
         wrong.scatter_add_(1, safe, wrong.new_full((), -1.0).expand_as(safe))
         wrong.masked_fill_(~counted[:, None], 0.0)
         narrow = wrong.to(matrix.dtype)
@@ -180,7 +180,7 @@ def _chunk(
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right, without a copy where the types agree."""
+    """Add left^T right to `total`, without a temporary if the dtypes agree."""
     if total.dtype == left.dtype:
         total.addmm_(left.T, right)
     else:

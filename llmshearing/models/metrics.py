@@ -1,4 +1,4 @@
-"""Losses as sums and counts, so that an absent domain is "no data" and never NaN."""
+"""Losses as sums and counts, so that a domain without rows has no loss rather than NaN."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ IGNORED = -100
 
 
 def shifted(labels: Tensor) -> Tensor:
-    """Targets of each position: the next token, none for the last. [B, T] to [B, T]."""
+    """The target of each position is the next token; the last has none. [B, T] to [B, T]."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 class HeldOutLoss(Metric):
-    """Mean loss per target token, exact for any cut into batches and ranks."""
+    """Mean loss per target token; the same for any split into batches and ranks."""
 
     full_state_update = False
     total: Tensor
@@ -37,8 +37,8 @@ class HeldOutLoss(Metric):
         return self.total / self.count
 
 
-class DomainLoss(Metric):
-    """Training loss per domain: sums and counts [D], gathered in one pass over the losses."""
+class TrainingLoss(Metric):
+    """Training loss per domain: sums [D] and counts [D] of target tokens."""
 
     full_state_update = False
     totals: Tensor
@@ -55,5 +55,5 @@ class DomainLoss(Metric):
         self.counts.index_add_(0, domain, counted.sum(-1).float())
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Sums and counts per domain; a count of 0 means that the domain was absent."""
+        """Sums and counts per domain; a count of 0 means that the domain had no targets."""
         return self.totals, self.counts

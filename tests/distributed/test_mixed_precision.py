@@ -10,6 +10,7 @@ from runs import log_file, start_ranks
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from llmshearing import parallelism
+from llmshearing.models.blocks import decoder_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks, PruningSettings
 from llmshearing.pruning.schedule import MaskState
@@ -25,13 +26,13 @@ def two_steps(arguments):
     target = replace(table.source, hidden=14, layers=2, intermediate=9)
     masks = Masks(table, target, PruningSettings(), seed=1)
     model = ShearingModel(decoder.train(), masks, domains=1)
-    for block in model.blocks():
+    for block in decoder_blocks(decoder):
         fully_shard(block, mp_policy=POLICY)
     fully_shard(model.model, mp_policy=POLICY)
     fully_shard(model.masks, mp_policy=POLICY)
     parallelism.after_sharding(model)
     seen = {}
-    model.blocks()[0].register_forward_hook(lambda m, i, out: seen.update(block=out.dtype))
+    decoder_blocks(decoder)[0].register_forward_hook(lambda m, i, out: seen.update(block=out.dtype))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     ids = torch.randint(0, COMMON["vocab_size"], (2, 11))
     batch = {"input_ids": ids, "labels": ids, "domain": torch.zeros(2, dtype=torch.long)}

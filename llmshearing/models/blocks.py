@@ -1,0 +1,33 @@
+"""The decoder blocks of a stock model, and their compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmshearing.architecture.families import family_of
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder blocks, which the model's family names."""
+    blocks = model.get_submodule(family_of({"model_type": model.config.model_type}).blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compile each decoder block as one graph with static shapes; a graph break is an error.
+
+    Blocks of the same shape share their code. Only `forward` is replaced: parameters keep their
+    names, and the hooks of FSDP and of activation checkpointing stay outside of the graph.
+
+    Args:
+        model: a stock model, gated or not, before it is sharded.
+        backend: the backend of torch.compile.
+    """
+    for block in decoder_blocks(model):
+        compiled: Any = torch.compile(block.forward, fullgraph=True, dynamic=False, backend=backend)
+        block.forward = compiled
