@@ -8,13 +8,14 @@ finds one go to the reference.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -112,6 +113,66 @@ def _inspect_json(file: Path) -> dict[str, Any]:
     }
 
 
+Pair: TypeAlias = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids of the tokens that begin and end documents, or None.
+
+    Attributes:
+        text: for text.
+        chat: for rendered dialogues, where the template does not write them.
+        note: what is put around text, for the user.
+    """
+
+    text: Pair
+    chat: Pair
+    note: str
+
+
+def choose_marks(facts: TokenizerFacts, *, bos: bool, eos: bool, separator: str | None) -> Marks:
+    """Choose the tokens around documents.
+
+    Args:
+        facts: the tokenizer.
+        bos: whether documents begin with its BOS token.
+        eos: whether they end with its EOS token.
+        separator: name of the special token that ends a text in place of both.
+
+    Raises:
+        UserError: the tokenizer lacks a token.
+    """
+    names = {number: name for name, number in facts.special}
+    known = dict(facts.special)
+    if separator is not None and separator not in known:
+        listed = ", ".join(difflib.get_close_matches(separator, known, 5, 0)) or "none"
+        raise UserError(
+            f"found no special token {separator!r} in {facts.path}, expected one such as {listed}: "
+            "set separator="
+        )
+    for name, wanted in (("bos", bos), ("eos", eos)):
+        if wanted and getattr(facts, name) is None and separator is None:
+            raise UserError(
+                f"found no {name} token in {facts.path}, expected one: set {name}=false, or "
+                "separator= to a special token"
+            )
+    first, last = facts.bos if bos else None, facts.eos if eos else None
+    if first == last:  # one token between documents, not two
+        first = None
+    begin, end = (first, last) if separator is None else (None, known[separator])
+    shown = [
+        f"{verb} with {names.get(number, 'token')} ({number})"
+        for verb, number in (("begin", begin), ("end", end))
+        if number is not None
+    ]
+    return Marks(
+        (begin, end),
+        (first, last),
+        f"documents {' and '.join(shown)}" if shown else "documents have no tokens around them",
+    )
+
+
 def special_tokens(folder: Path) -> dict[str, str]:
     """Read the special tokens of a Hugging Face directory: `bos_token`, `eos_token` and others."""
     named: dict[str, str] = {}
@@ -137,24 +198,22 @@ class Encoder(Protocol):
         ...
 
 
-def with_marks(
-    ids: np.ndarray, lengths: np.ndarray, bos: int | None, eos: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def with_marks(ids: np.ndarray, lengths: np.ndarray, marks: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Put tokens around each text.
 
     Args:
         ids: of all texts, concatenated.
         lengths: number of ids of each text.
-        bos: id to begin each text with, or None.
-        eos: id to end each text with, or None.
+        marks: ids to begin and to end each text with, or None.
     """
     ends = np.cumsum(lengths)
-    given = [(mark, at) for mark, at in ((bos, ends - lengths), (eos, ends)) if mark is not None]
+    places = zip(marks, (ends - lengths, ends), strict=True)
+    given = [(mark, place) for mark, place in places if mark is not None]
     if not given:
         return ids, lengths
-    places = np.stack([at for _, at in given], axis=1).ravel()  # of each text, one after the other
-    marks = np.tile(np.array([mark for mark, _ in given], np.uint32), len(lengths))
-    return np.insert(ids, places, marks), lengths + len(given)
+    at = np.stack([place for _, place in given], axis=1).ravel()  # text after text
+    inserted = np.tile(np.array([mark for mark, _ in given], np.uint32), len(lengths))
+    return np.insert(ids, at, inserted), lengths + len(given)
 
 
 class ReferenceEncoder:

@@ -67,7 +67,7 @@ def run(config: str, overrides: Sequence[str], shard: tuple[int, int] | None, me
 
 def overview(plan: plans.Plan) -> Table:
     """Return what text there is, what is asked of it, and what it seems to lack."""
-    rows, notes, lacking = [], [], []
+    rows, notes, lacking = [], [plan.settings.marks.note], []
     for domain in plan.domains:
         raw = [file for pool in domain.pools.values() for file in pool]
         asked = sum(ask.tokens or 0 for ask in domain.asks["train"])

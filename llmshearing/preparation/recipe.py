@@ -75,8 +75,10 @@ class Recipe:
         tokenizer: a SentencePiece `.model` or a Hugging Face directory.
         sequence_length: tokens in a row.
         seed: of the hash that splits documents.
-        bos: begin each document with the tokenizer's mark.
-        eos: end each document with the tokenizer's mark.
+        bos: begin each document with the tokenizer's BOS token, unless it is the EOS token too.
+        eos: end each document with the tokenizer's EOS token.
+        separator: the special token, e.g. `<|endoftext|>`, that ends each text in place of these
+            two; a chat keeps what its template writes.
         text_field: the field of a line that holds the text.
         domains: the domains, in the order of the reports.
         splits: rules for `eval`, `prune` and `continue`; a split without a rule is not made,
@@ -100,6 +102,7 @@ class Recipe:
     seed: int = 17
     bos: bool = True
     eos: bool = True
+    separator: str | None = None
     text_field: str = "text"
     domains: dict[str, DomainRule] = MISSING
     splits: dict[str, SplitRule] = field(default_factory=dict)

@@ -63,8 +63,7 @@ class UnitSettings:
         tokenizer_path: the path the user gave, which chat templates are read from.
         dtype: of the ids.
         seed: of the documents' hashes.
-        bos: id to begin documents with, or None.
-        eos: id to end documents with, or None.
+        marks: ids around documents.
         unit_bytes: size of units, from which the blocks follow.
         reads: what to read of a record, by domain.
         chats: the domains whose records are chats.
@@ -75,8 +74,7 @@ class UnitSettings:
     tokenizer_path: str
     dtype: str
     seed: int
-    bos: int | None
-    eos: int | None
+    marks: encoders.Marks
     unit_bytes: int
     reads: dict[str, sources.Reads]
     chats: frozenset[str]
@@ -139,14 +137,14 @@ class UnitWorker:
         summary = UnitSummary(unit.index, unit.stamp, unit.keep)
         hashes: list[int] = []
         lengths, tokens, loss = [], [], []
-        bos, eos = self.settings.bos, self.settings.eos
+        marks = self.settings.marks
         for batch in self._batches(unit, summary, hashes):
             if unit.domain in self.settings.chats:
                 assert self._chat is not None
-                flat, counts, targets = self._chat.encode(batch, bos, eos)
+                flat, counts, targets = self._chat.encode(batch, *marks.chat)
                 loss.append(targets)
             else:
-                flat, counts = encoders.with_marks(*self._encoder.encode(batch), bos, eos)
+                flat, counts = encoders.with_marks(*self._encoder.encode(batch), marks.text)
             tokens.append(flat.astype(self.settings.dtype))
             lengths.append(counts)
         summary.chunks = fingerprints.chunks(unit.source.path, unit.stamp, unit.part)

@@ -95,26 +95,21 @@ def make(recipe: recipes.Recipe) -> Plan:
     """
     root = Path(recipe.output)
     facts = encoders.inspect(recipe.tokenizer)
-    for name in ("bos", "eos"):
-        if getattr(recipe, name) and getattr(facts, name) is None:
-            raise UserError(
-                f"found no {name} token in {facts.path}, expected one: set {name}=false or mend it"
-            )
+    marks = encoders.choose_marks(facts, bos=recipe.bos, eos=recipe.eos, separator=recipe.separator)
     rules = {name: rule or recipes.DomainRule() for name, rule in recipe.domains.items()}
     vocabulary = facts.vocabulary
     chat = None
     if any(rule.messages_field for rule in rules.values()):
         chat = units.ChatEncoder(recipe.tokenizer)
         vocabulary = max(vocabulary, chat.vocabulary)
-    domains = _domains(recipe, rules, facts)
+    domains = _domains(recipe, rules, facts, marks)
     settings = units.UnitSettings(
         folder=root / WORK_FOLDER / "units",
         tokenizer=facts,
         tokenizer_path=recipe.tokenizer,
         dtype=token_dtype(vocabulary),
         seed=recipe.seed,
-        bos=facts.bos if recipe.bos else None,
-        eos=facts.eos if recipe.eos else None,
+        marks=marks,
         unit_bytes=recipes.byte_size(recipe.unit_bytes),
         reads={domain.name: domain.reads for domain in domains},
         chats=frozenset(domain.name for domain in domains if domain.chat),
@@ -150,6 +145,7 @@ def _domains(
     recipe: recipes.Recipe,
     rules: Mapping[str, recipes.DomainRule],
     facts: encoders.TokenizerFacts,
+    marks: encoders.Marks,
 ) -> list[Domain]:
     source = Path(recipe.source)
     encoder: encoders.Encoder | None = None
@@ -193,7 +189,7 @@ def _domains(
         reads = sources.Reads(named, where, rule.tools_field if chat else None)
         if any(ask.tokens is not None for ask in ordered) and not chat:
             encoder = encoder or encoders.fastest(facts)
-            estimate = _estimate(pools["train"], reads, encoder, recipe)
+            estimate = _estimate(pools["train"], reads, encoder, marks)
         keep = units.WHOLE
         if estimate is not None:
             keep = splits.keep_bound(ordered, estimate, recipe.oversample, SMALL)
@@ -246,7 +242,7 @@ def _identities(
         "tokenizer": settings.tokenizer.fingerprint,
         "chat": chat and chat.identity,
         "dtype": settings.dtype,
-        "marks": [settings.bos, settings.eos],
+        "marks": [settings.marks.text, settings.marks.chat],
         "seed": settings.seed,
         "domains": [
             {
@@ -282,7 +278,7 @@ def _estimate(
     files: list[sources.Source],
     reads: sources.Reads,
     encoder: encoders.Encoder,
-    recipe: recipes.Recipe,
+    marks: encoders.Marks,
 ) -> int:
     """Estimate the tokens of some files from samples of a few of them."""
     unit_bytes = sources.BLOCK_BYTES  # not the recipe's: the cut into units changes no result
@@ -302,9 +298,8 @@ def _estimate(
                 if size * SAMPLED_PLACES >= SAMPLED_CHARACTERS:
                     break
         if size := sum(map(len, texts)):
-            ids = len(encoder.encode(texts)[0])
-            ids += len(texts) * (recipe.bos + recipe.eos)
-            tokens += ids / size * file.size * sources.text_ratio(file, reads)
+            ids, _ = encoders.with_marks(*encoder.encode(texts), marks.text)
+            tokens += len(ids) / size * file.size * sources.text_ratio(file, reads)
             spanned += file.size
     everything = sum(file.size for file in files)
     return round(tokens / spanned * everything) if spanned else 0

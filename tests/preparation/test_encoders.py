@@ -1,8 +1,10 @@
 """Token ids are the reference's, on every kind of text."""
 
 import json
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,7 +164,7 @@ def test_marks_are_put_around_each_text(model_file, begin, end, texts):
     wanted = [first + ids + last for ids in pieces(slow, texts)]
     for encoder in (encoders.FastEncoder(facts, slow), slow):
         encoded = encoder.encode([one.encode() for one in texts])
-        flat, lengths = encoders.with_marks(*encoded, begin, end)
+        flat, lengths = encoders.with_marks(*encoded, (begin, end))
         assert flat.tolist() == [one for ids in wanted for one in ids]
         assert flat.dtype == np.uint32
         assert lengths.tolist() == list(map(len, wanted))
@@ -186,3 +188,36 @@ def test_normalising_tokenizers_agree_too(tmp_path):
     facts = encoders.inspect(tmp_path / "u.model")
     texts = ["ﬁ ½ ①  x", " a  b ", *HARD[:8]]
     assert pieces(encoders.fastest(facts), texts) == pieces(encoders.ReferenceEncoder(facts), texts)
+
+
+def facts_of(bos, eos):
+    special = (("<a>", 0), ("<b>", 1), ("<|endoftext|>", 2))
+    return encoders.TokenizerFacts(Path("t"), "huggingface", "", "", 9, bos, eos, special)
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "chosen", "text", "chat", "note"),
+    [
+        (0, 1, {}, (0, 1), (0, 1), "documents begin with <a> (0) and end with <b> (1)"),
+        (2, 2, {}, (None, 2), (None, 2), "documents end with <|endoftext|> (2)"),
+        (2, 2, {"eos": False}, (2, None), (2, None), "documents begin with <|endoftext|> (2)"),
+        (0, 1, {"bos": False}, (None, 1), (None, 1), "documents end with <b> (1)"),
+        (0, 1, {"separator": "<|endoftext|>"}, (None, 2), (0, 1), "documents end with <|endof"),
+        (None, 1, {"separator": "<a>"}, (None, 0), (None, 1), "documents end with <a> (0)"),
+        (0, 1, {"bos": False, "eos": False}, (None, None), (None, None), "no tokens around"),
+    ],
+)
+def test_tokens_around_documents(bos, eos, chosen, text, chat, note):
+    chosen = {"bos": True, "eos": True, "separator": None, **chosen}
+    marks = encoders.choose_marks(facts_of(bos, eos), **chosen)
+    assert (marks.text, marks.chat) == (text, chat)
+    assert note in marks.note
+
+
+@pytest.mark.parametrize(
+    ("bos", "separator", "message"),
+    [(None, None, "no bos token"), (0, "<|endoftxt|>", "expected one such as <|endoftext|>")],
+)
+def test_a_token_that_the_tokenizer_lacks_is_named(bos, separator, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        encoders.choose_marks(facts_of(bos, 1), bos=True, eos=True, separator=separator)

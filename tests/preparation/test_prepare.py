@@ -227,6 +227,18 @@ def test_domains_mixed_in_the_same_files(config, source, tmp_path):
                 assert ours.split(split)[domain].tokens == info.tokens
 
 
+def test_a_separator_ends_each_text(config, json_folder, tmp_path, capsys):
+    change = [f"tokenizer={json_folder}", "separator=<|user|>"]
+    assert prepare(config, *change) == 0
+    assert "documents end with <|user|> (2)" in capsys.readouterr().err
+    tree = DataTree.open(tmp_path / "tree")
+    assert (tree.tokenizer["bos"], tree.tokenizer["eos"]) == (None, 2)
+    ids = rows(tree.split("continue")["web"].path).ravel()
+    count = (ids == 2).sum()
+    assert tree.split("continue")["web"].documents - 1 <= count
+    assert not {0, 1} & set(ids.tolist())
+
+
 def test_a_wide_vocabulary_takes_32_bits(config, json_folder, tmp_path):
     tokenizer = json.loads((json_folder / "tokenizer.json").read_text(encoding="utf-8"))
     wide = tmp_path / "wide"
