@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -58,10 +58,6 @@ class TokenizerFacts:
     bos: int | None
     eos: int | None
     special: tuple[tuple[str, int], ...]
-
-    def with_vocabulary(self, vocabulary: int) -> TokenizerFacts:
-        """Return the same with the tokens that a chat template adds counted in."""
-        return replace(self, vocabulary=vocabulary)
 
 
 def inspect(path: str | Path) -> TokenizerFacts:

@@ -1,10 +1,9 @@
-"""What the raw files held when they were tokenised, so that no edit of them goes unnoticed.
+"""What the raw files held when they were tokenised, so that no later edit goes unnoticed.
 
-A file counts as unchanged while its size and the times of its last change are the same. Where a
-time differs, for example in a copy, the content of a finished tree's file decides. Hashing every
-file before any work would read terabytes twice, so each unit hashes its part of the file right
-after reading it, and takes note of the times. A time of change (ctime) cannot be set by hand, so
-that an edit which restores the time of modification is noticed too.
+A file counts as unchanged while its size, mtime and ctime are the same; ctime also notices an edit
+that restores mtime. If they differ, for example in a copy, its content decides for a finished tree.
+Hashing every file in advance would read terabytes twice, so each unit hashes its part of the file
+right after reading it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ INPUTS = "inputs.jsonl"  # in a finished tree
 CHUNK_BYTES = 1 << 20  # fixed, so that a file's digest does not depend on how it is cut into units
 
 Stamp: TypeAlias = tuple[int, int, int]
+Files: TypeAlias = Mapping[str, tuple[Path, Stamp]]  # by name
 
 
 def stamp(path: Path) -> Stamp:
@@ -40,7 +40,7 @@ def chunks(path: Path, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[
         part: which of how many equal parts.
 
     Raises:
-        UserError: the file changed since then, or cannot be read.
+        UserError: the file has changed since then, or cannot be read.
     """
     count = -(-expected[0] // CHUNK_BYTES)
     first, last = (count * index // part[1] for index in (part[0], part[0] + 1))
@@ -48,15 +48,14 @@ def chunks(path: Path, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[
         with path.open("rb") as file:
             file.seek(first * CHUNK_BYTES)
             found = [xxhash.xxh3_128_hexdigest(file.read(CHUNK_BYTES)) for _ in range(first, last)]
-        same = stamp(path) == expected
+        if stamp(path) == expected:
+            return found
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    if not same:
-        raise UserError(
-            f"found {path} changed while it was read, expected the same text throughout: run the "
-            "same command again once it changes no more; its pieces are tokenised again"
-        )
-    return found
+    raise UserError(
+        f"found {path} changed while it was read, expected the same text throughout: run the same "
+        "command again when nothing writes to the file; its pieces are then tokenised again"
+    )
 
 
 def digest(hashed: Iterable[str]) -> str:
@@ -69,33 +68,30 @@ def combined(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
-def record(stamps: Mapping[str, Stamp], digests: Mapping[str, str]) -> str:
+def record(files: Files, digests: Mapping[str, str]) -> str:
     """Return the text of `inputs.jsonl`: name, stamp and digest of each file."""
-    lines = [
-        json.dumps({"file": name, "stamp": stamps[name], "digest": digests[name]})
-        for name in sorted(digests)
-    ]
-    return "".join(f"{line}\n" for line in lines)
+    entries = ({"file": n, "stamp": files[n][1], "digest": digests[n]} for n in sorted(digests))
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
 
-def changed(root: Path, inputs: str, paths: Mapping[str, Path]) -> list[str]:
+def changed(root: Path, inputs: str, files: Files) -> list[str]:
     """List the files whose content is not what a finished tree was made from.
 
     Args:
         root: the tree.
-        inputs: what its manifest records of them: `combined` of their digests.
-        paths: the files as they are now, by name.
+        inputs: the `combined` digest in its manifest.
+        files: the files as they are now.
     """
     try:
         lines = (root / INPUTS).read_text(encoding="utf-8").splitlines()
         known: dict[str, Any] = {entry["file"]: entry for entry in map(json.loads, lines)}
     except (OSError, ValueError, KeyError, TypeError):
-        known = {}  # the content is compared with the manifest's digest of all files
+        known = {}  # compare all content with the combined digest
     digests, differing = {}, []
-    for name, path in paths.items():
-        now, held = stamp(path), known.get(name, {})
-        same = held.get("stamp") == list(now)
-        digests[name] = held["digest"] if same else digest(chunks(path, now))
-        if digests[name] != held.get("digest"):
+    for name, (path, now) in files.items():
+        entry = known.get(name, {})
+        same = entry.get("stamp") == list(now)
+        digests[name] = entry["digest"] if same else digest(chunks(path, now))
+        if digests[name] != entry.get("digest"):
             differing.append(name)
-    return [] if combined(digests) == inputs else differing or sorted(paths)
+    return [] if combined(digests) == inputs else differing or sorted(files)

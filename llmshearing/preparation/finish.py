@@ -76,7 +76,7 @@ def finish(
     problems = [problem for domain in selected.values() for problem in domain.problems]
     lines = [f"{json.dumps(problem, ensure_ascii=False)}\n" for problem in problems]
     _write(plan, plan.root / BAD_DOCUMENTS, "".join(lines))
-    _write(plan, plan.root / fingerprints.INPUTS, fingerprints.record(plan.stamps, digests))
+    _write(plan, plan.root / fingerprints.INPUTS, fingerprints.record(plan.files, digests))
     _copy_tokenizer(plan)
     manifest = {
         **_manifest(plan),

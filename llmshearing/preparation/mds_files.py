@@ -1,7 +1,7 @@
-"""MDS shards of rows of fixed length, written whole; the bytes are those of Streaming's MDSWriter.
+"""MDS shards of rows of fixed length, written whole, with the bytes of Streaming's MDSWriter.
 
 MDSWriter takes one sample at a time through Python and keeps what it has written in memory until
-the end. Rows of fixed size need neither: a shard is a header and an array.
+the end. Rows of fixed length need neither: a shard is a header and an array.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from llmshearing.data.schema import HASH, LOSS, TOKENS, columns
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """How the shards of a domain are laid out.
+    """Layout of the shards of a domain.
 
     Attributes:
-        sequence_length: tokens in a row.
-        dtype: of the tokens.
+        sequence_length: tokens per row.
+        dtype: type of the tokens.
         chat: whether rows have the column `loss`.
-        size_limit: bytes of a shard at most.
+        size_limit: maximum bytes of a shard.
     """
 
     sequence_length: int
@@ -34,12 +34,8 @@ class ShardFormat:
     @property
     def row(self) -> np.dtype:
         """The layout of a row: its columns in the order of their names."""
-        fields: list[tuple[str, Any, int]] = [
-            (TOKENS, f"<{np.dtype(self.dtype).str[1:]}", self.sequence_length)
-        ]
-        if self.chat:
-            fields.insert(0, (LOSS, "u1", self.sequence_length))
-        return np.dtype(fields)
+        tokens = (TOKENS, np.dtype(self.dtype).newbyteorder("<"), self.sequence_length)
+        return np.dtype([(LOSS, "u1", self.sequence_length), tokens] if self.chat else [tokens])
 
     @property
     def config(self) -> dict[str, Any]:
@@ -59,33 +55,29 @@ class ShardFormat:
     @property
     def rows_per_shard(self) -> int:
         """Rows that fit in a shard; at least one."""
-        header = 4 + 4 + len(self._config_bytes())
-        return max(1, (self.size_limit - header) // (self.row.itemsize + 4))
-
-    def _config_bytes(self) -> bytes:
-        return json.dumps(self.config, sort_keys=True).encode()
+        return max(1, (self.size_limit - len(self.header(0))) // (self.row.itemsize + 4))
 
     def header(self, rows: int) -> bytes:
-        """Give the bytes before the rows: their number, their offsets, the config."""
-        config = self._config_bytes()
+        """Return the bytes before the rows: their number, their offsets, the config."""
+        config = json.dumps(self.config, sort_keys=True).encode()
         begin = 4 + 4 * (rows + 1) + len(config)
         offsets = begin + np.arange(rows + 1, dtype=np.uint64) * self.row.itemsize
         return np.uint32(rows).tobytes() + offsets.astype("<u4").tobytes() + config
 
 
 def shard_name(index: int) -> str:
-    """Give the file name of a shard."""
+    """Return the file name of a shard."""
     return f"shard.{index:05}.mds"
 
 
 def shard_entry(
     config: dict[str, Any], index: int, rows: int, size: int, digest: str
 ) -> dict[str, Any]:
-    """Give what the index says of a shard."""
+    """Return the index entry of a shard."""
     raw = {"basename": shard_name(index), "bytes": size, "hashes": {HASH: digest}}
     return {"samples": rows, "raw_data": raw, "zip_data": None, **config}
 
 
 def index_text(entries: list[dict[str, Any]]) -> str:
-    """Give the text of `index.json`."""
+    """Return the text of `index.json`."""
     return json.dumps({"version": 2, "shards": entries}, sort_keys=True)

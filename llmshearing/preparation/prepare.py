@@ -151,7 +151,7 @@ def _begin(plan: plans.Plan) -> bool:
                 f"found another preparation in {root} (other text, tokenizer or settings), "
                 "expected an empty folder: choose another output= or remove it"
             )
-        if edited := fingerprints.changed(root, manifest["inputs"], plan.paths):
+        if edited := fingerprints.changed(root, manifest["inputs"], plan.files):
             raise UserError(
                 f"found a tree in {root} that was made before {_listed(edited)} changed, expected "
                 "the same text: choose another output= or remove it"
@@ -207,18 +207,17 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
     """
     if not todo:
         return
-    sizes = {unit.index: plans.size(unit, plan.settings.unit_bytes) for unit in todo}
-    todo = sorted(todo, key=lambda unit: -sizes[unit.index])
+    todo = sorted(todo, key=lambda unit: -unit.megabytes)
     bad = seen = tokens = 0
     began = time.monotonic()
-    with Progress("tokenise", sum(sizes.values()) / 1e6, "MB") as progress:
+    with Progress("tokenise", sum(unit.megabytes for unit in todo), "MB") as progress:
         for summary in workers.results(processes, _worker, plan.settings, todo):
             unit = plan.units[summary.index]
             bad += summary.bad
             seen += summary.bad + summary.documents
             tokens += summary.tokens
             rate = tokens / 1e6 / max(time.monotonic() - began, 1e-9)
-            progress.advance(sizes[unit.index] / 1e6, detail=f"{rate:,.2f} M tokens/s")
+            progress.advance(unit.megabytes, detail=f"{rate:,.2f} M tokens/s")
             if bad > plan.recipe.bad_documents * max(seen, EARLY_DOCUMENTS):
                 problems = [
                     {"file": unit.source.name, "line": f"{line} of the piece", "problem": problem}

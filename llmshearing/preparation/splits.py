@@ -1,7 +1,7 @@
-"""Which documents go where: a seeded hash puts them in order, and each split takes a stretch of it.
+"""Which documents each split takes: a seeded hash orders them, and each split takes a stretch.
 
-The hash is compared by its first `BUCKET_BITS` bits, so that the tokens of any number of documents
-are counted in a table of fixed size.
+Hashes are compared by their first `BUCKET_BITS` bits, so a table of fixed size counts the tokens of
+any number of documents.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Cut:
-    """A split's stretch of the hashes of a domain.
+    """A split's stretch of a domain's hashes.
 
     Attributes:
         split: the split.
         begin: first bucket.
         end: bucket after the last.
-        tokens: tokens of the documents in it.
-        asked: tokens that were asked for, or None for a share.
+        tokens: number of tokens of the documents in it.
+        asked: number of tokens asked for; None for a share.
     """
 
     split: str
@@ -48,7 +48,7 @@ class Cut:
 
 
 def buckets(hashes: np.ndarray) -> np.ndarray:
-    """Give the bucket of each hash."""
+    """Return the bucket of each hash."""
     return (hashes >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
 
 
@@ -61,13 +61,13 @@ def contains(values: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def cut(tokens: np.ndarray, asks: list[Ask], begin: int = 0) -> list[Cut]:
-    """Share the buckets out among splits, in the order in which they ask.
+    """Divide the buckets among splits, in the order in which they ask.
 
-    A budget takes the fewest buckets that hold it. A share takes as many as come nearest to it, but
-    at least one document, and leaves at least one to the splits after it where it can.
+    A budget takes the fewest buckets that hold it. A share takes the number of buckets that comes
+    nearest to it, but at least one document, and leaves at least one for later splits if it can.
 
     Args:
-        tokens: tokens in each bucket. [buckets]
+        tokens: number of tokens in each bucket [buckets].
         asks: what each split asks.
         begin: the first bucket that they may take.
     """
@@ -93,13 +93,13 @@ def cut(tokens: np.ndarray, asks: list[Ask], begin: int = 0) -> list[Cut]:
 
 
 def keep_bound(asks: list[Ask], estimate: int, oversample: float, small: int) -> int:
-    """Give the bound on the hashes of the documents that have to be tokenised.
+    """Return the bound on the hashes of the documents to tokenise.
 
     Args:
         asks: what the splits ask of the domain.
-        estimate: tokens of the domain's text, roughly.
+        estimate: about how many tokens the domain has.
         oversample: how many times the budgets to tokenise.
-        small: a text of fewer tokens is tokenised whole.
+        small: a domain of fewer tokens is tokenised whole.
     """
     if estimate <= small or any(ask.tokens is None for ask in asks):
         return 1 << 64

@@ -48,6 +48,11 @@ class Unit:
     keep: int = WHOLE
 
     @property
+    def megabytes(self) -> float:
+        """Size of its part of the file, about."""
+        return self.source.size / self.part[1] / 1e6
+
+    @property
     def file_name(self) -> str:
         """Name of the unit's file in the work folder."""
         return f"{self.index:07}.unit"

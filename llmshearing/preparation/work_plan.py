@@ -1,4 +1,4 @@
-"""What is to be done: files, units, and how much of each domain has to be tokenised."""
+"""What a preparation will do: files, units, and how much of each domain to tokenise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORK_FOLDER = ".prepare"
 SAMPLED_FILES = 8
 SAMPLED_PLACES = 4  # of each of those files
 SAMPLED_CHARACTERS = 1 << 17  # of each of those files
-SMALL = 64_000_000  # tokens; a domain's text of fewer is tokenised whole
+SMALL = 64_000_000  # a domain of fewer tokens is tokenised whole
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Domain:
     """A domain to prepare.
 
     Attributes:
-        name: the domain.
-        pools: its files: `train`, and `eval` where held-out files are given.
+        name: its name.
+        pools: its files: `train`, and `eval` if held-out files are given.
         reads: what to read of a record.
-        chat: whether that is a chat.
+        chat: whether records are chats.
         asks: what each split asks of each pool.
-        estimate: tokens of the train pool, roughly; None where no budget needs it.
-        keep: bound on the hashes of documents to tokenise at first.
+        estimate: about how many tokens the train pool has; None if no budget needs to know.
+        keep: bound on the hashes of the documents to tokenise at first.
         skipped: files and folders that are not read, and why.
     """
 
@@ -50,19 +50,17 @@ class Domain:
 
 @dataclass(frozen=True)
 class Plan:
-    """A preparation, worked out.
+    """A preparation, planned.
 
     Attributes:
         recipe: the settings.
-        root: the tree to make.
-        tokenizer: what is known of the tokenizer.
+        root: the tree to write.
+        tokenizer: facts about the tokenizer.
         domains: the domains.
         units: the pieces of work, in the order of the text.
-        settings: what the pieces share.
-        paths: the raw files, by name.
-        stamps: of these files.
-        identity: digest of all that the result depends on, but for the content of the files.
-        work_identity: the same of finished units.
+        settings: what the units share.
+        identity: digest of all that the result depends on, except the content of the files.
+        work_identity: digest of all that finished units depend on, except the same.
     """
 
     recipe: recipes.Recipe
@@ -71,10 +69,13 @@ class Plan:
     domains: list[Domain]
     units: list[units.Unit] = field(repr=False)
     settings: units.UnitSettings = field(repr=False)
-    paths: dict[str, Path] = field(repr=False)
-    stamps: dict[str, fingerprints.Stamp] = field(repr=False)
     identity: str = ""
     work_identity: str = ""
+
+    @property
+    def files(self) -> fingerprints.Files:
+        """Paths and stamps of the raw files, by name."""
+        return {unit.source.name: (unit.source.path, unit.stamp) for unit in self.units}
 
     @property
     def bounds(self) -> dict[str, int]:
@@ -83,153 +84,117 @@ class Plan:
 
     @property
     def work(self) -> Path:
-        """The folder of the work under way; it goes when the tree is whole."""
+        """The work folder, removed when the tree is complete."""
         return self.root / WORK_FOLDER
 
 
 def make(recipe: recipes.Recipe) -> Plan:
-    """Work out a preparation from its recipe and the files there are.
+    """Plan a preparation from its recipe and the files found.
 
     Raises:
-        UserError: files, tokenizer or marks are missing.
+        UserError: files, the tokenizer or its marks are missing.
     """
     root = Path(recipe.output)
     facts = encoders.inspect(recipe.tokenizer)
     marks = encoders.choose_marks(facts, bos=recipe.bos, eos=recipe.eos, separator=recipe.separator)
     rules = {name: rule or recipes.DomainRule() for name, rule in recipe.domains.items()}
-    vocabulary = facts.vocabulary
     chat = None
     if any(rule.messages_field for rule in rules.values()):
         chat = units.ChatEncoder(recipe.tokenizer)
-        vocabulary = max(vocabulary, chat.vocabulary)
-    domains = _domains(recipe, rules, facts, marks)
+        facts = replace(facts, vocabulary=max(facts.vocabulary, chat.vocabulary))
+    domains = [_domain(recipe, name, rule, facts, marks) for name, rule in rules.items()]
     settings = units.UnitSettings(
         folder=root / WORK_FOLDER / "units",
         tokenizer=facts,
         tokenizer_path=recipe.tokenizer,
-        dtype=token_dtype(vocabulary),
+        dtype=token_dtype(facts.vocabulary),
         seed=recipe.seed,
         marks=marks,
         unit_bytes=recipes.byte_size(recipe.unit_bytes),
         reads={domain.name: domain.reads for domain in domains},
         chats=frozenset(domain.name for domain in domains if domain.chat),
     )
-    identity, work_identity = _identities(recipe, settings, domains, chat)
     work = _units(domains, settings.unit_bytes)
-    return Plan(
-        recipe=recipe,
-        root=root,
-        tokenizer=facts if vocabulary == facts.vocabulary else facts.with_vocabulary(vocabulary),
-        domains=domains,
-        units=work,
-        settings=settings,
-        paths={unit.source.name: unit.source.path for unit in work},
-        stamps={unit.source.name: unit.stamp for unit in work},
-        identity=identity,
-        work_identity=work_identity,
-    )
+    identities = _identities(recipe, settings, domains, chat)
+    return Plan(recipe, root, facts, domains, work, settings, *identities)
 
 
 def with_bounds(plan: Plan, bounds: Mapping[str, int]) -> Plan:
     """Return the plan with other bounds on the hashes of the documents to tokenise, by domain."""
     work = [
-        replace(unit, keep=bounds[unit.domain])
-        if unit.pool == "train" and unit.domain in bounds
-        else unit
+        unit if unit.pool == "eval" else replace(unit, keep=bounds.get(unit.domain, unit.keep))
         for unit in plan.units
     ]
     return replace(plan, units=work)
 
 
-def _domains(
+def _domain(
     recipe: recipes.Recipe,
-    rules: Mapping[str, recipes.DomainRule],
+    name: str,
+    rule: recipes.DomainRule,
     facts: encoders.TokenizerFacts,
     marks: encoders.Marks,
-) -> list[Domain]:
+) -> Domain:
     source = Path(recipe.source)
-    encoder: encoders.Encoder | None = None
-    domains = []
-    for name, rule in rules.items():
-        asks = {
-            split: splits.Ask(split, recipes.domain_tokens(recipe, name, entry), entry.share)
-            for split, entry in recipe.splits.items()
-        }
-        pools: dict[str, list[sources.Source]] = {"train": []}
-        skipped: dict[str, str] = {}
-        held_out: list[splits.Ask] = []
-        only_eval = rule.eval_files and rule.files is None and not (source / name).exists()
-        if not only_eval:
-            what = f"domain {name}"
-            pools["train"], skipped = inputs.find(source, _listed(rule.files or name), what)
-        if rule.eval_files is not None:
-            what = f"domain {name}, eval_files"
-            pools["eval"], others = inputs.find(source, _listed(rule.eval_files), what)
-            skipped |= others
-            held = {os.path.realpath(one.path) for one in pools["eval"]}
-            pools["train"] = [
-                one for one in pools["train"] if os.path.realpath(one.path) not in held
-            ]
-            ask = asks.pop("eval", None)  # a share is of text that is split off, not of these
-            whole = splits.Ask("eval", None, 1.0)
-            held_out = [ask if ask and ask.tokens is not None else whole]
-            if only_eval and rule.weight:
-                raise UserError(
-                    f"domain {name}: found weight {rule.weight:g} and no files to train on: set "
-                    "files, or weight 0 to hold it out only"
-                )
-            if only_eval:
-                asks = {}
-            elif not pools["train"] and asks:
-                raise UserError(f"domain {name}: found no file except its eval_files: set files")
-        ordered = [asks[split] for split in SPLITS if split in asks]
-        estimate, chat = None, rule.messages_field is not None
-        where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
-        named = rule.messages_field or rule.text_field or recipe.text_field
-        reads = sources.Reads(named, where, rule.tools_field if chat else None)
-        if any(ask.tokens is not None for ask in ordered) and not chat:
-            encoder = encoder or encoders.fastest(facts)
-            estimate = _estimate(pools["train"], reads, encoder, marks)
-        keep = units.WHOLE
-        if estimate is not None:
-            keep = splits.keep_bound(ordered, estimate, recipe.oversample, SMALL)
-        pool_asks = {"train": ordered, "eval": held_out}
-        domains.append(Domain(name, pools, reads, chat, pool_asks, estimate, keep, skipped))
-    return domains
+    asks = {
+        split: splits.Ask(split, recipes.domain_tokens(recipe, name, entry), entry.share)
+        for split, entry in recipe.splits.items()
+    }
+    pools: dict[str, list[sources.Source]] = {"train": []}
+    pool_asks: dict[str, list[splits.Ask]] = {}
+    skipped: dict[str, str] = {}
+    only_eval = rule.eval_files and rule.files is None and not (source / name).exists()
+    if not only_eval:
+        pools["train"], skipped = inputs.find(source, _list(rule.files or name), f"domain {name}")
+    if rule.eval_files is not None:
+        what = f"domain {name}, eval_files"
+        pools["eval"], others = inputs.find(source, _list(rule.eval_files), what)
+        skipped |= others
+        held = {os.path.realpath(one.path) for one in pools["eval"]}
+        pools["train"] = [one for one in pools["train"] if os.path.realpath(one.path) not in held]
+        ask = asks.pop("eval", None)  # a share is of text that is split off, not of these files
+        whole = splits.Ask("eval", None, 1.0)
+        pool_asks["eval"] = [ask if ask and ask.tokens is not None else whole]
+        if only_eval and rule.weight:
+            raise UserError(
+                f"domain {name}: found weight {rule.weight:g} and no files to train on: set "
+                "files, or weight 0 to hold it out only"
+            )
+        if not pools["train"] and asks and not only_eval:
+            raise UserError(f"domain {name}: found no file except its eval_files: set files")
+    ordered = [asks[split] for split in SPLITS if split in asks and not only_eval]
+    estimate, keep, chat = None, units.WHOLE, rule.messages_field is not None
+    where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
+    named = rule.messages_field or rule.text_field or recipe.text_field
+    reads = sources.Reads(named, where, rule.tools_field if chat else None)
+    if any(ask.tokens is not None for ask in ordered) and not chat:
+        estimate = _estimate(pools["train"], reads, facts, marks)
+        keep = splits.keep_bound(ordered, estimate, recipe.oversample, SMALL)
+    return Domain(
+        name, pools, reads, chat, {"train": ordered, **pool_asks}, estimate, keep, skipped
+    )
 
 
-def _listed(value: Any) -> list[str]:
+def _list(value: Any) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
 def _units(domains: list[Domain], unit_bytes: int) -> list[units.Unit]:
-    stamp = functools.cache(fingerprints.stamp)  # a file may be of several domains
-    made: list[units.Unit] = []
+    stamp = functools.cache(fingerprints.stamp)  # a file may be in several domains
+    work: list[units.Unit] = []
     for domain in domains:
         for pool, files in sorted(domain.pools.items()):
             keep = units.WHOLE if pool == "eval" else domain.keep
             for source in files if domain.asks[pool] else ():
                 ranges = sources.block_ranges(source, unit_bytes)
-                for index, blocks in enumerate(ranges):
-                    part, changed = (index, len(ranges)), stamp(source.path)
-                    made.append(
-                        units.Unit(
-                            len(made), domain.name, pool, source, blocks, part, changed, keep
-                        )
+                work += [
+                    units.Unit(
+                        len(work) + index, domain.name, pool, source, blocks,
+                        (index, len(ranges)), stamp(source.path), keep,
                     )
-    return made
-
-
-def size(unit: units.Unit, unit_bytes: int) -> int:
-    """Give the bytes of the file that a unit covers, or about as many."""
-    ranges = sources.block_ranges(unit.source, unit_bytes) if unit.source.kind == "parquet" else []
-    blocks = unit.blocks[1] - unit.blocks[0]
-    if ranges:
-        return round(unit.source.size * blocks / ranges[-1][1])
-    block = sources.plain_block_bytes(unit_bytes)
-    if unit.source.kind != "plain":
-        block = sources.COMPRESSED_BLOCK_BYTES
-    return min(blocks * block, unit.source.size - unit.blocks[0] * block)
+                    for index, blocks in enumerate(ranges)
+                ]  # fmt: skip
+    return work
 
 
 def _identities(
@@ -238,35 +203,23 @@ def _identities(
     domains: list[Domain],
     chat: units.ChatEncoder | None,
 ) -> tuple[str, str]:
-    text = {
-        "tokenizer": settings.tokenizer.fingerprint,
-        "chat": chat and chat.identity,
-        "dtype": settings.dtype,
-        "marks": [settings.marks.text, settings.marks.chat],
-        "seed": settings.seed,
-        "domains": [
-            {
-                "name": domain.name,
-                "field": [domain.reads.field, domain.reads.tools],
-                "where": domain.reads.where,
-                "chat": domain.chat,
-                "files": [
-                    [pool, file.name, file.size]
-                    for pool, files in sorted(domain.pools.items())
-                    for file in files
-                ],
-            }
-            for domain in domains
-        ],
-    }
-    result = [text, recipe.sequence_length, recipes.byte_size(recipe.shard_bytes)]
-    result += [
-        [domain.name, pool, ask.split, ask.tokens, ask.share]
-        for domain in domains
-        for pool, asks in sorted(domain.asks.items())
-        for ask in asks
+    work = [
+        settings.tokenizer.fingerprint,
+        chat and chat.identity,
+        settings.dtype,
+        [settings.marks.text, settings.marks.chat],
+        settings.seed,
+        units.FORMAT,
     ]
-    return digest(result), digest([text, units.FORMAT, settings.unit_bytes])
+    asks = []
+    for domain in domains:
+        work.append([domain.name, domain.chat, domain.reads.field, domain.reads.tools])
+        work.append(domain.reads.where)
+        for pool, files in sorted(domain.pools.items()):
+            work.append([pool, *([file.name, file.size] for file in files)])
+            asks += [[domain.name, pool, a.split, a.tokens, a.share] for a in domain.asks[pool]]
+    shards = [recipe.sequence_length, recipes.byte_size(recipe.shard_bytes)]
+    return digest([work, shards, asks]), digest([work, settings.unit_bytes])
 
 
 def digest(value: Any) -> str:
@@ -277,12 +230,12 @@ def digest(value: Any) -> str:
 def _estimate(
     files: list[sources.Source],
     reads: sources.Reads,
-    encoder: encoders.Encoder,
+    facts: encoders.TokenizerFacts,
     marks: encoders.Marks,
 ) -> int:
     """Estimate the tokens of some files from samples of a few of them."""
     unit_bytes = sources.BLOCK_BYTES  # not the recipe's: the cut into units changes no result
-    tokens = spanned = 0.0
+    tokens = sampled = 0.0
     for file in files[:: -(-len(files) // SAMPLED_FILES)]:
         ranges = sources.block_ranges(file, unit_bytes)
         if file.kind in ("plain", "parquet"):  # others are read from their beginning
@@ -298,8 +251,8 @@ def _estimate(
                 if size * SAMPLED_PLACES >= SAMPLED_CHARACTERS:
                     break
         if size := sum(map(len, texts)):
-            ids, _ = encoders.with_marks(*encoder.encode(texts), marks.text)
+            encoded = encoders.fastest(facts).encode(texts)
+            ids, _ = encoders.with_marks(*encoded, marks.text)
             tokens += len(ids) / size * file.size * sources.text_ratio(file, reads)
-            spanned += file.size
-    everything = sum(file.size for file in files)
-    return round(tokens / spanned * everything) if spanned else 0
+            sampled += file.size
+    return round(tokens / sampled * sum(file.size for file in files)) if sampled else 0
