@@ -87,6 +87,33 @@ def own_directory(directory: Path) -> Iterator[None]:
         yield
 
 
+class HybridFSDP2Config(FSDP2Config):
+    """FSDP2 over a mesh of replicas x shards.
+
+    Composer builds the mesh from two properties, which in its own FSDP2 config always stand for one
+    dimension. It overwrites a mesh that is given to the config.
+
+    Args:
+        replicas: copies of the model.
+        shards: ranks among which each copy is sharded.
+        settings: Composer's own.
+    """
+
+    def __init__(self, replicas: int, shards: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._replicas, self._shards = replicas, shards
+
+    @property
+    def data_parallel_shard_degree(self) -> int:
+        """The second dimension of the mesh."""
+        return self._shards
+
+    @property
+    def data_parallel_replicate_degree(self) -> int | None:
+        """The first dimension of the mesh."""
+        return self._replicas
+
+
 def is_sharded(recipe: Recipe) -> bool:
     """Whether the model is sharded; one process has nothing to shard."""
     return recipe.parallelism != "ddp" and dist.get_world_size() > 1
@@ -118,7 +145,7 @@ def trainer_section(recipe: Recipe) -> dict[str, Any] | None:
         warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
         if replicas > 1:
             substrate.record_events_on_cpus()
-            return {"fsdp": substrate.HybridFSDP2Config(replicas, shards, **common)}
+            return {"fsdp": HybridFSDP2Config(replicas, shards, **common)}
         return {"fsdp": FSDP2Config(**common)}
 
 
@@ -138,8 +165,7 @@ def before_sharding(model: ShearingModel, recipe: Recipe) -> None:
     Every rank then holds all masks, and gradient clipping averages their gradients.
     """
     if fsdp1_shards(recipe) and model.masks is not None:
-        unwrapped: Any = model.masks.to(torch.cuda.current_device())
-        unwrapped._fsdp_wrap = False
+        substrate.leave_unsharded(model.masks.to(torch.cuda.current_device()))
 
 
 def after_sharding(model: ShearingModel) -> None:

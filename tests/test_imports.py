@@ -9,7 +9,7 @@ import llmshearing
 
 ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
-    {"errors", "llmshearing", "processes"},
+    {"errors", "llmshearing", "processes", "substrate"},
     {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
     {"logs", "strict", "typed_yaml"},
     {"architecture"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"checkpoints"},
     {"export"},
     {"tracking"},
-    {"substrate", "preflight", "watchdog"},
+    {"preflight", "watchdog"},
     {"callbacks"},
     {"optimization", "parallelism", "evaluation", "reports", "planning"},
     {"building", "resuming", "run_manifest"},
@@ -78,3 +78,24 @@ def test_ground_floors_need_neither_torch_nor_composer(path):
     }:
         heavy = {name.split(".")[0] for name in imports(path)}
         assert not heavy & {"torch", "composer", "streaming", "transformers"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_substrate_touches_private_names_of_libraries(path):
+    """Private names are the ones with a leading underscore that our own code does not define."""
+    if room(path) == "substrate":
+        return
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found += [name for name in names if private(name)]
+        elif isinstance(node, ast.Attribute) and private(node.attr):
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls", "super()", "os"):
+                found.append(f"{owner}.{node.attr}")
+    assert not found
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")

@@ -35,6 +35,7 @@ from llmshearing.checkpoints.layout import (
 )
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.errors import UserError
+from llmshearing.substrate import PythonUnpickler
 
 MODEL_PREFIX = "model."  # the trained module holds the stock model under this name, masks beside it
 METADATA = ".metadata"
@@ -213,14 +214,10 @@ def _check_index(index: Any, files: set[str]) -> None:
             raise UnpicklingError(f"it names the file {place.relative_path}, expected its own")
 
 
-# Python's unpickler in Python: the one in C cannot be told what to set attributes on.
-_Unpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class _IndexUnpickler(_Unpickler):
+class _IndexUnpickler(PythonUnpickler):
     """Makes objects of INDEX_CLASSES only, and changes no class."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(PythonUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in INDEX_CLASSES:

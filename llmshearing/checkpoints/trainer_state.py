@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from composer.core.time import Time, Timestamp, TimeUnit
-from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]
 from torch.torch_version import TorchVersion
 
 # What a trainer checkpoint holds besides tensors and Python's own types: Composer's clock, and
@@ -23,7 +22,7 @@ TRAINER_CLASSES = [
     np.ndarray,
     np.dtype,
     np.dtypes.UInt32DType,
-    _reconstruct,
+    np.empty(0).__reduce__()[0],  # the function that rebuilds a pickled array
 ]
 
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations.accelerate import init_empty_weights
 
+from llmshearing import substrate
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.family import Family
@@ -185,7 +186,7 @@ def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
     expected = {tuple(names): p for p, names in parameter_aliases(model).items()}
     expected |= {(name,): buffer for name, buffer in _stored_buffers(model).items()}
     known = {name for names in expected for name in names}
-    ignored = re.compile("|".join([INVERSE_FREQUENCIES, *_ignored_names(model)]))
+    ignored = re.compile("|".join([INVERSE_FREQUENCIES, *substrate.ignored_weights(model)]))
     wrong = {
         "missing": [names[0] for names in expected if not set(names) & weights.stored.keys()],
         "unexpected": [n for n in weights.stored if n not in known and not ignored.search(n)],
@@ -204,12 +205,6 @@ def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
             f"the weights in {weights.path} do not fit its config ({found}); expected exactly the "
             "parameters of the stock model: take config.json and weights from the same model"
         )
-
-
-def _ignored_names(model: PreTrainedModel) -> list[str]:
-    """Patterns of what old files of this model hold besides weights, as Transformers lists them."""
-    found: Any = model
-    return list(found._keys_to_ignore_on_load_unexpected or [])
 
 
 def _few(names: list[str], most: int = 4) -> str:
