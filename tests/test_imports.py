@@ -70,7 +70,6 @@ def test_ground_floors_need_neither_torch_nor_composer(path):
         "loading",
         "errors",
         "files",
-        "strict",
         "planning",
         "typed_yaml",
         "yaml_files",

@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from omegaconf import OmegaConf
-
 from llmshearing.data.schema import (
     FORMAT_VERSION,
     INDEX,
@@ -31,14 +29,14 @@ from llmshearing.preparation import (
     units,
     workers,
 )
-from llmshearing.preparation import recipe as recipes
 from llmshearing.preparation import work_plan as plans
 from llmshearing.progress import Progress
+from llmshearing.quantities import byte_size
 
 log = logging.getLogger(__name__)
 
 BAD_DOCUMENTS = "bad_documents.jsonl"
-UNRECORDED = ("output", "processes", "unit_bytes")  # they do not change the result
+UNRECORDED = {"output", "processes", "unit_bytes"}  # they do not change the result
 PACKAGES = ("llmshearing", "mosaicml-streaming", "numpy", "sentencepiece", "tokenizers")
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -106,7 +104,7 @@ def _stream(
         plan.recipe.sequence_length,
         plan.settings.dtype,
         domain.chat,
-        recipes.byte_size(plan.recipe.shard_bytes),
+        byte_size(plan.recipe.shard_bytes),
     )
     return packing.Stream(
         domain.name, cut, excluded, tuple(paths), tuple(before), documents, layout
@@ -202,8 +200,6 @@ def _domain_record(
 
 def _manifest(plan: plans.Plan) -> dict[str, Any]:
     """Return the part of the manifest that follows from the plan alone."""
-    config = OmegaConf.to_container(OmegaConf.structured(plan.recipe))
-    assert isinstance(config, dict)
     tokenizer = plan.tokenizer
     return {
         "format": FORMAT_VERSION,
@@ -220,7 +216,7 @@ def _manifest(plan: plans.Plan) -> dict[str, Any]:
             "eos": plan.settings.marks.text[1],
         },
         "seed": plan.recipe.seed,
-        "config": {key: value for key, value in config.items() if key not in UNRECORDED},
+        "config": plan.recipe.model_dump(exclude=UNRECORDED),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
 

@@ -15,6 +15,7 @@ from llmshearing.data.schema import SPLITS, token_dtype
 from llmshearing.errors import UserError
 from llmshearing.preparation import encoders, fingerprints, inputs, sources, splits, units
 from llmshearing.preparation import recipe as recipes
+from llmshearing.quantities import byte_size
 
 WORK_FOLDER = ".prepare"
 SAMPLED_FILES = 8
@@ -97,12 +98,11 @@ def make(recipe: recipes.Recipe) -> Plan:
     root = Path(recipe.output)
     facts = encoders.inspect(recipe.tokenizer)
     marks = encoders.choose_marks(facts, bos=recipe.bos, eos=recipe.eos, separator=recipe.separator)
-    rules = {name: rule or recipes.DomainRule() for name, rule in recipe.domains.items()}
     chat = None
-    if any(rule.messages_field for rule in rules.values()):
+    if any(rule.messages_field for rule in recipe.domains.values()):
         chat = units.ChatEncoder(recipe.tokenizer)
         facts = replace(facts, vocabulary=max(facts.vocabulary, chat.vocabulary))
-    domains = [_domain(recipe, name, rule, facts, marks) for name, rule in rules.items()]
+    domains = [_domain(recipe, name, rule, facts, marks) for name, rule in recipe.domains.items()]
     settings = units.UnitSettings(
         folder=root / WORK_FOLDER / "units",
         tokenizer=facts,
@@ -110,7 +110,7 @@ def make(recipe: recipes.Recipe) -> Plan:
         dtype=token_dtype(facts.vocabulary),
         seed=recipe.seed,
         marks=marks,
-        unit_bytes=recipes.byte_size(recipe.unit_bytes),
+        unit_bytes=byte_size(recipe.unit_bytes),
         reads={domain.name: domain.reads for domain in domains},
         chats=frozenset(domain.name for domain in domains if domain.chat),
     )
@@ -137,7 +137,7 @@ def _domain(
 ) -> Domain:
     source = Path(recipe.source)
     asks = {
-        split: splits.Ask(split, recipes.domain_tokens(recipe, name, entry), entry.share)
+        split: splits.Ask(split, recipe.tokens_of(name, entry), entry.share)
         for split, entry in recipe.splits.items()
     }
     pools: dict[str, list[sources.Source]] = {"train": []}
@@ -145,10 +145,10 @@ def _domain(
     skipped: dict[str, str] = {}
     only_eval = rule.eval_files and rule.files is None and not (source / name).exists()
     if not only_eval:
-        pools["train"], skipped = inputs.find(source, _list(rule.files or name), f"domain {name}")
+        pools["train"], skipped = inputs.find(source, rule.files or [name], f"domain {name}")
     if rule.eval_files is not None:
         what = f"domain {name}, eval_files"
-        pools["eval"], others = inputs.find(source, _list(rule.eval_files), what)
+        pools["eval"], others = inputs.find(source, rule.eval_files, what)
         skipped |= others
         held = {os.path.realpath(one.path) for one in pools["eval"]}
         pools["train"] = [one for one in pools["train"] if os.path.realpath(one.path) not in held]
@@ -173,10 +173,6 @@ def _domain(
     return Domain(
         name, pools, reads, chat, {"train": ordered, **pool_asks}, estimate, keep, skipped
     )
-
-
-def _list(value: Any) -> list[str]:
-    return value if isinstance(value, list) else [value]
 
 
 def _units(domains: list[Domain], unit_bytes: int) -> list[units.Unit]:
@@ -218,7 +214,7 @@ def _identities(
         for pool, files in sorted(domain.pools.items()):
             work.append([pool, *([file.name, file.size] for file in files)])
             asks += [[domain.name, pool, a.split, a.tokens, a.share] for a in domain.asks[pool]]
-    shards = [recipe.sequence_length, recipes.byte_size(recipe.shard_bytes)]
+    shards = [recipe.sequence_length, byte_size(recipe.shard_bytes)]
     return digest([work, shards, asks]), digest([work, settings.unit_bytes])
 
 

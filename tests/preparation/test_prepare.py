@@ -261,5 +261,5 @@ def test_the_command_as_a_user_runs_it(config, tmp_path):
     assert "tokenise: " in done.stderr
     failed = command("prepare.py", config, "tokeniser=x")
     assert failed.returncode == 2
-    assert "did you mean `tokenizer`" in failed.stderr
+    assert "did you mean tokenizer" in failed.stderr
     assert "Traceback" not in failed.stderr

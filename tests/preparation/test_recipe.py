@@ -25,40 +25,58 @@ def test_shipped_recipes_load(path):
 def test_budgets_are_shared_out_by_weight():
     recipe = recipes.load(ROOT / "yamls" / "data" / "redpajama-v1.yaml", PLACES)
     asked = {
-        domain: recipes.domain_tokens(recipe, domain, recipe.splits["continue"])
-        for domain in recipe.domains
+        domain: recipe.tokens_of(domain, recipe.splits["continue"]) for domain in recipe.domains
     }
     assert sum(asked.values()) == 52_000_000_000
     assert asked["cc"] == 34_840_000_000
     held = recipe.splits["eval"]
-    assert {recipes.domain_tokens(recipe, domain, held) for domain in asked} == {2_000_000}
+    assert {recipe.tokens_of(domain, held) for domain in asked} == {2_000_000}
 
 
 def test_what_is_missing_is_asked_for():
-    with pytest.raises(UserError, match=r"`source` is missing.*`tokenizer` is missing"):
+    with pytest.raises(UserError, match=r"source: not given(.|\n)*tokenizer: not given"):
         recipes.load(ROOT / "yamls" / "data" / "redpajama-v1.yaml", ["output=x"])
 
 
+def test_all_errors_are_reported_at_once():
+    changes = ["seed=-1", "domains.cc.files=3", "domains.cc.wheight=3", "splits.prune.share=2"]
+    changes += ["splits.eval.tokens_per_domain=3 apples", "unit_bytes=[]"]
+    with pytest.raises(UserError, match="has 6 errors") as error:
+        recipes.load(ROOT / "yamls" / "data" / "redpajama-v1.yaml", [*PLACES, *changes])
+    assert all(change.partition("=")[0] in str(error.value) for change in changes)
+
+
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("2M", 2_000_000), ("0.42B", 420_000_000), ("1_000", 1000), (7, 7), ("1e6", 1_000_000)],
+    ("changes", "error"),
+    [
+        (["domains.cc.text_field=a", "domains.cc.messages_field=b"], "expected one"),
+        (["domains.b d.weight=3"], "domains.b d: expected a name"),
+        (["domains.x.files=x"], "splits.prune.tokens: expected a weight for x"),
+        (["splits.prune.share=1"], "splits.prune: found share, tokens, expected one of"),
+        (["splits.prune={}"], "splits.prune: found nothing"),
+        (["unit_bytes=2GiB"], "unit_bytes: found 2GiB, expected less than 2GiB"),
+    ],
 )
-def test_quantities(text, value):
-    assert recipes.quantity(text) == value
+def test_keys_that_do_not_fit_each_other(changes, error):
+    with pytest.raises(UserError, match=error):
+        recipes.load(ROOT / "yamls" / "data" / "redpajama-v1.yaml", [*PLACES, *changes])
 
 
-@pytest.mark.parametrize("text", ["", "many", "-1", "3 apples", None])
-def test_what_is_no_quantity(text):
-    with pytest.raises(ValueError, match="expected a number"):
-        recipes.quantity(text)
+def test_a_pattern_is_a_list_of_one():
+    path = ROOT / "yamls" / "data" / "redpajama-v1.yaml"
+    changes = ["domains.cc.files=a*", "domains.web.eval_files=[b, c]", "domains.web.weight=1"]
+    domains = recipes.load(path, [*PLACES, *changes]).domains
+    assert domains["cc"].files == ["a*"]
+    assert domains["web"].eval_files == ["b", "c"]
 
 
-def test_sizes():
-    assert recipes.byte_size("64MiB") == 64 << 20
-    assert recipes.byte_size(100) == 100
+def test_the_schema_describes_every_key():
+    schema = recipes.Recipe.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        assert all(entry.get("description") for entry in part["properties"].values())
 
 
-def test_a_file_that_is_no_yaml_is_told(tmp_path):
+def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("a: [1\nb: }")
     with pytest.raises(UserError, match="not valid YAML"):
@@ -66,5 +84,5 @@ def test_a_file_that_is_no_yaml_is_told(tmp_path):
     path.write_text("- a\n- b\n")
     with pytest.raises(UserError, match="holds no mapping"):
         recipes.load(path)
-    with pytest.raises(UserError, match="found no file"):
+    with pytest.raises(UserError, match="found no recipe"):
         recipes.load(tmp_path / "nothing.yaml")

@@ -108,7 +108,7 @@ def test_what_is_no_value_is_refused(mixed, capsys, value):
     recipe(mixed, v="en")
     mixed.write_text(mixed.read_text().replace('{"v": "en"}', f"{{v: {value}}}"))
     assert prepare(mixed) == 2
-    assert "expected a value or a list of values" in capsys.readouterr().err
+    assert "expected for each field a value or a list of values" in capsys.readouterr().err
 
 
 def test_overrides_give_typed_values(mixed, tmp_path):
