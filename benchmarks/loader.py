@@ -35,7 +35,7 @@ from llmshearing.data.dataset import TrainRows
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.schema import TOKENS, columns
 from llmshearing.mixture import policies
-from llmshearing.mixture.mixture_plan import Plan
+from llmshearing.mixture.mixture_plan import MixturePlan
 from llmshearing.mixture.policies import Limits
 from llmshearing.mixture.sampler import DomainSource, Sampler
 
@@ -127,8 +127,8 @@ def rate(batches: Iterable[Any], seconds: float) -> float:
 def ours(root: Path, workers: int) -> Iterable[Any]:
     """The project's loader."""
     domains = [DomainRows(name, root / name) for name in WEIGHTS]
-    supplies = [DomainSource(d.name, len(d), d.block) for d in domains]
-    sampler = Sampler(supplies, Plan.start(list(WEIGHTS.values())), 17)
+    sources = [DomainSource(d.name, len(d), d.block) for d in domains]
+    sampler = Sampler(sources, MixturePlan.start(list(WEIGHTS.values())), 17)
     rows = TrainRows(domains, LENGTH, VOCABULARY, sampler)
     spec = build_train_loader(rows, global_batch=BATCH, workers=workers, prefetch=4)
     return spec.dataloader
@@ -164,10 +164,10 @@ def growth(rows: int) -> dict[str, float]:
     """Cost of what a run does besides reading, for so many rows in all."""
     before = peak_megabytes()
     names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
-    supplies = [DomainSource(n, max(1, int(rows * w)), 8192) for n, w in WEIGHTS.items()]
+    sources = [DomainSource(n, max(1, int(rows * w)), 8192) for n, w in WEIGHTS.items()]
 
     def new() -> Sampler:
-        return Sampler(supplies, Plan.start(weights), 17)
+        return Sampler(sources, MixturePlan.start(weights), 17)
 
     sampler, batch, updates = new(), 256, 1000
     rng, times = np.random.default_rng(0), []

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from composer.core import Algorithm, Evaluator
 from torch.optim import Optimizer
 
 from llmshearing import optimization, parallelism, substrate
 from llmshearing.architecture.flops import peak_flops, training_flops_per_token
-from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.gradients import GradientClipping
 from llmshearing.callbacks.held_out import EvaluationTimes
 from llmshearing.callbacks.mask_clock import MaskClock
 from llmshearing.callbacks.training_progress import FlopsModel
 from llmshearing.config import Recipe
+from llmshearing.data.dataloaders import Loaders
 from llmshearing.huggingface.source import empty_model, fill, load_model
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.blocks import compile_blocks
@@ -51,7 +53,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     return model
 
 
-def build_evaluators(recipe: Recipe, loading: DynamicLoading) -> list[Evaluator]:
+def build_evaluators(recipe: Recipe, loaders: Loaders) -> list[Evaluator]:
     """One evaluator per domain, so that Composer logs one held-out loss per domain."""
     interval = steps(recipe.run.eval_interval)
     return [
@@ -61,18 +63,18 @@ def build_evaluators(recipe: Recipe, loading: DynamicLoading) -> list[Evaluator]
             metric_names=["loss"],
             eval_interval=EvaluationTimes(interval),
         )
-        for name, loader in loading.eval_loaders.items()
+        for name, loader in loaders.held_out.items()
     ]
 
 
 def build_algorithms(
-    recipe: Recipe, model: ShearingModel, optimizer: Optimizer, loading: DynamicLoading
+    recipe: Recipe, model: ShearingModel, optimizer: Optimizer, domains: Sequence[str]
 ) -> list[Algorithm]:
     """What changes training: gradient clipping and, if the recipe prunes, the mask schedule."""
     algorithms: list[Algorithm] = [
         GradientClipping(
             optimization.clip_bounds(optimizer, recipe),
-            loading.domains,
+            domains,
             fsdp1_shards=parallelism.fsdp1_shards(recipe),
         )
     ]

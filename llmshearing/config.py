@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from llmshearing.architecture.target import TargetSettings
+from llmshearing.data.settings import DataSettings
 from llmshearing.errors import UserError
 from llmshearing.mixture.settings import MixtureSettings
 from llmshearing.pruning.settings import PruningSettings
@@ -87,40 +88,6 @@ class ModelSettings(Section):
     """Tokens whose logits exist at the same time; 0 for those of a whole microbatch."""
 
 
-class DataSettings(Section):
-    """Where rows come from and how they are batched."""
-
-    root: PathText = Field(examples=["DATA"])
-    """A prepared data tree, or the local cache of a remote one."""
-    remote: PathText | None = None
-    """A remote data tree, e.g. `s3://bucket/data`; its shards are downloaded into `root`."""
-    split: str = Field(examples=["prune"])
-    """The split to train on, `prune` or `continue`."""
-    eval_split: str = "eval"
-    """The split to evaluate on, one evaluator per domain."""
-    global_batch: Count = Field(examples=[1])
-    """Rows per optimizer step over all ranks."""
-    microbatch: Count = Field(examples=[1])
-    """Rows per forward pass of one rank."""
-    eval_batch: Count = 16
-    """Rows per evaluation batch of one rank."""
-    eval_rows: Count | None = None
-    """Rows per domain to evaluate on; all by default."""
-    workers: int = Field(default=1, ge=0, le=1024)
-    """Loader processes per rank."""
-    verify: Literal["hash", "size"] = "hash"
-    """`hash` compares shards with their recorded hashes, `size` only their sizes."""
-
-    def rules(self) -> list[str]:
-        """Compare the two batch sizes."""
-        if self.microbatch <= self.global_batch:
-            return []
-        return [
-            f"data.microbatch: found {self.microbatch}, expected at most "
-            f"data.global_batch = {self.global_batch}"
-        ]
-
-
 class OptimizerSettings(Section):
     """AdamW over the weights, with linear warmup and a cosine decay."""
 
@@ -174,6 +141,12 @@ class Recipe(Section):
             errors.append(
                 "shard_ranks: found with parallelism ddp, which shards nothing; leave it out or "
                 "give parallelism=fsdp2"
+            )
+        if self.data.workers > self.mixture.prefetch:
+            errors.append(
+                f"data.workers: found {self.data.workers} with mixture.prefetch "
+                f"{self.mixture.prefetch}, expected at least a batch for each worker; raise "
+                "mixture.prefetch or lower data.workers"
             )
         return errors + (self._late() or self._undecided())
 

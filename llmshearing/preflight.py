@@ -11,16 +11,17 @@ from llmshearing import tracking
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
-from llmshearing.config import DataSettings, Recipe, parse_recipe
-from llmshearing.data.domains import data_facts, fetch_tree
+from llmshearing.config import Recipe, parse_recipe
+from llmshearing.data.domains import fetch_tree, run_data
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import TOKENIZER_FOLDER
+from llmshearing.data.settings import DataSettings
 from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import Source, read_source
-from llmshearing.mixture.inputs import file_problems
-from llmshearing.mixture.settings import problems
+from llmshearing.mixture.references import References
+from llmshearing.mixture.settings import problems, starting_weights
 from llmshearing.pruning.scores import Scores, load_scores
 from llmshearing.typed_yaml import error_list
 
@@ -123,9 +124,16 @@ def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
     ]
     found = problems(recipe.mixture, list(train))
     if not found and not errors:
-        facts = data_facts(tree, recipe.data.split, recipe.data.eval_split)
-        found = file_problems(recipe.mixture, facts, recipe.data.workers)
+        _check_mixture_files(errors, recipe, tree)
     return errors + found
+
+
+def _check_mixture_files(errors: list[str], recipe: Recipe, tree: DataTree) -> None:
+    mixture, data = recipe.mixture, run_data(tree, recipe.data.split, recipe.data.eval_split)
+    _try(errors, lambda: starting_weights(mixture, data.domains, data.rows), "mixture")
+    if mixture.references is not None:
+        path = mixture.references
+        _try(errors, lambda: References.for_run(path, data), "mixture")
 
 
 def _open_tree(recipe: Recipe) -> DataTree:

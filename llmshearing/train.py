@@ -46,6 +46,7 @@ from llmshearing.callbacks.stop_signal import Stopped, StopSignal
 from llmshearing.callbacks.training_progress import TrainingProgress
 from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe
+from llmshearing.data.dataloaders import build_loaders
 from llmshearing.errors import STOPPED_STATUS, UserError, exits_on_user_error
 from llmshearing.files import write_text
 from llmshearing.logs import set_up_log
@@ -146,7 +147,15 @@ def build_trainer(
     with watchdog.phase("weights", start_timeout):
         model = build_model(recipe, inputs)
     with watchdog.phase("data index", start_timeout):
-        loading = DynamicLoading.from_recipe(recipe, inputs.tree)
+        loaders = build_loaders(
+            recipe.data,
+            recipe.mixture,
+            inputs.tree,
+            recipe.run.seed,
+            dist.get_global_rank(),
+            dist.get_world_size(),
+        )
+        loading = DynamicLoading(recipe, inputs.tree, loaders)
     parallelism.before_sharding(model, recipe)
     optimizer = optimization.build_optimizer(model, recipe)
     row_tokens, log_interval = inputs.tree.sequence_length, steps(recipe.run.log_interval)
@@ -184,13 +193,13 @@ def build_trainer(
     begun = time.monotonic()
     trainer = Trainer(
         model=model,
-        train_dataloader=loading.train_loader,
-        eval_dataloader=build_evaluators(recipe, loading),
+        train_dataloader=loaders.train,
+        eval_dataloader=build_evaluators(recipe, loaders),
         optimizers=optimizer,
         schedulers=optimization.build_schedule(optimizer, recipe),
         step_schedulers_every_batch=True,
         max_duration=recipe.run.duration,
-        algorithms=build_algorithms(recipe, model, optimizer, loading),
+        algorithms=build_algorithms(recipe, model, optimizer, loading.domains),
         callbacks=[*callbacks, *extra_callbacks],
         loggers=[
             metrics,

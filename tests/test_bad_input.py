@@ -38,6 +38,7 @@ CASES = {
     "parallelism": (["parallelism=fsdp3"], "parallelism: found 'fsdp3', expected 'fsdp2',"),
     "checkpoint": (["run.checkpoint=split"], "run.checkpoint: found 'split', expected 'full' or"),
     "no rows": (["data.eval_rows=0"], "data.eval_rows: found 0, expected 1 or more"),
+    "more workers than batches": (["data.workers=5"], "found 5 with mixture.prefetch 4, expected"),
     "workers": (["data.workers=-1"], "data.workers: found -1, expected 0 or more"),
     "infinite rate": (["optimizer.learning_rate=.inf"], "rate: found inf, expected a finite"),
     "no rate": (["pruning.learning_rate=.nan"], "learning_rate: found nan, expected a finite"),

@@ -44,7 +44,7 @@ def owner(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_refused_and_told_the_owner(owner, tmp_path, monkeypatch):
+def test_a_second_process_is_refused_with_the_name_of_the_owner(owner, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
     named = re.escape(f"process {owner.pid} on {socket.gethostname()}, started 2")
     for _ in range(2):  # the refused one does not change who is named

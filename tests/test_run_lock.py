@@ -64,7 +64,7 @@ def test_a_second_run_of_a_directory_is_refused(endless, tmp_path, monkeypatch, 
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_killed_run_takes_its_workers_along_and_its_directory_is_free(endless, tmp_path):
+def test_a_killed_run_ends_its_workers_and_frees_its_directory(endless, tmp_path):
     process, arguments = endless
     (worker,) = psutil.Process(process.pid).children()
     process.kill()

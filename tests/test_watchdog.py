@@ -1,4 +1,4 @@
-"""A process that hangs shows its stacks, and so do the others of its run."""
+"""A process that hangs prints its stacks, and so do the other ranks of its run."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def rank(directory, number, started, ranks, limit, body, arguments):
 
 @pytest.fixture
 def run(tmp_path):
-    """Start ranks as (limit, body, arguments); their exit statuses and what they wrote."""
+    """Start ranks as (limit, body, arguments); return their exit statuses and output."""
     context, started = rank_context(), []
 
     def go(*plans, of=None):
@@ -57,7 +57,7 @@ def run(tmp_path):
             os.kill(process.pid, signal.SIGKILL)
 
 
-def test_every_rank_shows_its_stacks_when_one_hangs(run, tmp_path):
+def test_every_rank_prints_its_stacks_when_one_hangs(run, tmp_path):
     statuses, logs = run((0.3, stuck_in_here, 60), (50, time.sleep, 60))
     assert statuses == [RUN_ERROR_STATUS] * 2
     assert re.search(r"rank 0 of 2 .* is in step 17 for \d s, limit 0.3 s; its stacks", logs[0])
@@ -77,7 +77,7 @@ def test_a_rank_without_stacks_is_named(run):
     assert "but for ranks 1, 2: stopped, dead, or on a machine" in logs[0]
 
 
-def test_work_within_its_limit_ends_well_beside_old_stacks(run, tmp_path):
+def test_work_within_its_limit_succeeds_despite_old_stacks(run, tmp_path):
     (tmp_path / "stacks").mkdir()
     (tmp_path / "stacks" / "rank1.txt").write_text("of an earlier run")
     statuses, logs = run((30, time.sleep, 0.5), (30, time.sleep, 0.5))
@@ -86,7 +86,7 @@ def test_work_within_its_limit_ends_well_beside_old_stacks(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_holds_the_interpreter_shows_its_stack_too(run):
+def test_a_rank_that_holds_the_interpreter_prints_its_stack(run):
     statuses, logs = run((0.2, hold_the_interpreter))
     assert statuses[0] not in (0, None)
     assert "in hold_the_interpreter" in logs[0]

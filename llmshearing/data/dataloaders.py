@@ -6,7 +6,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from composer.core.data_spec import default_split_batch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from llmshearing.data.dataset import ERROR, IGNORED, Batch, HeldOutRows, TrainRows
-from llmshearing.data.domains import DomainRows
+from llmshearing.data.domains import open_domains
+from llmshearing.data.settings import DataSettings
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.mixture.mixture_plan import MixturePlan
 from llmshearing.mixture.sampler import Sampler
+from llmshearing.mixture.settings import MixtureSettings, domain_source, starting_weights
 from llmshearing.processes import exit_with_parent
 
 
@@ -76,6 +80,77 @@ class HeldOutOrder(DistributedSampler):
                 yield number if number < self.total_size else -1
 
 
+@dataclass(frozen=True)
+class Loaders:
+    """What a run reads through.
+
+    Attributes:
+        sampler: decides the order; its state is in the checkpoints.
+        start: domain weights at the start [k].
+        train: for Composer's trainer.
+        held_out: by domain, for its evaluators.
+    """
+
+    sampler: Sampler
+    start: np.ndarray
+    train: DataSpec
+    held_out: dict[str, DataLoader]
+
+
+def build_loaders(
+    data: DataSettings,
+    mixture: MixtureSettings,
+    tree: DataTree,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loaders:
+    """The loaders of one rank of a run.
+
+    Args:
+        data: the recipe's `data` section.
+        mixture: its `mixture` section.
+        tree: the data.
+        seed: of the order of rows.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        UserError: an index or the mixture file cannot be read or does not fit.
+    """
+    by_hash = data.verify == "hash"
+    domains = open_domains(tree, data.split, remote=data.remote, by_hash=by_hash)
+    names = [rows.name for rows in domains]
+    start = starting_weights(mixture, names, [len(rows) for rows in domains])
+    sampler = Sampler(
+        [domain_source(mixture, rows.name, len(rows), rows.block) for rows in domains],
+        MixturePlan.start(start),
+        seed,
+        window=mixture.window,
+        memory=mixture.prefetch + 2,
+    )
+    train = build_train_loader(
+        TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler),
+        global_batch=data.global_batch,
+        workers=data.workers,
+        prefetch=mixture.prefetch,
+        rank=rank,
+        world_size=world_size,
+    )
+    held_out = build_eval_loaders(
+        tree,
+        data.eval_split,
+        names,
+        batch=data.eval_batch,
+        limit=data.eval_rows,
+        remote=data.remote,
+        by_hash=by_hash,
+        rank=rank,
+        world_size=world_size,
+    )
+    return Loaders(sampler, start, train, held_out)
+
+
 def build_train_loader(
     rows: TrainRows,
     *,
@@ -87,6 +162,9 @@ def build_train_loader(
 ) -> DataSpec:
     """The training loader, for Composer.
 
+    `global_batch` is a multiple of `world_size`, and `workers` at most `prefetch`; the recipe's
+    checks see to that.
+
     Args:
         rows: with the run's sampler.
         global_batch: rows of a batch over all ranks.
@@ -94,26 +172,15 @@ def build_train_loader(
         prefetch: batches that they may read ahead, at least one per worker.
         rank: this process.
         world_size: all of them.
-
-    Raises:
-        UserError: the numbers do not fit each other.
     """
-    if global_batch % world_size:
-        raise UserError(
-            f"found a global batch of {global_batch} rows for {world_size} ranks, "
-            "expected a multiple of the ranks"
-        )
-    if workers > prefetch:
-        raise UserError(
-            f"found {workers} data workers with mixture.prefetch {prefetch}, expected at least a "
-            "batch for each: raise mixture.prefetch or take fewer workers"
-        )
+    assert global_batch % world_size == 0
+    assert workers <= prefetch
     loader = DataLoader(
         rows,
         batch_sampler=GlobalBatches(rows, global_batch, rank, world_size),
         num_workers=workers,
         prefetch_factor=prefetch // workers if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         worker_init_fn=set_up_worker,
         pin_memory=torch.cuda.is_available(),
     )
@@ -134,10 +201,10 @@ def build_eval_loaders(
     *,
     batch: int,
     limit: int | None = None,
+    remote: str | None = None,
+    by_hash: bool = True,
     rank: int = 0,
     world_size: int = 1,
-    remotes: Mapping[str, str] | None = None,
-    by_hash: bool = True,
 ) -> dict[str, DataLoader]:
     """One loader per domain; over all ranks they give every held-out row once.
 
@@ -147,31 +214,20 @@ def build_eval_loaders(
         domains: names, in the run's order, which numbers them.
         batch: rows per batch of one rank at most.
         limit: rows per domain, evenly spread; None for all.
+        remote: the tree that this one is a cache of, if any.
+        by_hash: hash each shard when it is first read.
         rank: this process.
         world_size: all of them.
-        remotes: where shards are fetched from, by domain.
-        by_hash: hash each shard when it is first read.
     """
-    held = tree.split(split)
     loaders = {}
-    for number, name in enumerate(domains):
-        source = DomainRows(name, held[name].path, (remotes or {}).get(name), by_hash=by_hash)
-        rows = HeldOutRows(source, number, tree.sequence_length, tree.vocabulary, limit)
+    opened = open_domains(tree, split, domains, remote=remote, by_hash=by_hash)
+    for number, domain in enumerate(opened):
+        rows = HeldOutRows(domain, number, tree.sequence_length, tree.vocabulary, limit)
         order = HeldOutOrder(rows, batch, rank, world_size)
-        loaders[name] = DataLoader(
-            rows, batch_size=order.batch_size, sampler=order, collate_fn=_as_it_is
+        loaders[domain.name] = DataLoader(
+            rows, batch_size=order.batch_size, sampler=order, collate_fn=_unchanged
         )
     return loaders
-
-
-def remote_folders(tree: DataTree, split: str, remote: str | None) -> dict[str, str]:
-    """Where the shards of a split's domains are fetched from; nothing where the tree is local."""
-    return {name: f"{remote.rstrip('/')}/{split}/{name}" for name in tree.split(split) if remote}
-
-
-def train_rows(domains: Sequence[DomainRows], tree: DataTree, sampler: Sampler) -> TrainRows:
-    """The training rows of a tree's domains in a sampler's order."""
-    return TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler)
 
 
 def set_up_worker(worker: int) -> None:
@@ -202,7 +258,7 @@ def _num_tokens(batch: Batch) -> dict[str, int | float]:
     return {"total": batch["input_ids"].numel(), "loss_generating": targets + NONE}
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

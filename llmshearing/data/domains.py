@@ -12,7 +12,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from llmshearing.data.integrity import file_problem
 from llmshearing.data.schema import INDEX, MANIFEST
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.mixture.inputs import DataFacts
+from llmshearing.mixture.references import RunData
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ def fetch_tree(remote: str, root: str | Path) -> None:
         log.info("fetched the indexes of %d domains from %s", len(names), remote)
 
 
-def data_facts(tree: DataTree, split: str, eval_split: str) -> DataFacts:
-    """What mixtures and references have to fit, of a tree's splits."""
+def run_data(tree: DataTree, split: str, eval_split: str) -> RunData:
+    """The data of a run that uses two splits of a tree."""
     train, held_out = tree.split(split), tree.split(eval_split)
-    return DataFacts(
+    return RunData(
         domains=list(train),
         rows=[info.rows for info in train.values()],
         tokenizer=tree.tokenizer["fingerprint"],
@@ -210,18 +210,28 @@ class DomainRows:
 def open_domains(
     tree: DataTree,
     split: str,
-    remotes: Mapping[str, str] | None = None,
+    names: Iterable[str] | None = None,
     *,
+    remote: str | None = None,
     by_hash: bool = True,
 ) -> list[DomainRows]:
-    """The rows of every domain of a split, in the tree's order.
+    """Open domains of a split.
+
+    Args:
+        tree: the data.
+        split: which part of it.
+        names: of the domains; by default all, in the tree's order.
+        remote: the tree that this one is a cache of, if any.
+        by_hash: hash each shard when it is first read.
 
     Raises:
         UserError: an index is missing or damaged.
     """
+    held = tree.split(split)
+    above = None if remote is None else f"{remote.rstrip('/')}/{split}"
     return [
-        DomainRows(name, info.path, (remotes or {}).get(name), by_hash=by_hash)
-        for name, info in tree.split(split).items()
+        DomainRows(name, held[name].path, above and f"{above}/{name}", by_hash=by_hash)
+        for name in (names or held)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a run remembers of its losses: to foresee where they end, and to see which never close."""
+"""What a run remembers of its losses: where they will end, and which no longer fall."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ EXPONENTS = np.geomspace(0.05, 2.0, 40)
 
 @dataclass
 class LossHistory:
-    """Losses per domain at a bounded number of points, thinned as a run grows.
+    """Losses per domain at a bounded number of points, which get sparser as a run grows.
 
     Attributes:
-        samples: samples trained on at each point.
-        losses: in nats per token at each point, per domain.
+        samples: samples trained on, at each point.
+        losses: in nats per token, per domain, at each point.
     """
 
     samples: list[int] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
 
     def add(self, sample: int, losses: Sequence[float]) -> None:
-        """Keep one more point; past `POINTS`, every other one of the older half goes."""
+        """Add a point. Above `POINTS`, drop every other point of the older half."""
         self.samples.append(int(sample))
         self.losses.append([float(loss) for loss in losses])
         if len(self.samples) > POINTS:
@@ -36,13 +36,13 @@ class LossHistory:
             self.losses = [self.losses[i] for i in kept]
 
     def extrapolate(self, sample: int) -> NDArray[np.float64]:
-        """Losses to expect after `sample` samples, per domain.
+        """Losses to expect after `sample` samples, per domain [k].
 
-        The fit is a / n^b + c over the points since the worst mean loss, for what comes before is
-        the model being cut and not learning. Fewer than four points give the lowest loss of them.
+        Fits a / n^b + c to the points since the highest mean loss: before it, masks are being
+        learned and the losses rise. With fewer than four points, returns the lowest losses.
 
         Raises:
-            ValueError: no point was added.
+            ValueError: there is no point yet.
         """
         if not self.losses:
             raise ValueError("no losses yet")
@@ -56,47 +56,47 @@ class LossHistory:
         return np.minimum(fitted, lowest)
 
     def state_dict(self) -> list[list[float]]:
-        """Plain lists."""
+        """Plain lists: samples and losses of each point."""
         return [[n, *losses] for n, losses in zip(self.samples, self.losses, strict=True)]
 
     @classmethod
     def from_state(cls, state: Sequence[Sequence[float]]) -> LossHistory:
         """The history that `state_dict` gave."""
-        return cls([int(row[0]) for row in state], [list(row[1:]) for row in state])
+        return cls([int(point[0]) for point in state], [list(point[1:]) for point in state])
 
 
 def _fitted(samples: NDArray[np.float64], losses: NDArray[np.float64], at: int) -> float:
-    """Give a / at^b + c of the best fit with a, c >= 0, over a grid of b."""
+    """A / at^b + c of the best fit with a, c >= 0, over a grid of b."""
     best, value = float("inf"), float(losses[-1])
     samples = np.maximum(samples, 1.0)
-    unit = samples[-1]
+    scale = samples[-1]
     for exponent in EXPONENTS:
-        curve = (samples / unit) ** -exponent
+        curve = (samples / scale) ** -exponent
         (a, c), residual = nnls(np.stack([curve, np.ones_like(curve)], 1), losses)
         if residual < best:
-            best, value = residual, float(a * (max(at, 1) / unit) ** -exponent + c)
+            best, value = residual, float(a * (max(at, 1) / scale) ** -exponent + c)
     return value
 
 
 @dataclass
 class PlateauDetector:
-    """Which domains stay above their reference without coming nearer.
+    """Finds domains that stay above their reference without coming nearer.
 
     Attributes:
         patience: updates to wait.
-        excess: of the last updates, per domain.
+        excess: losses above the references at the last updates, per domain.
     """
 
     patience: int
     excess: list[list[float]] = field(default_factory=list)
 
     def add(self, excess: Sequence[float]) -> list[int]:
-        """Take an update's excess losses; give the domains to warn of."""
+        """Take an update's excess losses; return the numbers of the domains to warn about."""
         self.excess = [*self.excess, [float(e) for e in excess]][-self.patience - 1 :]
         if len(self.excess) <= self.patience:
             return []
         table = np.array(self.excess)
-        stalled = (table > 0).all(0) & (table[-1] >= table[0])
-        if stalled.any():
-            self.excess = self.excess[-1:]
-        return np.flatnonzero(stalled).tolist()
+        plateaued = (table > 0).all(0) & (table[-1] >= table[0])
+        if plateaued.any():
+            self.excess = self.excess[-1:]  # wait as long before the next warning
+        return np.flatnonzero(plateaued).tolist()

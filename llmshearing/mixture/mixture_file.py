@@ -1,4 +1,4 @@
-"""Mixture files: what a run used and where its weights ended, for another run to take."""
+"""Mixture files: the final and realised domain weights of a run, for another run to start from."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import yaml
 
 from llmshearing.errors import UserError
 from llmshearing.files import write_text
+from llmshearing.yaml_files import read_yaml
 
 
 def write_mixture(path: str | Path, mixture: Mapping[str, Any]) -> None:
-    """Write `weights` (the last ones), `shares` (realised) and what else is told."""
+    """Write `weights` (the last ones), `shares` (the realised ones) and what else is given."""
     text = yaml.safe_dump(dict(mixture), sort_keys=False)
-    write_text(path, f"# Take it in a recipe: mixture.start_from={Path(path).name}\n{text}")
+    write_text(path, f"# To start from it: mixture.start_from={Path(path).name}\n{text}")
 
 
 def read_mixture(path: str | Path, what: str) -> dict[str, float]:
@@ -24,8 +25,7 @@ def read_mixture(path: str | Path, what: str) -> dict[str, float]:
     Raises:
         UserError: no such file, or nothing of that name in it.
     """
-    content = read_yaml(path, "mixture file")
-    values = content.get(what)
+    values = read_yaml(path, "mixture file").get(what)
     if not isinstance(values, dict) or not values:
         raise UserError(f"found no `{what}` in {path}, expected a number for each domain under it")
     try:
@@ -36,21 +36,3 @@ def read_mixture(path: str | Path, what: str) -> dict[str, float]:
     if abs(total - 1) < 1e-3:  # a file's decimals are rounded
         numbers = {name: value / total for name, value in numbers.items()}
     return numbers
-
-
-def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
-    """Read a YAML (or JSON) file that holds keys.
-
-    Raises:
-        UserError: no such file, or it holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"found no {what} at {path}: give the path of one")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"found {type(content).__name__} in {path}, expected a {what} with keys")
-    return content

@@ -1,8 +1,8 @@
-"""The mixture plan: from which sample on which weights hold, and which domain a sample belongs to.
+"""The mixture plan: which weights hold from which sample on, and the domain of each sample.
 
-Inside a segment domains are dealt by Tijdeman's rule for the chairman assignment problem (Discrete
-Mathematics 32, 1980), in integers: after any n samples of the segment each of k domains has been
-dealt weight * n times, up to 1 - 1/(2k - 2).
+Within a segment of constant weights, Tijdeman's rule for the chairman assignment problem (Discrete
+Mathematics 32, 1980) picks the domains, in integers: after any n samples of the segment each of k
+domains has had weight * n of them, up to 1 - 1/(2k - 2).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Segment:
 
     Attributes:
         first: global number of its first sample.
-        weights: per domain, in units of 1 / SCALE; their sum is SCALE.
+        weights: per domain, in multiples of 1 / SCALE; they sum to SCALE.
     """
 
     first: int
@@ -33,26 +33,26 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The segments of a run, by rising first sample; the first begins at 0."""
+class MixturePlan:
+    """The segments of a run, in the order of their first samples; the first starts at 0."""
 
     segments: tuple[Segment, ...]
 
     @classmethod
-    def start(cls, weights: ArrayLike) -> Plan:
-        """A plan with one mixture.
+    def start(cls, weights: ArrayLike) -> MixturePlan:
+        """A plan of one segment.
 
         Raises:
             UserError: weights are negative or do not sum to 1.
         """
         return cls((Segment(0, quantised(weights)),))
 
-    def append(self, first: int, weights: ArrayLike) -> Plan:
+    def append(self, first: int, weights: ArrayLike) -> MixturePlan:
         """The plan with other weights from sample `first` on.
 
         Raises:
             UserError: weights are negative or do not sum to 1.
-            ValueError: `first` lies before the last segment.
+            ValueError: `first` is before the last segment.
         """
         last = self.segments[-1]
         if first < last.first:
@@ -61,7 +61,7 @@ class Plan:
         return replace(self, segments=(*kept, Segment(first, quantised(weights))))
 
     def at(self, sample: int) -> int:
-        """The number of the segment that holds a sample."""
+        """The number of the segment that a sample is in."""
         return bisect_right(self.segments, sample, key=lambda segment: segment.first) - 1
 
     def shares(self, samples: int) -> np.ndarray:
@@ -76,13 +76,13 @@ class Plan:
         return [[segment.first, *segment.weights] for segment in self.segments]
 
     @classmethod
-    def from_state(cls, state: Sequence[Sequence[int]]) -> Plan:
+    def from_state(cls, state: Sequence[Sequence[int]]) -> MixturePlan:
         """The plan that `state_dict` gave."""
-        return cls(tuple(Segment(int(row[0]), tuple(map(int, row[1:]))) for row in state))
+        return cls(tuple(Segment(int(first), tuple(map(int, rest))) for first, *rest in state))
 
 
 def quantised(weights: ArrayLike) -> tuple[int, ...]:
-    """Weights in units of 1 / SCALE that sum to SCALE, rounded by largest remainders.
+    """Weights in multiples of 1 / SCALE that sum to SCALE, rounded by largest remainders.
 
     Raises:
         UserError: weights are negative or do not sum to 1.
@@ -92,18 +92,18 @@ def quantised(weights: ArrayLike) -> tuple[int, ...]:
     return _apportioned(weights / weights.sum())
 
 
-def masked(weights: Sequence[int], alive: Sequence[bool]) -> tuple[int, ...]:
-    """Quantised weights without the domains that are not alive, the rest scaled up.
+def reweighted(weights: Sequence[int], available: Sequence[bool]) -> tuple[int, ...]:
+    """Quantised weights of the domains that are still available, scaled up; 0 for the others.
 
-    Where nothing of weight is alive, the living share equally; where nothing is alive, all are 0.
+    If the available domains have no weight, they share equally.
     """
-    if all(alive):
+    if all(available):
         return tuple(weights)
-    kept = np.where(alive, weights, 0).astype(np.float64)
-    if not any(alive):
+    if not any(available):
         return (0,) * len(weights)
+    kept = np.where(available, weights, 0).astype(np.float64)
     if kept.sum() == 0:
-        kept = np.asarray(alive, np.float64)
+        kept = np.asarray(available, np.float64)
     return _apportioned(kept / kept.sum())
 
 
@@ -119,12 +119,12 @@ def _apportioned(weights: np.ndarray) -> tuple[int, ...]:
 
 
 class DomainScheduler:
-    """Deals samples to domains, one at a time.
+    """Picks the domain of one sample after the other.
 
     Args:
         weights: quantised, see `SCALE`.
-        deficit: samples that each domain is still due, weight * n - dealt, in units of 1 / SCALE;
-            all 0 at the start of a segment.
+        deficit: samples that each domain lacks, weight * n - picked, in multiples of 1 / SCALE; all
+            0 at the start of a segment.
     """
 
     def __init__(self, weights: Sequence[int], deficit: Sequence[int]) -> None:
@@ -133,8 +133,8 @@ class DomainScheduler:
         slack = SCALE / max(2 * len(self._terms) - 2, 1)
         self._eligible, self._deadline = slack, SCALE - slack
 
-    def deal(self) -> int:
-        """The next sample's domain: of those due, the one that must be served soonest."""
+    def pick(self) -> int:
+        """The next sample's domain: of those that may come, the one that must come soonest."""
         deficit, best, soonest = self.deficit, -1, float("inf")
         for i, weight in self._terms:
             deficit[i] += weight

@@ -1,9 +1,10 @@
-"""The order of rows within a domain: a keyed bijection, computed where it is asked.
+"""The order of rows within a domain: a keyed bijection, computed for the rows asked for.
 
-Rows are cut into blocks of about a shard. A pass visits the blocks in a permuted order and mixes
-the rows of a window of several blocks, so that only the window's shards are read at a time. Nothing
-of the dataset's size is held. The bijection is a Feistel network over a rectangle that just holds
-the rows, walked along its cycle until it falls inside (Black and Rogaway, CT-RSA 2002).
+A domain consists of blocks of about a shard. A pass visits the blocks in a permuted order and
+shuffles the rows of a window of several blocks, so that it reads only the window's shards at a
+time. Nothing of the dataset's size is kept in memory. The bijection is a Feistel network over the
+smallest rectangle that holds the rows, applied again while the result is outside them (cycle
+walking: Black and Rogaway, CT-RSA 2002).
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# Two rounds each for the halves: four in all.
+# Two rounds for each half: four in all.
 _ROUND_KEYS = np.array([[1, 2], [3, 4]], np.uint64) * _GOLDEN
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the rows of domains are cut, [k] each.
+class RowOrder:
+    """The order of the rows of all domains, [k] each.
 
     Attributes:
         rows: number of rows.
         block: rows in a block; the last block may be shorter.
-        window: rows that are mixed with each other, a multiple of the block.
+        window: rows that are shuffled together, a multiple of the block.
     """
 
     rows: Words
@@ -38,8 +39,8 @@ class Layout:
     window: Words
 
     @classmethod
-    def of(cls, rows: Sequence[int], blocks: Sequence[int], window: int) -> Layout:
-        """A layout with `window` blocks mixed, its numbers brought down to what there is."""
+    def of(cls, rows: Sequence[int], blocks: Sequence[int], window: int) -> RowOrder:
+        """An order with windows of `window` blocks; no block is larger than its domain."""
         block = [max(1, min(b, r)) for b, r in zip(blocks, rows, strict=True)]
         width = [max(1, window) * b for b in block]
         return cls(*(np.array(numbers, np.uint64) for numbers in (rows, block, width)))
@@ -55,7 +56,7 @@ class Layout:
             position: [n], each 0 or more; position // rows is the pass.
 
         Returns:
-            Rows [n]; over the positions of one pass of a domain every row comes once.
+            Rows [n]; the positions of one pass of a domain give every row once.
         """
         rows, block, window = self.rows[domain], self.block[domain], self.window[domain]
         at = position.astype(np.uint64)
@@ -63,14 +64,16 @@ class Layout:
         key = _key(_key(start, domain.astype(np.uint64)), at // rows)
         within = at % rows
         first = within // window * window
-        mixed = permute(within - first, np.minimum(rows - first, window), _key(key, first + _ONE))
-        return _unblocked(first + mixed, rows, block, _key(key, _ZERO)).astype(np.int64)
+        shuffled = permute(
+            within - first, np.minimum(rows - first, window), _key(key, first + _ONE)
+        )
+        return _unblocked(first + shuffled, rows, block, _key(key, _ZERO)).astype(np.int64)
 
 
 def _unblocked(places: Words, rows: Words, block: Words, key: Words) -> Words:
     """Rows at places of the permuted sequence of blocks [n].
 
-    A short last block stands at a place of its own among the others.
+    A short last block has a place of its own among the others.
     """
     full, tail = rows // block, rows % block
     before = _mixed(key) % (full + _ONE) * block  # first place of the short block

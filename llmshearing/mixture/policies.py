@@ -1,4 +1,4 @@
-"""How domain weights follow losses: pure rules by name, each within bounds.
+"""The rules by which domain weights follow losses: pure functions by name, within bounds.
 
 Source: Algorithm 1 of the Sheared LLaMA paper (arXiv 2310.06694) and its released code; `dro`
 follows DRPruning (arXiv 2411.14055).
@@ -23,7 +23,7 @@ NEGLIGIBLE = 1e-9  # nats between domains that count as equally far from their r
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a policy's step, per domain [k].
+    """The bounds of a policy's step, per domain [k].
 
     Attributes:
         eta: step size on the excess loss.
@@ -31,7 +31,7 @@ class Limits:
         ceiling: largest weight.
         prior: weights to mix back to.
         prior_share: how much of the prior is mixed in, from 0 to 1.
-        radius: of the chi-square ball around the prior; `dro` alone reads it.
+        radius: of the chi-square ball around the prior; only `dro` uses it.
     """
 
     eta: Vector
@@ -55,11 +55,11 @@ Rule = Callable[[Vector, Vector, Vector, Limits], Vector]
 def update(
     name: str, weights: ArrayLike, losses: ArrayLike, references: ArrayLike, limits: Limits
 ) -> Vector:
-    """Give the next weights.
+    """The next weights.
 
     Args:
         name: of the policy, see `POLICIES`.
-        weights: current weights [k], which sum to 1.
+        weights: current weights [k]; they sum to 1.
         losses: current losses in nats per token [k].
         references: losses to reach, in nats per token [k].
         limits: bounds.
@@ -85,7 +85,7 @@ def update(
 
 
 def check_weights(weights: ArrayLike) -> None:
-    """Refuse weights that are no probabilities.
+    """Refuse weights that are not probabilities.
 
     Raises:
         UserError: a weight is negative or not finite, or they do not sum to 1.
@@ -98,18 +98,18 @@ def check_weights(weights: ArrayLike) -> None:
 
 
 def bounded(weights: Vector, floor: Vector, ceiling: Vector) -> Vector:
-    """Bring weights within bounds and to the sum 1, keeping the ratios of those in between.
+    """Weights within bounds that sum to 1; those strictly within them keep their ratios.
 
-    The answer is clip(s * weights, floor, ceiling) for the one scale s at which it sums to 1.
+    The result is clip(s * weights, floor, ceiling) for the scale s at which it sums to 1.
 
     Args:
         weights: [k], 0 or more, not all 0.
-        floor: [k], whose sum is at most 1.
-        ceiling: [k], whose sum is at least 1.
+        floor: [k], with a sum of at most 1.
+        ceiling: [k], with a sum of at least 1.
     """
     if (weights >= floor).all() and (weights <= ceiling).all() and abs(weights.sum() - 1) < 1e-15:
         return weights
-    if np.where(weights > 0, ceiling, floor).sum() < 1:  # those at 0 must take what is left
+    if np.where(weights > 0, ceiling, floor).sum() < 1:  # weights of 0 must take the rest
         weights = np.maximum(weights, 1e-12)
     positive = weights > 0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -134,13 +134,13 @@ def _paper(weights: Vector, losses: Vector, references: Vector, limits: Limits) 
 
 
 def _released(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
-    """The released code: the gap unclamped, and a little of the uniform mixture."""
+    """The released code: the excess unclamped, and a little of the uniform mixture."""
     moved = _tilted(weights, limits.eta * (losses - references))
     return (1 - RELEASED_SMOOTHING) * moved + RELEASED_SMOOTHING / len(weights)
 
 
 def _constant(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
-    """The weights as they are."""
+    """The weights unchanged."""
     del losses, references, limits
     return weights
 
@@ -149,12 +149,12 @@ def _robust(weights: Vector, losses: Vector, references: Vector, limits: Limits)
     """The worst mixture within a chi-square ball around the prior, as in DRPruning.
 
     argmax over q of sum(q * excess), for sum((q - prior)^2 / prior) <= radius, sum(q) = 1 and
-    floor <= q <= ceiling. Its form is q = clip(prior * (1 + (excess - level) / cost), ...); the
-    cost of leaving the prior is found by bisection, the level from the sum.
+    floor <= q <= ceiling. The solution is q = clip(prior * (1 + (excess - level) / cost), ...):
+    bisection finds the cost of leaving the prior, and the sum determines the level.
     """
     del weights
     excess = limits.eta * (losses - references)
-    excess = excess - excess.max()  # only differences count
+    excess = excess - excess.max()  # only differences matter
     spread = -float(excess.min())
     if limits.radius == 0 or spread < NEGLIGIBLE:
         return limits.prior
@@ -177,11 +177,11 @@ def _robust(weights: Vector, losses: Vector, references: Vector, limits: Limits)
 def _levelled(prior: Vector, gain: Vector, floor: Vector, ceiling: Vector) -> Vector:
     """clip(prior * (1 + gain - level), floor, ceiling) at the level where it sums to 1.
 
-    The sum falls with the level, linearly between the levels at which a domain meets a bound.
+    The sum falls with the level, linearly between levels at which a domain reaches a bound.
     """
     known = prior > 0
-    meets = [1 + gain[known] - bound[known] / prior[known] for bound in (ceiling, floor)]
-    marks = np.sort(np.concatenate(meets))[::-1]
+    reached = [1 + gain[known] - bound[known] / prior[known] for bound in (ceiling, floor)]
+    marks = np.sort(np.concatenate(reached))[::-1]
     sums = np.clip(prior * (1 + gain - marks[:, None]), floor, ceiling).sum(1)
     level = np.interp(1.0, sums, marks)
     mixture = np.clip(prior * (1 + gain - level), floor, ceiling)

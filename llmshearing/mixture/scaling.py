@@ -1,11 +1,10 @@
-"""Reference losses for a size from models of other sizes: a / N^b + c, domain by domain.
+"""Reference losses for a model size from models of other sizes: a / N^b + c for each domain.
 
 Source: the Sheared LLaMA paper (arXiv 2310.06694) and the values of its released code.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,15 +15,14 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.errors import UserError
-from llmshearing.mixture.mixture_file import read_yaml
 from llmshearing.mixture.references import References
-
-log = logging.getLogger(__name__)
+from llmshearing.tables import Table
+from llmshearing.yaml_files import read_yaml
 
 START = (406.4, 0.336, 0.69)  # of Chinchilla (arXiv 2203.15556)
 EVALUATIONS = 20_000
 FEWEST_MODELS = 3
-FAR = 4.0  # beyond this factor from the measured sizes a value is an extrapolation
+FAR = 4.0  # factor outside the measured sizes from which on a warning says so
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Curve:
-    """a / N^b + c, with what it leaves unexplained at the measured sizes, in nats."""
+    """a / N^b + c, with its residuals at the measured sizes in nats."""
 
     a: float
     b: float
@@ -61,16 +59,16 @@ def read_models(path: str | Path) -> list[Measured]:
         UserError: it has another form, fewer than three models, equal sizes, different domains or
             impossible losses.
     """
-    rows = read_yaml(path, "file of measured losses").get("models")
-    if not isinstance(rows, list):
+    models = read_yaml(path, "file of measured losses").get("models")
+    if not isinstance(models, list):
         raise UserError(
             f"found no list `models` in {path}, expected {{parameters, losses}} in each"
         )
-    return checked([_measured(row, f"{path}, model {i + 1}") for i, row in enumerate(rows)], path)
+    return checked([_measured(m, f"{path}, model {i}") for i, m in enumerate(models, 1)], path)
 
 
 def checked(models: Sequence[Measured], where: str | Path) -> list[Measured]:
-    """The models by rising size.
+    """The models, smallest first.
 
     Raises:
         UserError: fewer than three models, equal sizes or different domains.
@@ -96,13 +94,13 @@ def checked(models: Sequence[Measured], where: str | Path) -> list[Measured]:
 
 
 def fit(models: Sequence[Measured]) -> dict[str, Curve]:
-    """A curve per domain.
+    """Fit a curve for each domain.
 
     Args:
         models: three or more, of different sizes, with the same domains.
 
     Raises:
-        UserError: no curve was found for a domain.
+        UserError: the fit for a domain does not converge.
     """
     sizes = np.array([model.parameters for model in models], np.float64)
     return {
@@ -114,23 +112,25 @@ def fit(models: Sequence[Measured]) -> dict[str, Curve]:
 def fit_warnings(
     curves: Mapping[str, Curve], models: Sequence[Measured], parameters: float
 ) -> list[str]:
-    """Why the values at a size may be wrong, one sentence each."""
+    """Why the losses at a size may be wrong, one sentence each."""
     found = []
     smallest, largest = models[0].parameters, models[-1].parameters
     factor = max(smallest / parameters, parameters / largest)
     if factor > FAR:
         found.append(
-            f"{parameters:g} parameters lie a factor {factor:.1f} outside the measured sizes "
+            f"{parameters:g} parameters are a factor {factor:.1f} outside the measured sizes "
             f"({smallest:g} to {largest:g}): the losses are extrapolated"
         )
     for domain, curve in curves.items():
         if curve.c < 0:
             found.append(
-                f"{domain}: the curve's asymptote is negative ({curve.c:.2f}), which no loss can "
-                "be; it may serve near the measured sizes only"
+                f"{domain}: the curve's asymptote is negative ({curve.c:.2f}), which a loss cannot "
+                "be; use it only near the measured sizes"
             )
         if curve.at(parameters) <= 0:
-            found.append(f"{domain}: the curve gives {curve.at(parameters):.4f}, which is no loss")
+            found.append(
+                f"{domain}: the curve gives {curve.at(parameters):.4f}, which cannot be a loss"
+            )
     return found
 
 
@@ -142,10 +142,10 @@ def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
         parameters: size of the target model.
 
     Returns:
-        The losses, and what to tell of them: residuals and warnings, as lines.
+        The losses, and the residuals and warnings as lines of text.
 
     Raises:
-        UserError: the file or the size is of no use.
+        UserError: the file or the size is unusable.
     """
     if not parameters > 0 or not math.isfinite(parameters):
         raise UserError(f"found {parameters} parameters, expected a number above 0")
@@ -154,34 +154,31 @@ def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
     losses = {domain: round(curve.at(parameters), 6) for domain, curve in curves.items()}
     warned = [f"warning: {text}\n" for text in fit_warnings(curves, models, parameters)]
     references = References(losses, source=f"fit to {len(models)} models at {parameters:g}")
-    return references, residual_table(curves, models) + "".join(warned)
+    return references, f"{residual_table(curves, models)}\n{''.join(warned)}"
 
 
-def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> str:
-    """The curves and their residuals in nats, one line a domain."""
-    width = max(len("domain"), *map(len, curves))
-    sizes = "  ".join(f"{model.parameters:>11g}" for model in models)
-    lines = [f"{'domain':<{width}}  {'a':>11}  {'b':>7}  {'c':>8}  residuals at {sizes}"]
-    for domain, curve in curves.items():
-        residuals = "  ".join(f"{residual:+11.2e}" for residual in curve.residuals)
-        lines.append(
-            f"{domain:<{width}}  {curve.a:>11.5g}  {curve.b:>7.4f}  {curve.c:>8.4f}"
-            f"               {residuals}"
-        )
-    return "\n".join(lines) + "\n"
+def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> Table:
+    """The curves and their residuals in nats, one line per domain."""
+    header = ["domain", "a", "b", "c", *(f"at {model.parameters:g}" for model in models)]
+    lines = [
+        [domain, f"{c.a:.5g}", f"{c.b:.4f}", f"{c.c:.4f}", *(f"{r:+.2e}" for r in c.residuals)]
+        for domain, c in curves.items()
+    ]
+    return Table("loss = a / N^b + c, and its residuals in nats", header, lines)
 
 
-def _measured(row: object, where: str) -> Measured:
-    if not isinstance(row, dict) or not isinstance(row.get("losses"), dict) or not row["losses"]:
+def _measured(entry: object, where: str) -> Measured:
+    given = entry.get("losses") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(given, dict) or not given:
         raise UserError(
-            f"found {row} ({where}), expected {{parameters: N, losses: {{domain: loss}}}}"
+            f"found {entry} ({where}), expected {{parameters: N, losses: {{domain: loss}}}}"
         )
     try:
-        size = float(row["parameters"])
-        losses = {str(name): float(loss) for name, loss in row["losses"].items()}
+        size = float(entry["parameters"])
+        losses = {str(name): float(loss) for name, loss in given.items()}
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"found {row} ({where}), expected a number for parameters and each loss"
+            f"found {entry} ({where}), expected a number for parameters and each loss"
         ) from None
     bad = [name for name, loss in losses.items() if not math.isfinite(loss) or loss < 0]
     if bad or not math.isfinite(size) or size <= 0:
@@ -197,9 +194,9 @@ def _curve(domain: str, sizes: np.ndarray, losses: np.ndarray) -> Curve:
         return a / size**b + c
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", OptimizeWarning)  # three points leave no variance
+        warnings.simplefilter("ignore", OptimizeWarning)  # three points give no covariance
         try:
             (a, b, c), _ = curve_fit(law, sizes, losses, p0=START, maxfev=EVALUATIONS)
         except RuntimeError as error:
-            raise UserError(f"found no curve for {domain}: {error}") from None
+            raise UserError(f"found no curve for {domain}: {error}; check its losses") from None
     return Curve(float(a), float(b), float(c), tuple((law(sizes, a, b, c) - losses).tolist()))

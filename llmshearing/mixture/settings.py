@@ -144,7 +144,7 @@ def domain_settings(settings: MixtureSettings, name: str) -> DomainSettings:
     return settings.domains.get(name) or DomainSettings()
 
 
-def supply(settings: MixtureSettings, name: str, rows: int, block: int) -> DomainSource:
+def domain_source(settings: MixtureSettings, name: str, rows: int, block: int) -> DomainSource:
     """A domain's rows with what happens once they are used up."""
     own = domain_settings(settings, name)
     used_up = own.used_up or settings.used_up

@@ -1,13 +1,15 @@
-"""What a run will use of each domain, told before it begins."""
+"""How much of each domain a run will use, shown before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from llmshearing.mixture.sampler import DomainSource
+from llmshearing.mixture.sampler import DomainSource, Sampler
+from llmshearing.tables import Table
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,13 @@ class Use:
     """Expected use of a domain.
 
     Attributes:
-        supply: what it has.
-        weight: the weight that is assumed to hold.
-        used: samples that were used already.
-        samples: samples that are still to come.
+        source: the domain.
+        weight: its assumed weight.
+        used: samples already used.
+        samples: samples still to come.
     """
 
-    supply: DomainSource
+    source: DomainSource
     weight: float
     used: int
     samples: float
@@ -29,56 +31,75 @@ class Use:
     @property
     def passes(self) -> float:
         """Passes over the domain's rows at the end."""
-        return (self.used + self.samples) / self.supply.rows
+        return (self.used + self.samples) / self.source.rows
 
     @property
     def fits(self) -> bool:
-        """Whether the rows last."""
-        return self.used + self.samples <= self.supply.limit
+        """Whether the rows are enough."""
+        return self.used + self.samples <= self.source.limit
 
 
 def expected_use(
-    supplies: Sequence[DomainSource],
+    sources: Sequence[DomainSource],
     weights: ArrayLike,
     samples: int,
     used: Sequence[int] | None = None,
 ) -> list[Use]:
-    """What each domain gives if its weight stays as it is.
+    """The use of each domain if its weight stays as it is.
 
     Args:
-        supplies: the domains.
+        sources: the domains.
         weights: [k], which sum to 1.
         samples: samples to come over all domains.
-        used: samples that were used already, per domain.
+        used: samples already used, per domain.
     """
-    used = used or [0] * len(supplies)
-    shares = [float(weight) for weight in weights]  # type: ignore[union-attr]
+    used = used or [0] * len(sources)
+    shares = np.asarray(weights, np.float64).tolist()
     return [
-        Use(supply, weight, before, weight * samples)
-        for supply, weight, before in zip(supplies, shares, used, strict=True)
+        Use(source, weight, before, weight * samples)
+        for source, weight, before in zip(sources, shares, used, strict=True)
     ]
 
 
-def table(uses: Sequence[Use], sequence_length: int) -> str:
-    """Lines for a log or a terminal: one a domain.
+def realised(sampler: Sampler, sample: int, sequence_length: int) -> dict[str, dict[str, float]]:
+    """What was read before a sample, by domain: `shares`, `tokens` and `passes`.
+
+    Args:
+        sampler: of the run; a batch starts at `sample`.
+        sample: the first sample that does not count.
+        sequence_length: tokens in a row.
+    """
+    shares, tokens, passes = {}, {}, {}
+    for source, used in zip(sampler.sources, sampler.cursor_at(sample).positions, strict=True):
+        shares[source.name] = used / max(sample, 1)
+        tokens[source.name] = used * sequence_length
+        passes[source.name] = used / source.rows
+    return {"shares": shares, "tokens": tokens, "passes": passes}
+
+
+def use_table(uses: Sequence[Use], sequence_length: int) -> Table:
+    """One line per domain.
 
     Args:
         uses: see `expected_use`.
         sequence_length: tokens in a row.
     """
-    width = max(len("domain"), *(len(use.supply.name) for use in uses))
-    lines = [f"{'domain':<{width}}  {'rows':>12}  {'tokens':>15}  weight  {'expected':>12}  passes"]
-    for use in uses:
-        supply = use.supply
-        end = "" if use.fits else f"  used up: {_consequence(supply)}"
-        lines.append(
-            f"{supply.name:<{width}}  {supply.rows:>12,}  {supply.rows * sequence_length:>15,}  "
-            f"{use.weight:.4f}  {round(use.used + use.samples):>12,}  {use.passes:6.2f}{end}"
+    lines = [
+        (
+            use.source.name,
+            f"{use.source.rows:,}",
+            f"{use.source.rows * sequence_length:,}",
+            f"{use.weight:.4f}",
+            f"{round(use.used + use.samples):,}",
+            f"{use.passes:.2f}",
+            "" if use.fits else f"used up: {_consequence(use.source)}",
         )
-    return "\n".join(lines)
+        for use in uses
+    ]
+    return Table("", ("domain", "rows", "tokens", "weight", "expected", "passes", ""), lines)
 
 
-def _consequence(supply: DomainSource) -> str:
-    passes = "1 pass" if supply.passes == 1 else f"{supply.passes} passes"
-    what = "dropped" if supply.then == "drop" else "the run stops"
+def _consequence(source: DomainSource) -> str:
+    passes = "1 pass" if source.passes == 1 else f"{source.passes} passes"
+    what = "dropped" if source.then == "drop" else "the run stops"
     return f"{what} after {passes}"

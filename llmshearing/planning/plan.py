@@ -9,7 +9,7 @@ from pathlib import Path
 from llmshearing.architecture.flops import training_flops_per_token
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
-from llmshearing.mixture.settings import supply
+from llmshearing.mixture.settings import domain_source
 from llmshearing.mixture.usage import Use, expected_use
 from llmshearing.planning import disk
 from llmshearing.planning.devices import Device
@@ -184,9 +184,9 @@ def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:
     known = [(domain, domain.rows) for domain in inputs.domains if domain.rows]
     if not known or len(known) < len(inputs.domains):
         return []
-    supplies = [supply(settings, domain.name, rows, block=1) for domain, rows in known]
+    sources = [domain_source(settings, domain.name, rows, block=1) for domain, rows in known]
     samples = when.tokens // inputs.sequence_length
-    return expected_use(supplies, [domain.weight for domain, _ in known], samples)
+    return expected_use(sources, [domain.weight for domain, _ in known], samples)
 
 
 def _data_bytes(inputs: PlanInputs, when: Schedule) -> int:

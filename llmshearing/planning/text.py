@@ -10,7 +10,7 @@ from typing import Any
 from llmshearing.architecture.budget import Budget
 from llmshearing.architecture.flops import FORMULA
 from llmshearing.architecture.shape import Shape
-from llmshearing.mixture.usage import table as use_table
+from llmshearing.mixture.usage import use_table
 from llmshearing.planning.inputs import DomainData
 from llmshearing.planning.memory import GPU_FRAGMENTATION, gib
 from llmshearing.planning.plan import Plan
@@ -57,7 +57,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "eval_gpu_hours": _times(plan.eval_hours, plan.machine.count),
         "disk": plan.disk,
         "domains": [asdict(domain) for domain in inputs.domains],
-        "passes": {use.supply.name: use.passes for use in plan.use},
+        "passes": {use.source.name: use.passes for use in plan.use},
         "assumptions": inputs.notes,
     }
 
@@ -171,7 +171,7 @@ def _disk(plan: Plan) -> str:
 def _data(plan: Plan) -> str:
     heading = _heading("Data, if the weights stay as they are")
     if plan.use:
-        rows = use_table(plan.use, plan.inputs.sequence_length).splitlines()
+        rows = str(use_table(plan.use, plan.inputs.sequence_length)).splitlines()
         return "\n".join([heading, *(line for row in rows for line in _folded(row))])
     if not plan.inputs.domains:
         return ""

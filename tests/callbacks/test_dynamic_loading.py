@@ -41,7 +41,7 @@ def recipe(recipe_file, tmp_path):
 
 
 def run(recipe, *overrides):
-    """Run to the end; the metrics and what was seen."""
+    """Run to the end; return the metrics and the batches."""
     checked, inputs = preflight.check(recipe, overrides)
     run_recorded(checked, inputs)
     directory = Path(checked.run.directory)
@@ -86,7 +86,7 @@ def test_losses_and_shares_are_logged(recipe):
     np.testing.assert_array_equal(by_domain(lines, "mixture/tokens")[5], counts * 32)
 
 
-def test_training_losses_are_those_of_the_domains_that_were_there(recipe):
+def test_training_losses_are_logged_for_the_domains_of_the_step(recipe):
     lines, batches = run(recipe, "data.global_batch=2", "data.microbatch=2")
     absent = 0
     for line in lines:
@@ -99,7 +99,7 @@ def test_training_losses_are_those_of_the_domains_that_were_there(recipe):
     assert absent > 0
 
 
-def test_the_step_s_loss_is_the_mean_of_its_domains_losses(recipe):
+def test_the_loss_of_a_step_is_the_mean_over_its_domains(recipe):
     lines, batches = run(recipe)
     for line in lines:
         counts = np.bincount([row[1] for row in batches[line["batch"] - 1]], minlength=3)
@@ -116,7 +116,7 @@ def test_the_step_s_loss_is_the_mean_of_its_domains_losses(recipe):
         ("mixture.policy=released", "mixture.signal=train", "mixture.update_interval=3ba"),
     ],
 )
-def test_resumed_at_any_step_with_other_workers_nothing_changes(recipe, tmp_path, loading):
+def test_a_resumed_run_with_other_workers_is_the_uninterrupted_run(recipe, tmp_path, loading):
     whole_lines, whole = run(recipe, *loading)
     for step, workers in ((1, 0), (3, 2), (5, 1)):
         resumed = tmp_path / f"resumed{step}"
@@ -134,14 +134,14 @@ def test_resumed_at_any_step_with_other_workers_nothing_changes(recipe, tmp_path
                 assert found == {n: v for n, v in expected.items() if n > step}
 
 
-def test_checkpoint_state_is_plain(recipe, tmp_path):
+def test_the_state_in_a_checkpoint_is_plain_data(recipe, tmp_path):
     run(recipe, "run.duration=2ba")
     state = load_trainer_state(tmp_path / "run/checkpoints/ba2.pt")["state"]
     for part in (state["dataset_state"]["train"], dict(state["callbacks"])["DynamicLoading"]):
         assert json.loads(json.dumps(part)) == part
 
 
-def test_an_update_needs_no_evaluation_on_its_step(recipe):
+def test_an_update_needs_no_evaluation_at_the_same_step(recipe):
     lines, _ = run(recipe, "run.eval_interval=4ba", "mixture.update_interval=3ba")
     assert list(by_domain(lines, "mixture/weight")) == [6]  # at 3 nothing was measured yet
     np.testing.assert_allclose(
@@ -150,13 +150,13 @@ def test_an_update_needs_no_evaluation_on_its_step(recipe):
     )
 
 
-def test_every_update_is_written_whatever_the_interval_of_lines(recipe):
+def test_every_update_is_logged_at_any_log_interval(recipe):
     given = ("mixture.signal=train", "mixture.update_interval=3ba", "run.log_interval=5ba")
     lines, _ = run(recipe, *given, "run.eval_interval=8ba", "run.checkpoint_interval=8ba")
     assert list(by_domain(lines, "mixture/weight")) == [3, 6]
 
 
-def test_the_first_update_may_come_later(recipe):
+def test_first_update_delays_the_first_update(recipe):
     lines, _ = run(recipe, "mixture.first_update=3")
     assert list(by_domain(lines, "mixture/weight")) == [6, 8]
 
@@ -173,7 +173,7 @@ def test_the_training_loss_can_be_the_signal(recipe):
             assert losses[4][number] == pytest.approx(mean, abs=1e-6)
 
 
-def test_a_run_leaves_a_mixture_that_another_takes(recipe, tmp_path):
+def test_a_run_can_start_from_the_mixture_file_of_another(recipe, tmp_path):
     lines, batches = run(recipe)
     mixture = yaml.safe_load((tmp_path / "run/mixture.yaml").read_text())
     np.testing.assert_allclose(
@@ -195,7 +195,7 @@ def test_a_run_leaves_a_mixture_that_another_takes(recipe, tmp_path):
         assert found == pytest.approx(expected)
 
 
-def test_used_up_data_ends_the_run_well(recipe, tmp_path):
+def test_a_run_ends_well_when_its_data_is_used_up(recipe, tmp_path):
     lines, batches = run(recipe, "mixture.used_up=stop", "run.duration=1000ba", "data.eval_rows=2",
                          "data.global_batch=32", "data.microbatch=32",
                          "run.checkpoint_interval=1000ba", "run.eval_interval=1000ba")  # fmt: skip
@@ -208,8 +208,8 @@ def test_used_up_data_ends_the_run_well(recipe, tmp_path):
     assert lines[-1]["batch"] == len(batches)
 
 
-def test_a_run_whose_data_was_used_up_goes_on_with_more_passes(recipe, tmp_path):
-    """The same samples, in the same order, as where it was allowed from the start."""
+def test_a_run_whose_data_was_used_up_resumes_with_more_passes(recipe, tmp_path):
+    """It reads the samples of a run that had as many passes from the start."""
     large = ("run.duration=24ba", "data.eval_rows=2", "data.global_batch=32", "data.microbatch=32",
              "run.eval_interval=24ba", "run.checkpoint_interval=7ba", "mixture.policy=constant",
              "mixture.references=", "mixture.used_up=stop")  # fmt: skip
@@ -222,7 +222,7 @@ def test_a_run_whose_data_was_used_up_goes_on_with_more_passes(recipe, tmp_path)
     assert lines[-1]["batch"] == 24
 
 
-def test_data_that_fills_no_batch_is_refused(recipe_file, capfd):
+def test_data_too_small_for_one_batch_is_refused(recipe_file, capfd):
     given = ("mixture.used_up=stop", "data.global_batch=1024", "data.microbatch=32")
     assert main([str(recipe_file), *given]) == 2
     told = capfd.readouterr().err
@@ -230,19 +230,19 @@ def test_data_that_fills_no_batch_is_refused(recipe_file, capfd):
     assert "Traceback" not in told
 
 
-def test_the_table_of_expected_use_stands_in_the_log(recipe, tmp_path):
+def test_the_table_of_expected_use_is_logged(recipe, tmp_path):
     run(recipe, "run.duration=1ba")
     text = (tmp_path / "run/log.txt").read_text()
-    assert "use of the data at the weights of now" in text
+    assert "use of the data at the current weights" in text
     assert all(f"\n{name} " in text for name in DOMAINS)
 
 
-def test_a_domain_that_comes_no_nearer_is_named(recipe, tmp_path):
+def test_a_warning_names_a_domain_that_stops_improving(recipe, tmp_path):
     still = ("target=null", "optimizer.learning_rate=1e-15", "mixture.policy=constant")
     run(recipe, "mixture.patience=1", *still)
     text = (tmp_path / "run/log.txt").read_text()
-    assert "has not come nearer in 1 updates" in text
-    assert "domain letters: its loss is" in text
+    assert "no closer than 1 updates ago" in text
+    assert "domain letters stays " in text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(recipe):
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(recipe):
         )
 
 
-def test_references_that_do_not_fit_are_told_before_the_run(recipe, tmp_path):
+def test_references_that_do_not_fit_are_refused_before_the_run(recipe, tmp_path):
     (tmp_path / "references.yaml").write_text("losses: {prose: 1.0, code: 1.0}")
     with pytest.raises(UserError, match="no reference loss for letters"):
         run(recipe)

@@ -1,4 +1,4 @@
-"""Weights that were loaded have the held-out loss that stands beside them, or the run stops."""
+"""Loaded weights must have the held-out loss recorded in their directory."""
 
 import json
 
@@ -67,15 +67,15 @@ def test_damaged_weights_stop_the_run_before_its_first_step(recipe_file, tmp_pat
         {"data": {k: v for k, v in DATA.items() if k != "held_out"}},
     ],
 )
-def test_only_a_loss_of_the_same_weights_and_rows_counts(tmp_path, change):
+def test_only_a_loss_of_the_same_weights_and_rows_is_compared(tmp_path, change):
     (tmp_path / MANIFEST).write_text(json.dumps(MANIFEST_OF_AN_EXPORT | change))
     assert stored_losses(tmp_path, DATA) == ({} if change else {"prose": 2.5})
 
 
-def test_a_directory_without_losses_has_none(tmp_path):
+def test_a_directory_without_losses_is_not_compared(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps({"method": "magnitude"}))  # as prune-oneshot writes
     assert stored_losses(tmp_path, DATA) == {}
 
 
-def test_a_directory_from_elsewhere_has_none(tmp_path):
+def test_a_directory_from_elsewhere_is_not_compared(tmp_path):
     assert stored_losses(tmp_path, DATA) == {}

@@ -1,4 +1,4 @@
-"""Rows by number, local and remote; damaged and missing shards told by name."""
+"""Rows by number, local and remote; damaged and missing shards by name."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ def expected():
     return np.stack([tokens_of(0, row) for row in range(ROWS)])
 
 
-def test_rows_of_a_local_folder(tree):
+def test_rows_of_a_local_folder_are_read(tree):
     rows = DomainRows("cc", tree / "prune/cc")
     assert len(rows) == ROWS
     assert len(list((tree / "prune/cc").glob("shard.*.mds"))) > 2
@@ -60,7 +60,7 @@ def test_compressed_local_shards_are_read_and_kept(tmp_path):
     assert list((root / "prune/cc").glob("*.zstd"))
 
 
-def test_what_a_kill_left_of_a_download_is_fetched_again(tmp_path):
+def test_an_interrupted_download_is_repeated(tmp_path):
     remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
     read_all(DomainRows("cc", local, str(remote / "prune/cc")))
     for shard in local.glob("shard.*.mds"):
@@ -69,7 +69,7 @@ def test_what_a_kill_left_of_a_download_is_fetched_again(tmp_path):
     np.testing.assert_array_equal(read_all(again), expected())
 
 
-def test_shards_may_leave_the_cache_while_they_are_read(tmp_path):
+def test_shards_may_be_evicted_from_the_cache_while_they_are_read(tmp_path):
     remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
     rows = DomainRows("cc", local, str(remote / "prune/cc"))
     for i in range(ROWS):
@@ -78,7 +78,7 @@ def test_shards_may_leave_the_cache_while_they_are_read(tmp_path):
             shard.unlink()
 
 
-def test_only_so_many_shards_are_open(tree, monkeypatch):
+def test_the_number_of_open_shards_is_bounded(tree, monkeypatch):
     monkeypatch.setattr("llmshearing.data.domains.OPEN_SHARDS", 2)
     rows = DomainRows("cc", tree / "prune/cc")
     np.testing.assert_array_equal(read_all(rows), expected())
@@ -86,7 +86,7 @@ def test_only_so_many_shards_are_open(tree, monkeypatch):
     assert len(rows._open) == 2
 
 
-def test_columns_of_another_kind_are_told(tree):
+def test_columns_of_another_type_are_refused(tree):
     index = tree / "prune/cc/index.json"
     index.write_text(index.read_text().replace("ndarray:uint16:16", "bytes"))
     with pytest.raises(UserError, match="column tokens is bytes, expected ndarray:TYPE:LENGTH"):
@@ -111,7 +111,7 @@ def test_several_processes_may_fetch_at_once(tmp_path):
     assert [process.exitcode for process in processes] == [0] * 4
 
 
-def test_a_tree_that_is_there_is_not_fetched_again(tmp_path):
+def test_a_cached_tree_is_not_fetched_again(tmp_path):
     remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
     fetch_tree(str(remote), local)
     shutil.rmtree(remote)
@@ -119,7 +119,7 @@ def test_a_tree_that_is_there_is_not_fetched_again(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["prune/cc/index.json", "manifest.json"])
-def test_a_remote_without_its_files_is_told(tmp_path, what):
+def test_a_remote_without_its_files_is_refused(tmp_path, what):
     remote = make_tree(tmp_path / "remote", {"cc": ROWS})
     (remote / what).unlink()
     with pytest.raises(UserError, match=f"could not fetch .*{what}"):
@@ -127,7 +127,7 @@ def test_a_remote_without_its_files_is_told(tmp_path, what):
     assert not (tmp_path / "cache/manifest.json").exists()
 
 
-def test_a_remote_that_is_no_tree_is_told(tmp_path):
+def test_a_remote_that_is_not_a_tree_is_refused(tmp_path):
     remote = make_tree(tmp_path / "remote", {"cc": ROWS})
     (remote / "manifest.json").write_text("[]")
     with pytest.raises(UserError, match="found no manifest of a data tree"):
@@ -138,7 +138,7 @@ def last_shard(tree):
     return sorted((tree / "prune/cc").glob("shard.*.mds"))[-1]
 
 
-def test_a_missing_shard_is_told_by_name(tree):
+def test_a_missing_shard_is_named(tree):
     shard = last_shard(tree)
     shard.unlink()
     rows = DomainRows("cc", tree / "prune/cc")
@@ -147,21 +147,21 @@ def test_a_missing_shard_is_told_by_name(tree):
         rows[ROWS - 1]
 
 
-def test_a_shard_cut_short_is_told_by_name(tree):
+def test_a_truncated_shard_is_named(tree):
     shard = last_shard(tree)
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(UserError, match=rf"{shard.name} of domain cc \(\d+ bytes, expected"):
         DomainRows("cc", tree / "prune/cc")[ROWS - 1]
 
 
-def test_a_shard_overwritten_is_told_by_name(tree):
+def test_an_overwritten_shard_is_named(tree):
     shard = last_shard(tree)
     shard.write_bytes(b"\0" * shard.stat().st_size)
     with pytest.raises(UserError, match=f"damaged shard .*{shard.name} of domain cc"):
         DomainRows("cc", tree / "prune/cc")[ROWS - 1]
 
 
-def test_a_shard_cut_short_while_its_rows_are_read_is_told_by_name(tree):
+def test_a_shard_truncated_while_it_is_read_is_named(tree):
     rows, shard = DomainRows("cc", tree / "prune/cc"), last_shard(tree)
     rows[ROWS - 2]
     os.truncate(shard, 100)
@@ -196,7 +196,7 @@ def test_a_shard_is_hashed_once_unless_it_was_modified(tree, monkeypatch):
     np.testing.assert_array_equal(rows[ROWS - 1][TOKENS], expected()[ROWS - 1])
 
 
-def test_an_error_of_the_disk_is_told_with_the_shard(tree, monkeypatch):
+def test_a_disk_error_names_the_shard(tree, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -207,7 +207,7 @@ def test_an_error_of_the_disk_is_told_with_the_shard(tree, monkeypatch):
         rows[ROWS - 2]
 
 
-def test_a_shard_that_the_remote_does_not_have_is_told(tmp_path):
+def test_a_shard_missing_from_the_remote_is_named(tmp_path):
     remote, local = make_tree(tmp_path / "remote", {"cc": ROWS}), tmp_path / "cache"
     rows = DomainRows("cc", local, str(remote / "prune/cc"))
     last_shard(remote).unlink()
@@ -216,13 +216,13 @@ def test_a_shard_that_the_remote_does_not_have_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "{}", json.dumps({"version": 1, "shards": []}), "[]"])
-def test_a_damaged_index_is_told(tree, text):
+def test_a_damaged_index_is_refused(tree, text):
     (tree / "prune/cc/index.json").write_text(text)
     with pytest.raises(UserError, match="no usable index of domain cc at"):
         DomainRows("cc", tree / "prune/cc")
 
 
-def test_a_missing_index_is_told(tree):
+def test_a_missing_index_is_refused(tree):
     (tree / "prune/cc/index.json").unlink()
     with pytest.raises(UserError, match="no usable index of domain cc at"):
         DomainRows("cc", tree / "prune/cc")

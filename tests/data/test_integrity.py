@@ -60,7 +60,7 @@ def test_every_damaged_file_is_named_at_once(tree):
     assert problems(tree, cached=True) == []
 
 
-def test_a_large_tree_is_compared_by_size_only(tree, monkeypatch):
+def test_a_large_tree_is_checked_only_by_size_at_the_start(tree, monkeypatch):
     flip_a_bit(shards(tree, "prune/cc")[0])
     total = sum(path.stat().st_size for split in SPLITS for path in tree.root.glob(f"{split}/*/s*"))
     monkeypatch.setattr(integrity, "HASHED_AT_START_BYTES", total)
@@ -69,7 +69,7 @@ def test_a_large_tree_is_compared_by_size_only(tree, monkeypatch):
     assert problems(tree) == []
 
 
-def test_a_compressed_tree_is_compared_as_it_is_stored(tmp_path):
+def test_a_compressed_tree_is_checked_by_its_compressed_files(tmp_path):
     tree = DataTree.open(make_tree(tmp_path / "tree", {"cc": 30}, compression="zstd"))
     assert problems(tree) == []
     flip_a_bit(shards(tree, "prune/cc")[0])

@@ -1,4 +1,4 @@
-"""A tree is opened from its manifest, or refused with what is wrong."""
+"""A tree is opened from its manifest, or refused with the reason."""
 
 import json
 
@@ -27,7 +27,7 @@ def put(root, manifest):
     (root / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_what_the_manifest_says(tmp_path):
+def test_a_tree_holds_what_its_manifest_records(tmp_path):
     put(tmp_path, MANIFEST)
     tree = DataTree.open(tmp_path)
     assert (tree.sequence_length, tree.token_dtype, tree.vocabulary) == (8, "uint16", 100)
@@ -38,7 +38,7 @@ def test_what_the_manifest_says(tmp_path):
         tree.split("prune")
 
 
-def test_what_is_no_tree_is_refused(tmp_path):
+def test_a_folder_without_a_finished_tree_is_refused(tmp_path):
     with pytest.raises(UserError, match="no data tree"):
         DataTree.open(tmp_path)
     (tmp_path / ".prepare").mkdir()
@@ -46,7 +46,7 @@ def test_what_is_no_tree_is_refused(tmp_path):
         DataTree.open(tmp_path)
 
 
-def test_a_missing_index_is_told_with_its_remedy(tmp_path):
+def test_missing_indexes_are_named_with_the_remedy(tmp_path):
     put(tmp_path, MANIFEST)
     (tmp_path / "eval" / "wiki" / "index.json").unlink()
     with pytest.raises(UserError, match=r"describe\.py"):
@@ -70,7 +70,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, manifest, message):
         DataTree.open(tmp_path)
 
 
-def test_ids_take_16_bits_where_they_fit():
+def test_ids_take_16_bits_if_they_fit():
     assert schema.token_dtype(1 << 16) == "uint16"
     assert schema.token_dtype((1 << 16) + 1) == "uint32"
     assert schema.columns(8, "uint16", chat=False) == {"tokens": "ndarray:uint16:8"}

@@ -1,4 +1,4 @@
-"""What a run keeps and does besides reading does not grow with the data."""
+"""Memory, state and time of a run's data order do not grow with the data."""
 
 import json
 import time
@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from llmshearing.mixture.mixture_plan import Plan
+from llmshearing.mixture.mixture_plan import MixturePlan
 from llmshearing.mixture.policies import POLICIES, Limits, update
 from llmshearing.mixture.sampler import DomainSource, Sampler
 
@@ -15,8 +15,8 @@ WEIGHTS = np.array([0.67, 0.045, 0.045, 0.02, 0.045, 0.025, 0.15])
 
 
 def new_sampler(rows):
-    supplies = [DomainSource(f"d{i}", max(1, int(rows * w)), 8192) for i, w in enumerate(WEIGHTS)]
-    return Sampler(supplies, Plan.start(WEIGHTS), 17)
+    sources = [DomainSource(f"d{i}", max(1, int(rows * w)), 8192) for i, w in enumerate(WEIGHTS)]
+    return Sampler(sources, MixturePlan.start(WEIGHTS), 17)
 
 
 def run(rows, updates):
@@ -28,7 +28,7 @@ def run(rows, updates):
 
 
 @pytest.mark.parametrize("rows", [10**6, 10**8, 10**10])
-def test_memory_and_the_first_batch_after_a_resume(rows):
+def test_memory_and_time_of_the_first_batch_after_a_resume(rows):
     state = json.loads(json.dumps(run(rows, 100).state_dict()))
     state["sample"] += 10**6  # far into the last segment
     tracemalloc.start()
@@ -42,7 +42,7 @@ def test_memory_and_the_first_batch_after_a_resume(rows):
     tracemalloc.stop()
     assert seconds < 1
     assert peak < 1_000_000
-    assert (numbers < [sampler.supplies[d].rows for d in found.domain]).all()
+    assert (numbers < [sampler.sources[d].rows for d in found.domain]).all()
 
 
 def test_the_state_after_a_thousand_updates_is_small():
@@ -56,7 +56,7 @@ def test_the_state_after_a_thousand_updates_is_small():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_update_takes_little(policy):
+def test_an_update_takes_little_time(policy):
     rng, times = np.random.default_rng(0), []
     sampler = run(10**10, 1000)
     for _ in range(20):

@@ -1,16 +1,16 @@
-"""The keyed bijection and the order of rows that it gives."""
+"""The keyed bijection, and the order of rows that it gives."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmshearing.mixture.permutation import Layout, permute
+from llmshearing.mixture.permutation import RowOrder, permute
 
 
 def rows_of(rows, block, window, positions, seed=3, domain=1):
-    layout = Layout.of([7, rows], [3, block], window)
-    return layout.row(seed, np.full(len(positions), domain), np.asarray(positions))
+    order = RowOrder.of([7, rows], [3, block], window)
+    return order.row(seed, np.full(len(positions), domain), np.asarray(positions))
 
 
 @settings(max_examples=200, deadline=None)
@@ -28,29 +28,29 @@ def test_permute_is_a_bijection(size, key):
     np.testing.assert_array_equal(np.sort(found), words)
 
 
-def test_rows_do_not_depend_on_what_they_are_asked_with():
+def test_a_row_does_not_depend_on_the_other_positions_asked_for():
     together = rows_of(1000, 64, 4, np.arange(3000))
     alone = [rows_of(1000, 64, 4, [n])[0] for n in range(0, 3000, 97)]
     np.testing.assert_array_equal(together[::97], alone)
 
 
-def test_passes_seeds_and_domains_differ():
+def test_passes_seeds_and_domains_have_different_orders():
     first = rows_of(1000, 100, 10, np.arange(1000))
     again = rows_of(1000, 100, 10, np.arange(1000, 2000))
     seeded = rows_of(1000, 100, 10, np.arange(1000), seed=4)
-    layout = Layout.of([1000, 1000], [100, 100], 10)
-    other = layout.row(3, np.zeros(1000, int), np.arange(1000))
+    order = RowOrder.of([1000, 1000], [100, 100], 10)
+    other = order.row(3, np.zeros(1000, int), np.arange(1000))
     for found in (again, seeded, other, np.arange(1000)):
         assert (first == found).mean() < 0.02
 
 
-def test_a_window_touches_few_blocks():
+def test_a_window_reads_only_its_blocks():
     found = rows_of(10_000, 100, 4, np.arange(10_000))
     for start in range(0, 10_000, 400):
         assert len(np.unique(found[start : start + 400] // 100)) == 4
 
 
-def test_a_window_mixes_its_blocks():
+def test_a_window_shuffles_its_blocks_together():
     found = rows_of(10_000, 100, 4, np.arange(10_000))
     changes = (found[1:] // 100 != found[:-1] // 100).mean()
     assert changes > 0.6  # 3/4 where rows are drawn from four blocks at random
@@ -62,7 +62,7 @@ def test_every_window_has_an_order_of_its_own():
     assert len(orders) == 100
 
 
-def test_no_neighbours_stay_neighbours():
+def test_rows_are_not_next_to_their_neighbours():
     found = rows_of(100_000, 100_000, 1, np.arange(100_000))
     assert np.abs(np.diff(found) == 1).mean() < 1e-3
     # the rank correlation of two passes and of a pass with the file's order is that of chance
@@ -72,15 +72,15 @@ def test_no_neighbours_stay_neighbours():
 
 
 @pytest.mark.parametrize("rows", [10**6, 10**8, 10**10])
-def test_large_domains_need_no_array(rows):
+def test_large_domains_need_no_array_of_their_size(rows):
     positions = np.array([0, 1, rows // 2, rows - 1, rows, 3 * rows + 5])
     found = rows_of(rows, 8192, 8, positions)
     assert ((found >= 0) & (found < rows)).all()
     assert len(set(found.tolist())) == len(positions)
 
 
-def test_orders_of_small_domains_are_spread_evenly():
-    """Over many keys each of the six orders of three rows comes about as often."""
+def test_all_orders_of_a_small_domain_are_equally_likely():
+    """Over many keys, each of the six orders of three rows is about as frequent."""
     keys = np.arange(6000, dtype=np.uint64).repeat(3) * np.uint64(0x9E3779B97F4A7C15)
     index = np.tile(np.arange(3, dtype=np.uint64), 6000)
     found = permute(index, np.full_like(index, 3), keys).reshape(-1, 3)

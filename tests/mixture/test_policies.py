@@ -1,4 +1,4 @@
-"""Policies against worked examples, their bounds, and what they refuse."""
+"""Policies against worked examples, their bounds and their errors."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ WIKI = DOMAINS.index("wiki")
 
 
 def gap(size: float) -> np.ndarray:
-    """Losses at the reference but for wiki."""
+    """Losses at the references, except for wiki."""
     losses = REFERENCES.copy()
     losses[WIKI] += size
     return losses
@@ -43,7 +43,7 @@ def test_released_on_a_worked_example():
     np.testing.assert_allclose(found, (1 - 1e-4) * softmax + 1e-4 / 3, rtol=0, atol=1e-12)
 
 
-def test_a_steady_gap_of_a_tenth_takes_a_domain_over():
+def test_under_a_constant_excess_a_domain_takes_over():
     weights = START
     for _ in range(60):
         weights = update("paper", weights, gap(0.1), REFERENCES, Limits.none(START))
@@ -52,7 +52,7 @@ def test_a_steady_gap_of_a_tenth_takes_a_domain_over():
     assert round(weights[WIKI], 2) == 0.95
 
 
-def test_a_ceiling_stops_it_and_keeps_the_others_in_proportion():
+def test_a_ceiling_stops_a_domain_and_the_others_keep_their_ratios():
     ceiling = np.ones(7)
     ceiling[WIKI] = 0.1
     limits = replace(Limits.none(START), ceiling=ceiling)
@@ -74,20 +74,20 @@ def test_eta_scales_the_step_of_its_domain():
     )
 
 
-def test_the_prior_is_mixed_back():
+def test_a_share_of_the_prior_is_mixed_in():
     limits = replace(Limits.none(START), prior_share=0.25)
     plain = update("paper", START, gap(1.0), REFERENCES, Limits.none(START))
     mixed = update("paper", START, gap(1.0), REFERENCES, limits)
     np.testing.assert_allclose(mixed, 0.75 * plain + 0.25 * START, atol=1e-12)
 
 
-def test_constant_stays():
+def test_constant_keeps_the_weights():
     found = update("constant", START, gap(5.0), REFERENCES, Limits.none(START))
     np.testing.assert_array_equal(found, START)
 
 
 @pytest.mark.parametrize("radius", [0.01, 0.1, 1.0])
-def test_dro_is_the_worst_mixture_of_its_ball(radius):
+def test_dro_gives_the_worst_mixture_within_its_radius(radius):
     rng = np.random.default_rng(5)
     excess = rng.normal(0, 0.3, 7)
     limits = replace(Limits.none(START), radius=radius, floor=np.full(7, 0.005))
@@ -116,7 +116,7 @@ def test_dro_weighs_the_excess_of_each_domain_by_its_eta():
     assert found[6] < START[6] < plain[6]
 
 
-def test_dro_without_differences_is_the_prior():
+def test_dro_gives_the_prior_if_all_excess_losses_are_equal():
     found = update("dro", np.full(7, 1 / 7), REFERENCES + 0.5, REFERENCES, Limits.none(START))
     np.testing.assert_allclose(found, START, atol=1e-12)
 
@@ -141,12 +141,12 @@ def test_every_policy_stays_within_bounds(raw, data):
         assert (found <= ceiling + 1e-9).all(), name
 
 
-def test_bounds_leave_weights_within_them_untouched():
+def test_weights_within_their_bounds_are_unchanged():
     found = bounded(START, np.zeros(7), np.ones(7))
     np.testing.assert_array_equal(found, START)
 
 
-def test_domains_at_zero_take_what_ceilings_leave():
+def test_domains_of_weight_0_take_what_the_ceilings_leave():
     found = bounded(np.array([1.0, 0.0]), np.zeros(2), np.array([0.4, 1.0]))
     np.testing.assert_allclose(found, [0.4, 0.6], atol=1e-9)
 
@@ -161,7 +161,7 @@ def test_domains_at_zero_take_what_ceilings_leave():
         ([0.5, 0.5], [1, 1], [1, float("inf")], "found reference losses"),
     ],
 )
-def test_impossible_numbers_are_refused(weights, losses, references, message):
+def test_impossible_weights_and_losses_are_refused(weights, losses, references, message):
     with pytest.raises(UserError, match=message):
         update("paper", weights, losses, references, Limits.none(weights))
 

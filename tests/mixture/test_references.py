@@ -1,35 +1,43 @@
-"""Reference files: what is in them and what they are checked against."""
+"""Reference files: what they hold and how they are checked."""
+
+import logging
+from dataclasses import replace
 
 import pytest
 
 from llmshearing.errors import UserError
-from llmshearing.mixture.references import References
+from llmshearing.mixture.references import References, RunData, read_references
 
-RUN = {
-    "domains": ["cc", "wiki"],
-    "tokenizer": "a" * 64,
-    "sequence_length": 256,
-    "fingerprints": {"cc": "1", "wiki": "2"},
-}
+RUN = RunData(["cc", "wiki"], [90, 10], "a" * 64, 256, {"cc": "1", "wiki": "2"})
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llmshearing"), "propagate", True)
+    return caplog
+
+
 MEASURED = References({"cc": 2.0, "wiki": 1.5}, "measured", "a" * 64, 256, {"cc": "1", "wiki": "2"})
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_a_written_file_is_read_back(tmp_path):
     MEASURED.write(tmp_path / "references.yaml")
     assert References.read(tmp_path / "references.yaml") == MEASURED
 
 
-def test_fitting_references_have_no_errors():
-    assert MEASURED.errors("file", **RUN) == []
+def test_references_are_given_in_the_order_of_the_domains(tmp_path, warnings):
+    MEASURED.write(tmp_path / "references.yaml")
+    given = read_references(tmp_path / "references.yaml", replace(RUN, domains=["wiki", "cc"]))
+    assert given.tolist() == [1.5, 2.0]
+    assert read_references(None, RUN) is None
+    assert warnings.text == ""
 
 
-def test_losses_alone_are_taken_but_tell_nothing(tmp_path):
+def test_losses_of_unknown_data_are_used_with_a_warning(tmp_path, warnings):
     path = tmp_path / "references.yaml"
     path.write_text("losses: {cc: 2.0, wiki: 1.5}")
-    found = References.read(path)
-    assert found.errors(path, **RUN) == []
-    assert not found.tells_its_data
-    assert MEASURED.tells_its_data
+    assert read_references(path, RUN).tolist() == [2.0, 1.5]
+    assert "does not say which tokenizer and rows its losses belong to" in warnings.text
 
 
 @pytest.mark.parametrize(
@@ -42,8 +50,8 @@ def test_losses_alone_are_taken_but_tell_nothing(tmp_path):
         ({"fingerprints": {"cc": "1", "wiki": "3"}}, "loss of wiki was measured on other"),
     ],
 )
-def test_references_of_something_else_are_told_in_one_message(change, message):
-    errors = MEASURED.errors("file", **{**RUN, **change})
+def test_references_that_do_not_fit_give_one_error(change, message):
+    errors = MEASURED.errors("file", replace(RUN, **change))
     assert len(errors) == 1
     assert message in errors[0]
 
@@ -57,17 +65,17 @@ def test_references_of_something_else_are_told_in_one_message(change, message):
         ("losses: {cc: null}", "found loss None of cc"),
         ("losses: {}", "found no `losses`"),
         ("cc: 1.0", "found no `losses`"),
-        ("1.0", "found float"),
+        ("1.0", "holds no mapping of keys, expected a reference file"),
         ("losses: [", "not valid YAML"),
     ],
 )
-def test_files_without_usable_losses_are_refused(text, message, tmp_path):
+def test_a_file_without_usable_losses_is_refused(text, message, tmp_path):
     path = tmp_path / "references.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         References.read(path)
 
 
-def test_a_missing_file_is_told():
+def test_a_missing_file_is_refused():
     with pytest.raises(UserError, match="found no reference file at nowhere"):
         References.read("nowhere")

@@ -1,4 +1,4 @@
-"""Simulated runs: the same samples for any world size, read-ahead and interruptions."""
+"""Simulated runs: the same samples for any world size, prefetch and interruptions."""
 
 import json
 from collections import deque
@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmshearing.errors import UserError
-from llmshearing.mixture.mixture_plan import SCALE, Plan
+from llmshearing.mixture.mixture_plan import SCALE, MixturePlan
 from llmshearing.mixture.sampler import DomainSource, Sampler
 
 PREFETCH = 4
 
 
 def new_sampler(rows, weights, passes=None, then="stop", seed=17):
-    supplies = [DomainSource(f"d{i}", n, max(1, n // 3), passes, then) for i, n in enumerate(rows)]
-    return Sampler(supplies, Plan.start(weights), seed, window=2, memory=PREFETCH + 2)
+    sources = [DomainSource(f"d{i}", n, max(1, n // 3), passes, then) for i, n in enumerate(rows)]
+    return Sampler(sources, MixturePlan.start(weights), seed, window=2, memory=PREFETCH + 2)
 
 
 class Run:
@@ -79,7 +79,7 @@ def normal(raw):
 
 @settings(max_examples=200, deadline=None, print_blob=True)
 @given(schedules())
-def test_interrupted_runs_see_what_an_uninterrupted_one_sees(schedule):
+def test_interrupted_runs_read_the_samples_of_an_uninterrupted_run(schedule):
     raw, rows, batch, events = schedule
 
     def make():
@@ -121,7 +121,7 @@ def check_samples(seen, sampler, rows):
 
 
 @pytest.mark.parametrize("world_size", [8, 128, 1024])
-def test_every_world_size_sees_the_same_global_batches(world_size):
+def test_every_world_size_reads_the_same_global_batches(world_size):
     def make():
         return new_sampler([5000, 300, 70], [0.6, 0.3, 0.1])
 
@@ -131,7 +131,7 @@ def test_every_world_size_sees_the_same_global_batches(world_size):
         np.testing.assert_array_equal(many.step(), one.step())
 
 
-def test_a_repeated_domain_begins_a_new_pass_in_another_order():
+def test_each_pass_of_a_repeated_domain_has_another_order():
     sampler = new_sampler([50, 10], [0.5, 0.5])
     found = sampler.take(100)
     rows = sampler.rows(found)[found.domain == 1]
@@ -141,7 +141,7 @@ def test_a_repeated_domain_begins_a_new_pass_in_another_order():
     assert len({tuple(one) for one in passes.tolist()}) == 5
 
 
-def test_a_domain_with_stop_ends_the_run_before_the_batch_it_cannot_fill():
+def test_a_domain_set_to_stop_ends_the_run_before_a_batch_it_cannot_fill():
     sampler = new_sampler([1000, 10], [0.5, 0.5], passes=1)
     assert np.bincount(sampler.take(20).domain).tolist() == [10, 10]
     assert not sampler.used_up
@@ -151,7 +151,7 @@ def test_a_domain_with_stop_ends_the_run_before_the_batch_it_cannot_fill():
     assert sampler.take(20) is None
 
 
-def test_a_dropped_domain_leaves_its_weight_to_the_others():
+def test_the_weight_of_a_dropped_domain_goes_to_the_others():
     sampler = new_sampler([1000, 1000, 10], [0.25, 0.25, 0.5], passes=1, then="drop")
     counts = np.bincount(sampler.take(220).domain, minlength=3)
     assert counts[2] == 10
@@ -169,13 +169,13 @@ def test_a_dropped_domain_stays_dropped_after_an_update_and_a_resume():
     assert set(again.take(100).domain) == {0}
 
 
-def test_when_all_are_dropped_the_run_ends():
+def test_the_run_ends_when_all_domains_are_dropped():
     sampler = new_sampler([12, 10], [0.5, 0.5], passes=1, then="drop")
     assert sampler.take(22) is not None
     assert sampler.take(1) is None
 
 
-def test_drops_are_the_same_after_an_interruption():
+def test_domains_are_dropped_at_the_same_sample_after_an_interruption():
     def make():
         return new_sampler([200, 30, 20], [0.4, 0.3, 0.3], passes=1, then="drop")
 
@@ -188,33 +188,43 @@ def test_drops_are_the_same_after_an_interruption():
     assert plain.step() is None
 
 
-def test_weights_cannot_change_for_what_was_handed_out():
+def test_weights_cannot_change_for_samples_already_taken():
     sampler = new_sampler([100, 100], [0.5, 0.5])
     sampler.take(10)
-    with pytest.raises(ValueError, match="sample 9 was handed out"):
+    with pytest.raises(ValueError, match="sample 9 was taken already"):
         sampler.update(9, [0.1, 0.9])
 
 
-def test_going_back_to_a_batch_that_was_not_used():
+def test_rewinding_to_a_batch_gives_it_again():
     sampler = new_sampler([100, 100], [0.5, 0.5])
     first = [sampler.take(8) for _ in range(4)]
     sampler.rewind(16)
     again = sampler.take(8)
     np.testing.assert_array_equal(again.position, first[2].position)
-    with pytest.raises(ValueError, match="no batch begins at sample 5"):
+    with pytest.raises(ValueError, match="no batch starts at sample 5"):
         sampler.rewind(5)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 18}, "seed 17"),
+        ({"seed": 18}, "seed 17, expected 18"),
         ({"rows": [100, 101]}, r"rows \[100, 100\]"),
         ({"weights": [0.2, 0.3, 0.5], "rows": [100, 100, 100]}, "domains"),
     ],
 )
-def test_a_checkpoint_of_other_data_is_refused(change, message):
+def test_a_state_of_other_data_is_refused(change, message):
     state = new_sampler([100, 100], [0.5, 0.5]).state_dict()
     other = new_sampler(**{"rows": [100, 100], "weights": [0.5, 0.5], **change})
     with pytest.raises(UserError, match=message):
         other.load_state_dict(state)
+
+
+def test_a_state_written_before_the_rename_of_deficit_is_read():
+    sampler = new_sampler([100, 100], [0.3, 0.7])
+    sampler.take(7)
+    state = sampler.state_dict()
+    state["owed"] = state.pop("deficit")
+    again = new_sampler([100, 100], [0.3, 0.7])
+    again.load_state_dict(state)
+    assert again.cursor == sampler.cursor

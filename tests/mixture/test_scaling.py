@@ -1,11 +1,12 @@
-"""The scaling fit against the published reference losses, and what it refuses or warns of."""
+"""The scaling fit: the published reference losses, errors and warnings."""
 
 import pytest
 import yaml
 
 from llmshearing import cli
+from llmshearing.errors import UserError
 from llmshearing.mixture.references import References
-from llmshearing.mixture.scaling import Measured, checked, fit, fit_warnings
+from llmshearing.mixture.scaling import Measured, checked, fit, fit_file, fit_warnings
 
 DOMAINS = ("cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp")
 MEASURED = {
@@ -18,7 +19,9 @@ PUBLISHED = {
     2_701_560_320: (1.8712, 0.6883, 2.0325, 1.5353, 1.6297, 1.3560, 2.0328),
     373_867_520: (2.1401, 0.8694, 2.3625, 1.7791, 2.0470, 1.6637, 2.3139),
 }
-MODELS = [Measured(size, dict(zip(DOMAINS, row, strict=True))) for size, row in MEASURED.items()]
+MODELS = [
+    Measured(size, dict(zip(DOMAINS, losses, strict=True))) for size, losses in MEASURED.items()
+]
 
 
 def run_fit(arguments):
@@ -26,13 +29,13 @@ def run_fit(arguments):
 
 
 def file_of(models, path):
-    rows = [{"parameters": m.parameters, "losses": m.losses} for m in models]
-    path.write_text(yaml.safe_dump({"models": rows}, sort_keys=False))
+    entries = [{"parameters": m.parameters, "losses": m.losses} for m in models]
+    path.write_text(yaml.safe_dump({"models": entries}, sort_keys=False))
     return str(path)
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
-def test_the_command_gives_the_published_losses(size, tmp_path, capsys):
+def test_the_command_reproduces_the_published_losses(size, tmp_path, capsys):
     status = run_fit([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", str(size)])
     assert status == 0
     out, err = capsys.readouterr()
@@ -63,7 +66,7 @@ def test_an_exact_curve_is_found():
     assert fit_warnings({"a": curve}, models, 2e9) == []
 
 
-def test_a_target_far_outside_the_measured_sizes_is_told():
+def test_a_target_far_outside_the_measured_sizes_gives_a_warning():
     curves = fit(MODELS)
     assert any("factor 18.0 outside" in text for text in fit_warnings(curves, MODELS, 373_867_520))
     assert not any("outside" in text for text in fit_warnings(curves, MODELS, 2_701_560_320))
@@ -77,7 +80,7 @@ def test_a_target_far_outside_the_measured_sizes_is_told():
         ([*MODELS[:2], Measured(7e10, {"cc": 1.0})], "the same domains"),
     ],
 )
-def test_what_determines_no_curve_is_refused(models, message, tmp_path, capsys):
+def test_models_that_do_not_determine_a_curve_are_refused(models, message, tmp_path, capsys):
     assert run_fit([file_of(models, tmp_path / "losses.yaml"), "--parameters", "1e9"]) == 2
     assert message in capsys.readouterr().err
 
@@ -91,11 +94,11 @@ def test_what_determines_no_curve_is_refused(models, message, tmp_path, capsys):
         ("models: [{parameters: 10, losses: {a: -1}}]", "impossible number"),
         ("models: [{parameters: 10, losses: {a: .nan}}]", "impossible number"),
         ("models: [{parameters: 0, losses: {a: 1}}]", "impossible number"),
-        ("- 1", "found list"),
+        ("- 1", "holds no mapping of keys, expected a file of measured losses"),
         ("a: [", "not valid YAML"),
     ],
 )
-def test_files_of_another_form_are_refused(text, message, tmp_path, capsys):
+def test_a_file_of_another_form_is_refused(text, message, tmp_path, capsys):
     path = tmp_path / "losses.yaml"
     path.write_text(text)
     assert run_fit([str(path), "--parameters", "1e9"]) == 2
@@ -104,10 +107,11 @@ def test_files_of_another_form_are_refused(text, message, tmp_path, capsys):
     assert err.count("\n") == 1
 
 
-def test_a_size_must_be_a_number_above_zero(tmp_path, capsys):
-    assert run_fit([file_of(MODELS, tmp_path / "losses.yaml"), "--parameters", "-1"]) == 2
-    assert "expected a number above 0" in capsys.readouterr().err
+@pytest.mark.parametrize("size", [-1.0, float("inf")])
+def test_a_size_must_be_a_finite_number_above_zero(size, tmp_path):
+    with pytest.raises(UserError, match="expected a number above 0"):
+        fit_file(file_of(MODELS, tmp_path / "losses.yaml"), size)
 
 
-def test_models_come_by_size():
+def test_models_are_sorted_by_size():
     assert [m.parameters for m in checked(MODELS[::-1], "here")] == list(MEASURED)

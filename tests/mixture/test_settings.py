@@ -13,10 +13,10 @@ from llmshearing.mixture.settings import (
     DomainSettings,
     MixtureSettings,
     domain_settings,
+    domain_source,
     limits,
     problems,
     starting_weights,
-    supply,
 )
 from llmshearing.typed_yaml import build
 
@@ -91,18 +91,21 @@ def test_domains_override_the_section():
     np.testing.assert_array_equal(found.eta, [2.0, 0.5])
     np.testing.assert_array_equal(found.floor, [0.01, 0.01])
     np.testing.assert_array_equal(found.ceiling, [1.0, 0.2])
-    assert (supply(section, "cc", 10, 5).passes, supply(section, "cc", 10, 5).then) == (
+    assert (
+        domain_source(section, "cc", 10, 5).passes,
+        domain_source(section, "cc", 10, 5).then,
+    ) == (
         None,
         "stop",
     )
-    wiki = supply(section, "wiki", 10, 5)
+    wiki = domain_source(section, "wiki", 10, 5)
     assert (wiki.passes, wiki.then) == (3, "drop")
 
 
 def test_stop_and_drop_mean_one_pass():
-    assert supply(MixtureSettings(used_up="stop"), "cc", 10, 5).limit == 10
-    assert supply(MixtureSettings(used_up="drop"), "cc", 10, 5).limit == 10
-    assert supply(MixtureSettings(max_passes=2), "cc", 10, 5).limit == 20
+    assert domain_source(MixtureSettings(used_up="stop"), "cc", 10, 5).limit == 10
+    assert domain_source(MixtureSettings(used_up="drop"), "cc", 10, 5).limit == 10
+    assert domain_source(MixtureSettings(max_passes=2), "cc", 10, 5).limit == 20
 
 
 def test_weights_at_the_start_are_within_their_bounds():

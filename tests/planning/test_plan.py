@@ -126,7 +126,7 @@ def test_hybrid_shards_over_a_part_of_the_ranks():
 def test_data_that_is_there_is_counted(recipe_file, tiny_tree):
     plan = make_plan(recipe_file, [], Machine(device_of("cpu"), 1))
     assert plan.fits is None
-    assert [use.supply.name for use in plan.use] == ["prose", "code", "letters"]
+    assert [use.source.name for use in plan.use] == ["prose", "code", "letters"]
     assert plan.inputs.sequence_length == 32
     assert sum(use.samples for use in plan.use) == pytest.approx(8 * 8)
     text = as_text(plan)
