@@ -1,4 +1,4 @@
-"""Gradient clipping with a bound of its own for each group of parameters."""
+"""Gradient clipping with a separate bound for each group of parameters."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from llmshearing.models.shearing import unwrapped
 
 
 class GradientClipping(Algorithm):
-    """Clips each optimizer group's gradient norm and logs it; refuses one that is not finite.
+    """Logs and clips the gradient norm of each optimizer group; stops at a non-finite gradient.
 
-    Weights are clipped by themselves, so that the masks' penalty cannot shrink their step. All
-    norms are read in one go, and a refusal comes before the optimizer has used the gradient.
+    Weights are clipped separately, so the penalty of the masks cannot shrink their step. All norms
+    are read from the device at once, and an error is raised before the optimizer uses the gradient.
 
     Args:
-        bounds: per optimizer group the largest norm; 0 means none.
+        bounds: the largest norm of each optimizer group; 0 for no bound.
         domains: names of the data's domains.
-        fsdp1_shards: under FSDP1, whose gradients are plain tensors, the ranks among which the
-            first group (the weights) is sharded; the others are whole on every rank, and their
-            gradients are averaged here. 0 where torch knows by itself.
+        fsdp1_shards: number of ranks among which FSDP1 shards the first group (the weights), or 0
+            without FSDP1. Its gradients are plain tensors, so norms are summed over shards here.
+            All other groups are whole on every rank, and their gradients are averaged here.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class GradientClipping(Algorithm):
         self.rows = RowGradients()
 
     def match(self, event: Event, state: State) -> bool:
-        """At the start, and when all microbatches' gradients are there."""
+        """At the start, and once the gradients of all microbatches are summed."""
         del state
         return event in (Event.FIT_START, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Clip, log and look."""
+        """Attach to the model, or log, check and clip the gradients of a step."""
         if event == Event.FIT_START:
             self.rows.attach(unwrapped(state.model))
             return
@@ -70,7 +70,7 @@ class GradientClipping(Algorithm):
 
 
 def by_name(names: Iterable[str], norms: Iterable[float]) -> dict[str, float]:
-    """The norm of all groups of a name together, as it is logged; the weights have none."""
+    """Metrics from names and norms of groups; groups of the same name are combined."""
     found: dict[str, float] = {}
     for name, norm in zip(names, norms, strict=True):
         key = f"optimizer/gradient_norm_{name}".rstrip("_")
@@ -79,20 +79,20 @@ def by_name(names: Iterable[str], norms: Iterable[float]) -> dict[str, float]:
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The norm of all gradients together, the same on every rank."""
+    """The norm of all gradients together, which is the same on every rank."""
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def across_shards(norm: Tensor, shards: int) -> Tensor:
-    """The norm of the whole, from that of each rank's shard; replicas count once."""
+    """The norm of the whole gradient from the norms of its shards; replicas count once."""
     squares = norm.square()
     dist.all_reduce(squares, reduce_operation="SUM")
     return (squares * shards / dist.get_world_size()).sqrt()
 
 
 def average(gradients: Sequence[Tensor]) -> None:
-    """Replace gradients by their means over the ranks."""
+    """Average gradients over the ranks, in place."""
     for gradient in gradients:
         dist.all_reduce(gradient, reduce_operation="SUM")
         gradient.div_(dist.get_world_size())

@@ -1,4 +1,4 @@
-"""Tells the watchdog what the trainer is busy with, and the log how long the start took."""
+"""Reports to the watchdog what the trainer is doing, and logs how long the start took."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llmshearing.watchdog import Watchdog, log_phase
 
 
 class Heartbeat(Callback):
-    """Gives each step, evaluation batch and checkpoint its limit.
+    """Gives each step, evaluation batch and checkpoint its time limit.
 
     Args:
-        watchdog: of this rank.
-        start_timeout: seconds that the first batch and the first step may take.
-        step_timeout: seconds for anything later.
+        watchdog: the watchdog of this rank.
+        start_timeout: limit of the first batch and of the first step, in seconds.
+        step_timeout: limit of everything later, in seconds.
     """
 
     def __init__(self, watchdog: Watchdog, start_timeout: float, step_timeout: float) -> None:
@@ -25,26 +25,26 @@ class Heartbeat(Callback):
         self.first_step = True
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """The first batch is to come."""
+        """Wait for the first batch."""
         del state, logger
         self.enter("the first batch")
         self.begun = time.monotonic()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """A batch is to come."""
+        """Wait for a batch."""
         del logger
         if not self.first_step:
             self.enter(f"the loading of step {state.timestamp.batch.value}")
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """A step begins."""
+        """Start a step."""
         del logger
         if self.first_step:
             self._log("first batch")
         self.enter(f"step {state.timestamp.batch.value}")
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """A step has ended."""
+        """Finish a step."""
         del logger
         if self.first_step:
             self._log("first step")
@@ -52,28 +52,28 @@ class Heartbeat(Callback):
         self.enter(f"the end of step {state.timestamp.batch.value - 1}")
 
     def eval_batch_start(self, state: State, logger: Logger) -> None:
-        """A batch of the evaluation begins."""
+        """Start an evaluation batch."""
         del logger
         batch = state.eval_timestamp.batch.value
         self.enter(f"the evaluation of {state.dataloader_label}, batch {batch}")
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """All domains are evaluated."""
+        """Finish an evaluation."""
         del logger
         self.enter(f"the end of the evaluation at step {state.timestamp.batch.value}")
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """A checkpoint may be written now; Composer runs its saver after all other callbacks."""
+        """Start a checkpoint; Composer runs its saver after all other callbacks."""
         del logger
         self.enter(f"the checkpoint at step {state.timestamp.batch.value}")
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """What is left is to close files."""
+        """Close files."""
         del state, logger
         self.enter("the end of the run")
 
     def enter(self, what: str) -> None:
-        """Say what goes on now, as it stands in the message of a timeout."""
+        """Report the current activity, as the message of a timeout names it."""
         self.watchdog.enter(what, self.start_timeout if self.first_step else self.step_timeout)
 
     def _log(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""A run's metrics as lines of JSON, which the report and any script can read while it goes on."""
+"""A run's metrics as lines of JSON, which the report and any script can read during the run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from composer.utils import dist
 
 from llmshearing.files import json_lines, write_text
 
-UPDATE = "mixture/weight/"  # a metric of the mixture's updates alone
+UPDATE = "mixture/weight/"  # only updates of the mixture log metrics with this prefix
 
 
 class MetricsFile(LoggerDestination):
     """Writes `metrics.jsonl`: per logged step `{"batch", "tokens", "seconds", "metrics"}`.
 
     Args:
-        path: the file; a resumed run drops lines later than its checkpoint and goes on.
-        interval: steps between lines; steps that were evaluated, or at which the mixture was
-            updated, are always written.
-        sequence_length: tokens of a row.
+        path: the file; a resumed run drops the lines after its checkpoint and appends.
+        interval: steps between lines; steps with an evaluation or an update of the mixture are
+            always written.
+        sequence_length: tokens per row.
     """
 
     def __init__(self, path: Path, interval: int, sequence_length: int) -> None:
@@ -38,12 +38,12 @@ class MetricsFile(LoggerDestination):
         del step
         for name, value in metrics.items():
             if name.startswith("time/"):
-                continue  # Composer's clock, which `batch` and `tokens` already say
+                continue  # Composer's clock, which `batch` and `tokens` repeat
             number = float(value)
             self.pending[name] = number if math.isfinite(number) else math.nan
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Drop what a killed run wrote after its checkpoint."""
+        """Drop the lines that a killed run wrote after its checkpoint."""
         del logger
         if dist.get_global_rank() != 0 or not self.path.is_file():
             return
@@ -55,13 +55,13 @@ class MetricsFile(LoggerDestination):
         write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Evaluated steps are always written."""
+        """Write the step now, whatever the interval."""
         del logger
         self.evaluated = True
         self._write(state)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Write the last step, of which nothing more can come."""
+        """Write the last step; nothing more can be logged for it."""
         del logger
         self.flush(state)
 
@@ -71,7 +71,10 @@ class MetricsFile(LoggerDestination):
         self._write(state)
 
     def flush(self, state: State) -> None:
-        """Write the step; also before its checkpoint, after which it is not repeated."""
+        """Write the step if it is due. Also called before its checkpoint is saved.
+
+        A run that resumes from the checkpoint does not repeat the step.
+        """
         updated = any(name.startswith(UPDATE) for name in self.pending)
         if state.timestamp.batch.value % self.interval == 0 or self.evaluated or updated:
             self._write(state)

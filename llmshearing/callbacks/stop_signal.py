@@ -1,4 +1,4 @@
-"""A run that is told to stop saves a checkpoint first: SIGUSR1 and SIGTERM on any rank."""
+"""Stop a run on SIGUSR1 or SIGTERM, after saving a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
-class Stopped(Exception):  # noqa: N818  (it is no error)
-    """Leaves the training loop on every rank, after the checkpoint is written."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Leaves the training loop on every rank once the checkpoint is written."""
 
 
 class StopSignal(Callback):
-    """Ends a run at the end of a step when any rank was signalled, with a checkpoint.
+    """Ends a run with a checkpoint at the end of the step in which any rank gets a signal.
 
-    All ranks decide at the same step, by one reduction of an integer after each step. Composer has
-    read the step's loss by then, so the device is idle and nothing is waited for twice.
+    All ranks stop at the same step: one integer is reduced after each step. Composer has read the
+    step's loss by then, so the device is idle and the reduction adds no wait.
 
-    As a context manager it listens: the signals do nothing else than to be noted, also while the
-    model loads (then the run stops after its first step, so that a run whose time is too short
-    still gets on). Repeated signals change nothing: Slurm sends them twice.
+    Used as a context manager, it only notes the signals, also while the model loads. A run that is
+    signalled that early stops after its first step, so that short time slots still make progress.
+    Repeated signals change nothing: Slurm sends them twice.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,9 @@ class StopSignal(Callback):
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `train.py` held them back
+            signal.pthread_sigmask(
+                signal.SIG_UNBLOCK, SIGNALS
+            )  # `train.py` blocked them during its imports
         return self
 
     def __exit__(
@@ -53,26 +55,26 @@ class StopSignal(Callback):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A stopped run ends here: a signal repeated while Python shuts down must not change its
-        # exit status. Nor must the launcher's, which comes as soon as the first of several ranks
-        # has ended with the user's message.
-        told = kind is not None and issubclass(kind, UserError) and dist.get_world_size() > 1
+        # A signal that arrives while Python shuts down must not change the exit status: a repeated
+        # one after a stop, or the launcher's, which signals all ranks as soon as the first of them
+        # exits with an error of the user.
+        refused = kind is not None and issubclass(kind, UserError) and dist.get_world_size() > 1
         for number, handler in self.before.items():
-            signal.signal(number, signal.SIG_IGN if self.agreed or told else handler)
+            signal.signal(number, signal.SIG_IGN if self.agreed or refused else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame  # no logging here: the signal may have come in the middle of it
+        del frame  # do not log here: the signal may have interrupted the logger
         self.received = self.received or number
 
     def or_every(self, interval: str) -> Callable[[State, Event], bool]:
-        """When to save a checkpoint: every so often, at the end, and before stopping."""
+        """When to save a checkpoint: at each interval, at the end, and before a stop."""
         due = create_interval_scheduler(interval)
         return lambda state, event: (
             due(state, event) or (bool(self.agreed) and event == Event.BATCH_CHECKPOINT)
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Agree whether this step is the last one."""
+        """Agree on all ranks whether to stop after this step."""
         del logger
         received = state.device.tensor_to_device(torch.tensor([self.received]))
         dist.all_reduce(received, "MAX")
@@ -85,7 +87,10 @@ class StopSignal(Callback):
             )
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
-        """Stop; here the loggers have written the last step, and a finished run never comes."""
+        """Stop here, not in `batch_end`: the loggers have flushed the last step by now.
+
+        A finished run starts no further batch, so it ends as usual.
+        """
         del state, logger
         if self.agreed:
             raise Stopped

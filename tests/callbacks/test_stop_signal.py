@@ -1,4 +1,4 @@
-"""Told to stop, a run leaves a whole checkpoint and goes on as if nothing had been."""
+"""A signalled run saves a checkpoint and stops; resumed, it is the uninterrupted run."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def recipe(recipe_file):
 
 @pytest.fixture
 def start(recipe, tmp_path):
-    """Start two ranks; whatever is left of them is killed at the end."""
+    """Starts two ranks; the ones that are still running are killed at the end."""
     started = []
 
     def run(directory):
@@ -70,7 +70,7 @@ def everyone(processes):
 
 
 def measured(directory):
-    """Everything measured at every step but the times."""
+    """All metrics of every step except the times."""
     return {
         line["batch"]: {k: v for k, v in line["metrics"].items() if not k.startswith("throughput")}
         for line in metrics(directory)
@@ -78,12 +78,12 @@ def measured(directory):
 
 
 @pytest.mark.slow  # five runs of 40 steps
-def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_path):
+def test_a_run_signalled_twice_equals_the_uninterrupted_run_to_the_bit(start, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert statuses(start(whole)) == [0, 0]
     assert sorted(measured(whole)) == list(range(1, STEPS + 1))
 
-    # one rank is told, as by an operator
+    # One rank is signalled, as by an operator.
     ranks = start(stopped)
     wait_for_step(stopped, 4)
     os.kill(ranks[1].pid, signal.SIGUSR1)
@@ -92,7 +92,7 @@ def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_pa
     assert 4 < step_of(first) < STEPS
     assert max(measured(stopped)) == step_of(first)
 
-    # all processes are told, loader's workers too and twice, as by Slurm when it preempts a job
+    # All processes are signalled twice, loader workers too, as by Slurm when it preempts a job.
     ranks = start(stopped)
     wait_for_step(stopped, step_of(first) + 2)
     for _ in range(2):
@@ -111,7 +111,32 @@ def test_signalled_twice_a_run_is_the_uninterrupted_one_to_the_bit(start, tmp_pa
     assert "SIGTERM at step" in log
 
 
-def test_told_at_the_last_step_a_run_ends_as_always(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_stops_after_its_step_with_a_checkpoint_and_a_resumed_run_finishes(
+    recipe, tmp_path, monkeypatch, number
+):
+    def signal_itself(self, state, logger):
+        if state.timestamp.batch.value == 1:
+            for _ in range(2):  # Slurm signals twice
+                os.kill(os.getpid(), number)
+
+    directory = tmp_path / "stopped"
+    arguments = [str(recipe), f"run.directory={directory}", "run.duration=4ba", "data.workers=0"]
+    handlers = [signal.getsignal(each) for each in (signal.SIGUSR1, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopSignal, "before_forward", signal_itself)
+        assert train.main(arguments) == STOPPED_STATUS
+    # A stopped run ignores signals until its process ends, but this process continues.
+    for each, handler in zip((signal.SIGUSR1, signal.SIGTERM), handlers, strict=True):
+        signal.signal(each, handler)
+    assert step_of(open_run(directory).path) == 2
+    assert max(measured(directory)) == 2
+    assert f"{number.name} at step 2: saving a checkpoint" in (directory / "log.txt").read_text()
+    assert train.main(arguments) == 0
+    assert sorted(measured(directory)) == [1, 2, 3, 4]
+
+
+def test_a_run_signalled_in_its_last_step_ends_as_usual(recipe, tmp_path, monkeypatch):
     def agree(self, state, logger):
         self.agreed = signal.SIGUSR1 if state.timestamp.batch.value == 2 else 0
 
