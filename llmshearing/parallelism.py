@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,12 @@ from composer.utils.parallelism import FSDP2Config, FSDPConfig
 
 from llmshearing import substrate
 from llmshearing.config import Recipe
-from llmshearing.errors import USER_ERROR_STATUS, RunError, UserError
+from llmshearing.errors import RUN_ERROR_STATUS, USER_ERROR_STATUS, RunError, UserError
 from llmshearing.files import lock_directory
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.quantities import seconds
+
+CONNECT_GRACE_SECONDS = 5.0  # torch's own timeout names the missing ranks, so it goes first
 
 
 def check_device(recipe: Recipe) -> None:
@@ -50,17 +54,32 @@ def join_ranks(recipe: Recipe) -> None:
     if dist.get_world_size() == 1:
         return  # no process group: nothing to close, and no thread that waits
     start, step = seconds(recipe.run.start_timeout), seconds(recipe.run.step_timeout)
+    waited = (
+        f"rank {dist.get_global_rank()} waited {start:g} s (run.start_timeout) for the "
+        f"{dist.get_world_size()} ranks of the run, and not all connected"
+    )
+    advice = (
+        "Check the logs of the other ranks, MASTER_ADDR and MASTER_PORT, or raise "
+        "run.start_timeout if they need longer"
+    )
+    # torch waits forever for another program that listens on MASTER_PORT and never answers.
+    overdue = threading.Timer(start + CONNECT_GRACE_SECONDS, _end, [f"{waited}. {advice}"])
+    overdue.daemon = True
+    overdue.start()
     try:
         dist.initialize_dist(get_device(), timeout=start)
     except (torch.distributed.DistError, RuntimeError) as error:
-        raise RunError(
-            f"rank {dist.get_global_rank()} waited {start:g} s (run.start_timeout) for the "
-            f"{dist.get_world_size()} ranks of the run, and not all connected: "
-            f"{_first_line(error)}. Check the logs of the other ranks, MASTER_ADDR and "
-            "MASTER_PORT, or raise run.start_timeout if they need longer"
-        ) from error
+        raise RunError(f"{waited}: {_first_line(error)}. {advice}") from error
+    finally:
+        overdue.cancel()
     # Collectives must time out after the watchdog, which writes the stacks.
     substrate.limit_collectives(2 * max(start, step) + 60)
+
+
+def _end(message: str) -> None:
+    """End the process from a thread, with the message and status of a `RunError`."""
+    os.write(2, f"error: {message}\n".encode())
+    os._exit(RUN_ERROR_STATUS)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def start_ranks(
     *,
     run: Callable[[list[str]], int] | None = None,
     only: set[int] | None = None,
+    port: int | None = None,
 ) -> list[ForkProcess]:
     """Start ranks that are forked from a process with the imports done, which saves them.
 
@@ -47,12 +48,14 @@ def start_ranks(
         directory: each rank's output goes to `log-RANK.txt` in it.
         arguments: of `llmshearing.train`.
         run: what each rank does; training where not given.
-        only: the ranks that arrive; all where not given.
+        only: the ranks that connect; all by default.
+        port: where they meet; a free one by default.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     context = recording.rank_context()
     processes = [
         context.Process(

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_a_rank_that_never_connects_ends_the_run_with_its_timeout(start, tmp_pat
     text = log_of(tmp_path, 0)
     assert "rank 0 waited 2 s (run.start_timeout) for the 2 ranks of the run" in text
     assert "1/2 clients joined" in text
+    assert "Traceback" not in text
+
+
+def test_another_program_on_the_port_ends_the_run_with_its_timeout(start, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()  # accepts connections and never answers
+        processes = start("run.start_timeout=2s", only={1}, port=other.getsockname()[1])
+        assert statuses(processes) == [RUN_ERROR_STATUS]
+    text = log_of(tmp_path, 1)
+    assert "rank 1 waited 2 s (run.start_timeout) for the 2 ranks of the run" in text
     assert "Traceback" not in text
 
 
