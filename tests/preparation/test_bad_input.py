@@ -3,11 +3,13 @@
 import gzip
 import json
 import os
+import pickle
 import resource
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import zstandard
 from corpus import contents, prepare, text, write_jsonl
@@ -175,3 +177,25 @@ def test_text_that_changed_since_is_refused(config, source, capsys):
     write_jsonl(source / "web" / "new.jsonl", [text(1, 9)])
     assert prepare(config) == 2
     assert "of other files" in capsys.readouterr().err
+
+
+class Attack:
+    """Unpickling this makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("attacked",)
+
+
+@pytest.mark.parametrize("place", ["unit", "head"])
+def test_a_unit_file_that_holds_a_pickle_is_not_executed(config, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(config, "--shard", "0/2") == 0
+    unit = min((tmp_path / "tree" / ".prepare" / "units").iterdir())
+    data = unit.read_bytes()
+    with unit.open("wb") as file:
+        np.save(file, np.array([Attack()], object), allow_pickle=True)
+        file.write(data)
+    if place == "unit":
+        unit.write_bytes(pickle.dumps(Attack()))
+    assert prepare(config) == 2
+    assert not (tmp_path / "attacked").exists()
