@@ -1,15 +1,15 @@
 """Which documents go to which split: what the units hold, held-out text, and the cuts.
 
 A document that any domain holds out is trained on in none: first each domain's held-out documents
-are found, then the same text is left out of what the others train on. Texts are compared by their
-hash, byte for byte; a text that differs in one character is another one.
+are found, then the same text is left out of what the other domains train on. Texts are compared by
+their hash, so a text that differs in one byte is another one.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SHOWN = 5  # bad documents shown in a message
 NONE = np.zeros(0, np.uint64)
 COUNTED = ("lines", "documents", "tokenised", "tokens", "bytes", "bad", "bad_bytes", "empty")
+FILE_COUNTED = ("read_bytes", "bad_bytes", "documents")
 
 
 @dataclass
@@ -31,13 +32,13 @@ class DomainSelection:
     """What the units of a domain hold, and what each split takes of it.
 
     Attributes:
-        counts: the sums of the units' counts.
-        tokens: tokens by bucket of hashes and by pool, without those left out. [buckets]
+        counts: sums of the units' counts.
+        tokens: number of tokens by pool and hash bucket, without excluded documents [buckets].
         problems: file, line and problem of bad documents.
-        files: bytes read and lost, and good documents, by file.
+        files: bytes read, bytes lost and good documents of each file.
         values: values found in the fields of `where`, as JSON.
-        digests: of the raw files, by name.
-        excluded: hashes of the documents of the train pool that are held out elsewhere, sorted.
+        digests: digests of the raw files.
+        excluded: sorted hashes of documents of the train pool that are held out elsewhere.
         repeats: number of these documents.
         cuts: pool and stretch of each split.
     """
@@ -53,26 +54,31 @@ class DomainSelection:
     cuts: list[tuple[str, splits.Cut]] = field(default_factory=list)
 
 
+Found = Mapping[str, DomainSelection]  # by domain
+
+
 def select(plan: plans.Plan) -> dict[str, DomainSelection]:
-    """Decide which documents of the finished units each split takes, by domain.
+    """Decide which documents of the finished units each split takes.
 
     Raises:
-        UserError: too many documents are bad.
+        UserError: too many documents are bad, or a filter matches nothing.
     """
-    given = [
+    held_out = _sorted(
         file.hashes
         for domain in plan.domains
         if "eval" in domain.pools
         for _, file in unit_files(plan, domain.name, "eval")
-    ]
-    held_out = _sorted(given)
+    )
     found = {domain.name: _count(plan, domain, held_out) for domain in plan.domains}
     _refuse_bad(plan, found)
+    _refuse_lost_bytes(plan, found)
+    _refuse_unmatched(plan, found)
     ends = {}  # of the buckets that a domain holds out
     for domain in plan.domains:
         first = splits.cut(found[domain.name].tokens["train"], domain.asks["train"])[:1]
-        ends[domain.name] = first[0].end if first and first[0].split == "eval" else 0
-        found[domain.name].cuts = [("train", cut) for cut in first if cut.split == "eval"]
+        first = [cut for cut in first if cut.split == "eval"]
+        ends[domain.name] = first[0].end if first else 0
+        found[domain.name].cuts = [("train", cut) for cut in first]
     if len(plan.domains) > 1:
         held_out = _sorted(
             file.hashes[splits.buckets(file.hashes) < ends[domain.name]]
@@ -81,7 +87,7 @@ def select(plan: plans.Plan) -> dict[str, DomainSelection]:
             for _, file in unit_files(plan, domain.name, "train")
         )
         for domain in plan.domains:
-            _leave_out(plan, domain.name, found[domain.name], ends[domain.name], held_out)
+            _exclude(plan, domain.name, found[domain.name], ends[domain.name], held_out)
     for domain in plan.domains:
         selection = found[domain.name]
         asks = [ask for ask in domain.asks["train"] if ask.split != "eval"]
@@ -93,7 +99,7 @@ def select(plan: plans.Plan) -> dict[str, DomainSelection]:
     return found
 
 
-def wider_bounds(plan: plans.Plan, found: Mapping[str, DomainSelection]) -> dict[str, int]:
+def wider_bounds(plan: plans.Plan, found: Found) -> dict[str, int]:
     """Return larger bounds for the domains of which too few documents were chosen.
 
     They follow from the tokens that the chosen documents turned out to have.
@@ -108,37 +114,31 @@ def wider_bounds(plan: plans.Plan, found: Mapping[str, DomainSelection]) -> dict
             part = keep / units.WHOLE * asked / held * plan.recipe.oversample if held else 1.0
             next_bucket = keep + splits.bound_of(1 / splits.BUCKETS)
             wider[domain.name] = max(splits.bound_of(part), next_bucket)
-            log.info(
-                "%s: the documents chosen have %s tokens, the budgets ask for %s: choosing more",
-                domain.name, f"{held:,}", f"{asked:,}",
-            )  # fmt: skip
+            counts = f"{held:,} tokens, the budgets ask for {asked:,}"
+            log.info("%s: the chosen documents have %s: choosing more", domain.name, counts)
     return wider
 
 
-def refuse_missing(plan: plans.Plan, found: Mapping[str, DomainSelection]) -> None:
-    """Check that the budgets are met, all documents being tokenised where it takes that.
+def refuse_missing(plan: plans.Plan, found: Found) -> None:
+    """Check that the budgets are met, now that all documents that it takes are tokenised.
 
     Raises:
         UserError: a split lacks more of its budget than `missing_tokens` allows.
     """
-    lacking, most = [], 0.0
-    for domain in plan.domains:
-        for _, cut in found[domain.name].cuts:
-            if cut.asked and cut.lacks:
-                lacking.append(
-                    f"  {cut.split} of {domain.name}: {cut.tokens:,} of {cut.asked:,} tokens"
-                )
-                most = max(most, cut.lacks / cut.asked)
-    listed = "\n".join(lacking)
-    if most > plan.recipe.missing_tokens:
+    cuts = [(name, cut) for name, domain in found.items() for _, cut in domain.cuts if cut.lacks]
+    if not cuts:
+        return
+    allowed = plan.recipe.missing_tokens
+    listed = "".join(
+        f"\n  {cut.split} of {name}: {cut.tokens:,} of {cut.asked:,} tokens" for name, cut in cuts
+    )
+    if any(cut.lacks > allowed * (cut.asked or 0) for _, cut in cuts):
         raise UserError(
-            f"found less text than {len(lacking)} budgets ask for, expected at least "
-            f"{1 - plan.recipe.missing_tokens:.2%} of each (missing_tokens): give more text, lower "
-            "the budgets, or set missing_tokens=1 to take what there is; finished pieces are kept\n"
-            + listed
+            f"found less text than {len(cuts)} budgets ask for, expected at least "
+            f"{1 - allowed:.2%} of each (missing_tokens): give more text, lower the budgets, or "
+            f"set missing_tokens=1 to take what there is; finished pieces are kept{listed}"
         )
-    if lacking:
-        log.warning("the text has less than the budgets ask for (missing_tokens):\n%s", listed)
+    log.warning("the text has less than the budgets ask for (missing_tokens):%s", listed)
 
 
 def unit_files(
@@ -151,31 +151,32 @@ def unit_files(
             yield unit, units.UnitFile.open(path, plan.settings.dtype)
 
 
-def _sorted(parts: Any) -> np.ndarray:
+def _sorted(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.unique(np.concatenate([NONE, *parts]))
 
 
 def _count(plan: plans.Plan, domain: plans.Domain, held_out: np.ndarray) -> DomainSelection:
-    """Add up the units of a domain; leave out what is held out by files of its own."""
+    """Add up the units of a domain, and exclude what the held-out files of any domain hold."""
     selection = DomainSelection()
     repeated = []
     for pool in sorted(domain.pools):
         tokens = np.zeros(splits.BUCKETS, np.int64)
-        before: dict[str, int] = defaultdict(int)  # lines of the file before the unit
+        lines: Counter[str] = Counter()  # of the file before the unit
         chunks: dict[str, list[str]] = defaultdict(list)
         for unit, file in unit_files(plan, domain.name, pool):
             head, name = file.head, unit.source.name
             for key in COUNTED:
                 selection.counts[key] += head[key]
-            for key in ("read_bytes", "bad_bytes", "documents"):
+            for key in FILE_COUNTED:
                 selection.files[name][key] += head[key]
             for key, values in head["values"].items():
                 selection.values[key].update(values)
             where = {"domain": domain.name, "file": name}
-            for line, problem in head["problems"]:
-                number = before[name] + line
-                selection.problems.append({**where, "line": number, "problem": problem})
-            before[name] += head["lines"]
+            selection.problems += [
+                {**where, "line": lines[name] + line, "problem": problem}
+                for line, problem in head["problems"]
+            ]
+            lines[name] += head["lines"]
             chunks[name] += head["chunks"]
             out = splits.contains(held_out if pool == "train" else NONE, file.hashes)
             repeated.append(file.hashes[out])
@@ -187,17 +188,16 @@ def _count(plan: plans.Plan, domain: plans.Domain, held_out: np.ndarray) -> Doma
     return selection
 
 
-def _leave_out(
+def _exclude(
     plan: plans.Plan, domain: str, selection: DomainSelection, end: int, held_out: np.ndarray
 ) -> None:
-    """Leave out of what a domain trains on, from bucket `end` on, what another one holds out."""
+    """Exclude held-out text of other domains from what a domain trains on, from bucket `end` on."""
     repeated = [selection.excluded]
-    tokens = selection.tokens["train"]
     for _, file in unit_files(plan, domain, "train") if len(held_out) else ():
         buckets = splits.buckets(file.hashes)
         out = (buckets >= end) & splits.contains(held_out, file.hashes)
         out &= ~splits.contains(selection.excluded, file.hashes)
-        np.subtract.at(tokens, buckets[out], file.lengths[out])
+        np.subtract.at(selection.tokens["train"], buckets[out], file.lengths[out])
         repeated.append(file.hashes[out])
         selection.repeats += int(out.sum())
     selection.excluded = _sorted(repeated)
@@ -206,26 +206,24 @@ def _leave_out(
 def too_many_bad(
     plan: plans.Plan, bad: int, total: int, problems: list[dict[str, Any]]
 ) -> UserError:
-    """Return an error that names bad documents and what to do."""
+    """Return an error that names bad documents and says what to do."""
     shown = [p for p in problems if p["problem"] != units.EMPTY][:SHOWN]
-    listed = "\n".join(f"  {p['file']}:{p['line']}: {p['problem']}" for p in shown)
+    listed = "".join(f"\n  {p['file']}:{p['line']}: {p['problem']}" for p in shown)
     return UserError(
         f"found {bad:,} bad of {total:,} documents, expected at most "
-        f"{plan.recipe.bad_documents:.2%} (bad_documents): repair them or allow more\n{listed}"
+        f"{plan.recipe.bad_documents:.2%} (bad_documents): repair them or allow more{listed}"
     )
 
 
-def _refuse_bad(plan: plans.Plan, found: dict[str, DomainSelection]) -> None:
+def _refuse_bad(plan: plans.Plan, found: Found) -> None:
     bad = sum(domain.counts["bad"] for domain in found.values())
     total = bad + sum(domain.counts["documents"] for domain in found.values())
     if bad > plan.recipe.bad_documents * total:
         problems = [problem for domain in found.values() for problem in domain.problems]
         raise too_many_bad(plan, bad, total, problems)
-    _refuse_unreadable(plan, found)
-    _refuse_unmatched(plan, found)
 
 
-def _refuse_unreadable(plan: plans.Plan, found: dict[str, DomainSelection]) -> None:
+def _refuse_lost_bytes(plan: plans.Plan, found: Found) -> None:
     lost = {}
     for domain in found.values():
         first = {p["file"]: p for p in reversed(domain.problems) if p["problem"] != units.EMPTY}
@@ -242,7 +240,7 @@ def _refuse_unreadable(plan: plans.Plan, found: dict[str, DomainSelection]) -> N
         )
 
 
-def _refuse_unmatched(plan: plans.Plan, found: dict[str, DomainSelection]) -> None:
+def _refuse_unmatched(plan: plans.Plan, found: Found) -> None:
     problems = [
         f"\n  domains.{domain.name}.where: {problem}"
         for domain in plan.domains
@@ -250,8 +248,8 @@ def _refuse_unmatched(plan: plans.Plan, found: dict[str, DomainSelection]) -> No
     ]
     if problems:
         raise UserError(
-            "found filters that match nothing, expected values that occur, in quotes where they "
-            f"are text: correct `where`{''.join(problems)}"
+            "found filters that match nothing, expected values that occur, in quotes if they are "
+            f"text: correct `where`{''.join(problems)}"
         )
 
 
