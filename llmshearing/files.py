@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from llmshearing.errors import UserError
 
@@ -34,15 +34,32 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file that becomes `path` on success and is removed on failure.
+
+    Args:
+        path: the file to write.
+        temporary: its name until then, by default one next to `path`.
+
+    Raises:
+        OSError: the file system refuses; the error names `path`.
+    """
+    temporary = temporary or _temporary(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)
         raise
 
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from llmshearing import files
 from llmshearing.data.schema import (
     FORMAT_VERSION,
     INDEX,
@@ -26,7 +27,6 @@ from llmshearing.preparation import (
     packing,
     split_selection,
     splits,
-    units,
     workers,
 )
 from llmshearing.preparation import work_plan as plans
@@ -225,24 +225,13 @@ def _copy_tokenizer(plan: plans.Plan) -> None:
     """Copy the tokenizer's own files into the tree, so that it can be decoded anywhere."""
     given, folder = Path(plan.recipe.tokenizer), plan.root / TOKENIZER_FOLDER
     copied = [given / name for name in TOKENIZER_FILES] if given.is_dir() else [given]
-    try:
-        folder.mkdir(exist_ok=True)
-        for path in copied:
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder} ({error.strerror}): make room and run again"
-        ) from None
+    folder.mkdir(exist_ok=True)
+    for path in copied:
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
 
 
 def _write(plan: plans.Plan, path: Path, text: str) -> None:
-    """Write a file whole or not at all. What a kill leaves is in the work folder, which goes.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    with units.writing(plan.work / f".{path.name}.{os.getpid()}", path) as file:
+    """Write a file of the tree; what a kill leaves of it is in the work folder."""
+    with files.writing(path, plan.work / f".{path.name}.{os.getpid()}") as file:
         file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmshearing import files
 from llmshearing.data.schema import LOSS, TOKENS
 from llmshearing.preparation import mds_files, splits, units
 
@@ -84,7 +85,7 @@ def pack(stream: Stream, index: int, root: Path, notes: Path) -> int:
         The bytes of its rows.
 
     Raises:
-        UserError: the file cannot be written.
+        OSError: the file cannot be written.
     """
     note, layout = _note(stream, index, notes), stream.layout
     path = root / stream.folder / mds_files.shard_name(index)
@@ -97,13 +98,12 @@ def pack(stream: Stream, index: int, root: Path, notes: Path) -> int:
     digest = hashlib.sha256(header)
     digest.update(rows.data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with units.writing(notes / f".{note.name}.{os.getpid()}", path) as file:
+    temporary = notes / f".{note.name}.{os.getpid()}"  # a kill leaves nothing in the tree
+    with files.writing(path, temporary) as file:
         file.write(header)
         file.write(rows.data)
-        file.flush()
-        os.fsync(file.fileno())
     about = {"rows": count, "bytes": len(header) + size, "hash": digest.hexdigest()}
-    with units.writing(notes / f".{note.name}.{os.getpid()}", note) as file:
+    with files.writing(note, temporary) as file:
         file.write(json.dumps(about).encode())
     return size
 

@@ -170,13 +170,8 @@ def _begin(plan: plans.Plan) -> bool:
         raise UserError(
             f"found something else in {root}, expected an empty folder: choose another output="
         )
-    try:
-        plan.settings.folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(state, plan.work_identity)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {root} ({error.strerror}): choose another output="
-        ) from None
+    plan.settings.folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(state, plan.work_identity)
     return True
 
 

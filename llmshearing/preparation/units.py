@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from llmshearing import files
 from llmshearing.errors import UserError
 from llmshearing.preparation import encoders, fingerprints, sources
 from llmshearing.preparation.chat import ChatEncoder
@@ -246,48 +247,12 @@ def _write(
 ) -> None:
     head = json.dumps({**asdict(summary), "chat": bool(loss)}, ensure_ascii=False).encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(temporary, path) as file:
+    with files.writing(path, temporary) as file:
         np.save(file, np.frombuffer(head, np.uint8))
         np.save(file, np.array(hashes, np.uint64))
         np.save(file, lengths.astype(np.uint32))
         for part in (*tokens, *loss):
             file.write(part.data)
-
-
-class writing:  # noqa: N801 - used as a function
-    """Open `temporary` for writing; rename it to `path` on success, remove it on failure.
-
-    Raises:
-        UserError: the file system refuses, for lack of space or otherwise.
-    """
-
-    def __init__(self, temporary: Path, path: Path) -> None:
-        self._temporary, self._path = temporary, path
-
-    def __enter__(self) -> BinaryIO:
-        try:
-            self._file = self._temporary.open("wb")
-        except OSError as error:
-            raise self._told(error) from None
-        return self._file
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            self._file.close()
-            if error is None:
-                self._temporary.replace(self._path)
-        except OSError as failure:
-            error = failure
-        if error is not None:
-            self._temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise self._told(error) from None
-
-    def _told(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write {self._path} ({error.strerror}): make room or choose another output=, "
-            "then run the same command again; finished pieces are kept"
-        )
 
 
 @dataclass(frozen=True)
