@@ -1,4 +1,4 @@
-"""Chromium without a window, spoken to over its debugging pipe: no driver, no other package.
+"""Headless Chromium through its debugging pipe: no driver, no other package.
 
     python tests/browser.py PAGE.html PICTURE.png [WIDTH [HEIGHT [dark]]]
 
@@ -31,13 +31,13 @@ SWITCHES = (
 
 
 def find_chromium() -> str | None:
-    """Where a Chromium is: in `$CHROMIUM` or under a usual name; None where there is none."""
+    """The path of Chromium, from `$CHROMIUM` or a common name; None if there is none."""
     found = [os.environ.get("CHROMIUM"), *(shutil.which(name) for name in NAMES)]
     return next((path for path in found if path), None)
 
 
 class Page:
-    """One open tab, and what it asked for and complained of."""
+    """One open tab, with its requests and console errors."""
 
     def __init__(self, send: Any, receive: Any) -> None:
         self.send, self.receive, self.number, self.session = send, receive, 0, ""
@@ -50,7 +50,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command of the DevTools protocol and give its result."""
+        """Send a DevTools command and return its result."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         message |= {"sessionId": self.session} if self.session else {}
@@ -63,7 +63,7 @@ class Page:
                 return answer["result"]
 
     def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file at a width, and wait until it has loaded."""
+        """Open a file at a width, and wait until it has loaded."""
         self.requests.clear()
         self.complaints.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -76,7 +76,7 @@ class Page:
         self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
 
     def size(self, width: int, height: int) -> None:
-        """Give the window a size in CSS pixels; below 600 it is a phone's."""
+        """Set the window size in CSS pixels; below 600 it emulates a phone."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -86,7 +86,7 @@ class Page:
         )
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page."""
         result = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -94,7 +94,7 @@ class Page:
         return result["result"].get("value")
 
     def picture(self) -> bytes:
-        """What the window shows, as PNG."""
+        """A screenshot of the window, as PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def _next(self) -> dict[str, Any]:
@@ -117,11 +117,11 @@ class Page:
 
 @contextmanager
 def browser(program: str) -> Iterator[Page]:
-    """Start a Chromium with a profile of its own and give a page in it."""
+    """Start Chromium with a temporary profile and yield a page in it."""
     to_read, send = os.pipe()
     receive, to_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # It reads commands from descriptor 3 and answers on 4.
+        # It reads commands from file descriptor 3 and answers on 4.
         shell = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
         command = ["bash", "-c", shell, program, *SWITCHES, f"--user-data-dir={profile}"]
         process = subprocess.Popen(
@@ -144,7 +144,7 @@ def browser(program: str) -> Iterator[Page]:
 
 
 def main(page: str, out: str, width: str = "1440", height: str = "900", theme: str = "") -> None:
-    """Take a picture of a page."""
+    """Take a screenshot of a page."""
     program = find_chromium()
     assert program, "found no Chromium"
     with browser(program) as tab:

@@ -1,4 +1,4 @@
-"""Commands of the documents, as they stand in blocks of code."""
+"""The commands in the documents' code blocks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COMMAND = re.compile(r"(\.venv/bin/|\$ )?(llmshearing|composer|make|python|launc
 
 @dataclass(frozen=True)
 class Block:
-    """A block of commands.
+    """A code block of commands.
 
     Attributes:
         text: the commands.
-        language: what stands after the fence.
-        mark: the line above it.
-        line: of the fence, from 1.
+        language: the word after the fence.
+        mark: the line above the fence.
+        line: number of the fence, from 1.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """The blocks of a document that hold commands: bash, or what begins with one of ours."""
+    """The blocks of a document that hold commands: bash, or text that starts with one of ours."""
     lines = document.read_text().splitlines()
     found, start = [], None
     for number, line in enumerate(lines):
@@ -55,7 +55,7 @@ def blocks(document: Path) -> list[Block]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The commands of a block as words, comments left out and broken lines joined."""
+    """The commands of a block as words, without comments and with continued lines joined."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words:

@@ -1,4 +1,4 @@
-"""Small data trees written with Streaming, for tests that look at loading alone."""
+"""Small data trees written with Streaming, for tests of data loading alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VOCABULARY = 50_000
 
 
 def tokens_of(domain: int, row: int) -> np.ndarray:
-    """A row that tells where it is from: domain, row, then its own pattern."""
+    """A row that starts with its domain and row number, followed by a pattern."""
     rest = (row * 31 + domain * 7 + np.arange(LENGTH - 3)) % VOCABULARY
     return np.array([domain, row % 256, row // 256, *rest], np.uint16)
 
@@ -44,7 +44,7 @@ def make_tree(
     compression: str | None = None,
     chat: str = "",
 ) -> Path:
-    """A tree with the splits `prune` and `eval`, of several shards a domain.
+    """A tree with the splits `prune` and `eval`, with several shards per domain.
 
     Args:
         root: where.
@@ -60,7 +60,7 @@ def make_tree(
 
 @functools.cache
 def _template(*arguments: Any) -> Path:
-    """Written once for all tests that want the same, for Streaming's writer takes a second."""
+    """Write each tree once for all tests: Streaming's writer takes a second."""
     folder = tempfile.mkdtemp(prefix="mds-trees-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rows, held_out, compression, chat = arguments
@@ -112,7 +112,7 @@ def _write_tree(
 
 
 def replace_rows(root: Path, split: str, domain: str) -> None:
-    """Change the data of a domain as if other text had been prepared: records fit the files."""
+    """Replace the data of a domain as if other text had been prepared: records match the files."""
     folder = root / split / domain
     index = json.loads((folder / INDEX).read_text())
     for entry in index["shards"]:
@@ -133,5 +133,5 @@ def flip_a_bit(path: Path) -> None:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """What the manifest records of a domain's shards."""
+    """The fingerprint that the manifest records for a domain's shards."""
     return fingerprint(json.loads((folder / INDEX).read_text())["shards"])

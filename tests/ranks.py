@@ -1,4 +1,4 @@
-"""Ranks of a run as processes that need no imports of their own; killing them."""
+"""Start the ranks of a run as forked processes, and kill them."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ class Ranks:
         self.begun = time.monotonic()
 
     def finish(self, status: int = 0) -> None:
-        """Wait for the end of all."""
+        """Wait until all ranks have ended."""
         for process in self.processes:
             process.join(timeout=DEADLINE_SECONDS)
         assert [p.exitcode for p in self.processes] == [status] * len(self.processes), self.tail()
 
     def wait_for(self, condition: Callable[[], bool], pause: float = 0.005) -> None:
-        """Look until it is so; all ranks must live meanwhile."""
+        """Poll until the condition holds; all ranks must be alive."""
         while not condition():
             assert all(process.is_alive() for process in self.processes), self.tail()
             assert time.monotonic() - self.begun < DEADLINE_SECONDS, self.tail()
             time.sleep(pause)
 
     def step(self) -> int:
-        """The last step that rank 0 began."""
+        """The last step that rank 0 started."""
         path = self.directory / "seen-0.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else -1
 
     @contextmanager
     def stopped(self) -> Iterator[list[psutil.Process]]:
-        """All ranks and their workers, none of which moves; those not killed go on afterwards."""
+        """Suspend all ranks and their workers; those not killed resume afterwards."""
         family = [psutil.Process(process.pid) for process in self.processes]
         family += [child for member in family for child in member.children(recursive=True)]
         for member in family:
@@ -63,7 +63,7 @@ class Ranks:
                 member.resume()
 
     def kill(self) -> None:
-        """SIGKILL for ranks and their workers, at once: none can react to another's end."""
+        """Kill all ranks and workers at the same time, so that none reacts to another's end."""
         with self.stopped() as family:
             for member in family:
                 member.kill()
@@ -71,19 +71,19 @@ class Ranks:
         psutil.wait_procs(family, timeout=10)
 
     def kill_one(self, rank: int) -> None:
-        """SIGKILL for one rank; the others must end by themselves, as there is no launcher here."""
+        """Kill one rank; without a launcher the others must end by themselves."""
         self.processes[rank].kill()
         self.join()
         others = [p.exitcode for n, p in enumerate(self.processes) if n != rank]
         assert all(others), f"a rank ended well without its partner: {self.tail()}"
 
     def join(self) -> None:
-        """Wait until they are gone."""
+        """Wait until all processes are gone."""
         for process in self.processes:
             process.join(timeout=DEADLINE_SECONDS)
             assert not process.is_alive(), self.tail()
 
     def tail(self) -> str:
-        """The end of what they printed."""
+        """The end of the ranks' output."""
         logs = sorted(self.logs.glob("log-*.txt"))
         return "\n".join(f"{log.name}: {log.read_text()[-3000:]}" for log in logs)

@@ -1,4 +1,4 @@
-"""Local lm-eval tasks under the names of the suite's: two documents each, no network."""
+"""Local lm-eval tasks with the names of the suite's tasks: two documents each, no network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {"lambada_openai": LAST_WORD, "nq_open": ANSWER}
 
 
 def write(folder: Path, names: list[str], words: list[str]) -> Path:
-    """Task files for `names` with documents made of `words`; `mmlu` is a group of two."""
+    """Write task files for `names` with documents made of `words`; `mmlu` is a group of two."""
     folder.mkdir(parents=True)
     data = folder / "documents.jsonl"
     documents = [

@@ -1,4 +1,4 @@
-"""A real run that writes down, rank by rank, what is allocated after its steps.
+"""A real run that records, per rank, the bytes allocated after its steps.
 
 python state_bytes_of_runs.py OUT_DIR RECIPE key=value, under Composer's launcher for several ranks
 """
@@ -17,7 +17,7 @@ from llmshearing.train import build_trainer
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of the part that this rank holds."""
+    """Bytes of the shard that this rank holds."""
     local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local.numel() * local.element_size()
 

@@ -1,4 +1,4 @@
-"""The pages of the API, built as `make docs` builds them."""
+"""API pages build as in `make docs`."""
 
 import os
 import re
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_api_pages_are_built_without_a_warning(tmp_path):
+def test_api_pages_build_without_a_warning(tmp_path):
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     recipe = re.search(r"^docs:.*\n\t(.+)$", makefile, re.MULTILINE)[1]
     setting, program, *words = shlex.split(recipe)
@@ -32,7 +32,7 @@ def test_api_pages_are_built_without_a_warning(tmp_path):
         path
         for path in (ROOT / "llmshearing").rglob("*.py")
         if path.name not in ("__init__.py", "__main__.py")
-        and path.parent.name != "quickstart"  # it lists what is public in `__all__`
+        and path.parent.name != "quickstart"  # its `__all__` lists what is public
         and not (tmp_path / "docs" / path.relative_to(ROOT)).with_suffix(".html").is_file()
     ]
     assert not missing

@@ -1,6 +1,6 @@
-"""The commands of the documents, typed as they stand there, on the real small model and text.
+"""Run the documents' commands as written, on the real small model and text.
 
-`MODEL` and `TEXT` are given, text and trainings are cut short; nothing else is changed.
+`MODEL` and `TEXT` are provided, and text and training are shortened; nothing else changes.
 """
 
 import itertools
@@ -30,7 +30,7 @@ def marked(document):
 
 @pytest.fixture
 def place(tmp_path, shared):
-    """A clone as its reader has it: the project's folders, an environment, a model and text."""
+    """A folder like a reader's clone: the project, an environment, a model and text."""
     for name in ("yamls", "data_prep", "launch", "llmshearing"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
@@ -42,7 +42,7 @@ def place(tmp_path, shared):
 
 
 def shorten(file, to):
-    """The first documents of a file, each cut short."""
+    """Copy the first documents of a file, each shortened."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with file.open() as lines, to.open("w") as out:
         for line in itertools.islice(lines, 6):

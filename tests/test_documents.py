@@ -1,4 +1,4 @@
-"""What the documents say exists as they say it: commands, files, names in the code, tests."""
+"""Commands, files, names and tests in the documents exist."""
 
 import ast
 import re
@@ -23,12 +23,12 @@ TEST = r"tests/[\w/]+\.py(?:::\w+)?"
 
 
 def is_name(words):
-    """A verb by itself names the command and is none."""
+    """A verb alone names the command; it is not a call."""
     return words[0] == "llmshearing" and len(words) == 2
 
 
 def all_commands():
-    """Commands in blocks, and those in running text that are more than a program's name."""
+    """Commands in code blocks, and those in running text with arguments."""
     for document in DOCUMENTS:
         for block in blocks(document):
             for words in commands(block.text):
@@ -47,7 +47,7 @@ def all_commands():
         for document, words in all_commands()
     ],
 )
-def test_command_is_one_that_exists(words):
+def test_documented_command_exists(words):
     for word in words:
         if re.match(r"(yamls|data_prep|launch|benchmarks|tests)/", word):
             assert (ROOT / word).exists(), word
@@ -68,7 +68,7 @@ def test_command_is_one_that_exists(words):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_block_of_commands_names_its_test_or_why_there_is_none(document):
+def test_every_command_block_names_its_test_or_a_reason(document):
     for block in blocks(document):
         where = f"{document.name}, line {block.line}: {block.text.splitlines()[0]}"
         assert block.language == "bash", f"{where}: say ```bash"
@@ -81,7 +81,7 @@ def test_every_block_of_commands_names_its_test_or_why_there_is_none(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_document_points_to_exists(document):
+def test_links_tests_and_names_in_a_document_exist(document):
     text = document.read_text()
     for address in re.findall(r"\]\(([^)#\s]+)\)", text):
         if not address.startswith(("http", "mailto:")):
@@ -96,7 +96,7 @@ def test_what_a_document_points_to_exists(document):
         assert (ROOT / path).exists(), path
 
 
-def test_each_row_of_the_troubles_has_its_tests():
+def test_each_row_of_the_troubleshooting_table_names_tests():
     text = (ROOT / "docs/troubleshooting.md").read_text()
     table = text[text.index("| issue |") :].splitlines()[2:]
     rows = [line for line in table if line.startswith("|")]
@@ -106,7 +106,7 @@ def test_each_row_of_the_troubles_has_its_tests():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_recipe_loads_and_opens_with_its_command(path):
+def test_recipe_loads_and_starts_with_its_command(path):
     first = path.read_text().splitlines()[0]
     assert first.startswith("# composer -n ")
     words = shlex.split(first[2:])
@@ -117,10 +117,10 @@ def test_recipe_loads_and_opens_with_its_command(path):
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def test_pictures_of_the_documents_are_small():
+def test_pictures_in_the_documents_are_small():
     pictures = [*(ROOT / "docs").glob("*.png")]
     assert pictures
     assert all(path.stat().st_size < 300_000 for path in pictures)

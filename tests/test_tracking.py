@@ -15,8 +15,8 @@ installed = pytest.mark.skipif(
 
 
 @pytest.fixture
-def anew():
-    """wandb reads its settings once a process."""
+def fresh_settings():
+    """wandb reads its settings once per process; reset them."""
     import wandb
 
     wandb.teardown()
@@ -25,13 +25,13 @@ def anew():
 
 
 @installed
-@pytest.mark.usefixtures("anew")
-def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("fresh_settings")
+def test_wandb_gets_the_metric_names_of_the_metrics_file(recipe_file, tmp_path, monkeypatch):
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     run_here(recipe_file, *SHORT)
-    wandb.teardown()  # its own process writes the file; a run that ends waits for it
+    wandb.teardown()  # its process writes the file; wait for it
     own = (tmp_path / "run/wandb-id.txt").read_text()
     (tracked,) = (tmp_path / "run/wandb").glob(f"offline-run-*/run-{own}.wandb")
     content = tracked.read_bytes()
@@ -40,7 +40,7 @@ def test_a_run_is_tracked_under_the_same_names(recipe_file, tmp_path, monkeypatc
 
 
 @installed
-def test_runs_of_one_name_are_two_and_a_resumed_one_is_itself(tmp_path):
+def test_runs_of_the_same_name_differ_and_a_resumed_run_stays_one(tmp_path):
     settings = [
         RunSettings(directory=str(tmp_path / n / "prune"), duration="1ba", wandb="p")
         for n in ("a", "a", "b")
@@ -50,8 +50,8 @@ def test_runs_of_one_name_are_two_and_a_resumed_one_is_itself(tmp_path):
 
 
 @installed
-@pytest.mark.usefixtures("anew")
-def test_a_missing_key_is_one_message(recipe_file, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("fresh_settings")
+def test_a_missing_api_key_gives_one_message(recipe_file, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -59,7 +59,7 @@ def test_a_missing_key_is_one_message(recipe_file, tmp_path, monkeypatch):
         run_here(recipe_file, *SHORT)
 
 
-def test_a_missing_package_is_told_before_the_run(recipe_file, monkeypatch):
+def test_a_missing_wandb_package_is_reported_before_the_run(recipe_file, monkeypatch):
     found = importlib.util.find_spec
     absent = {"wandb"}
     monkeypatch.setattr(

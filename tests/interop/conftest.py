@@ -1,4 +1,4 @@
-"""Small models, pruned by real runs and exported, each of another kind."""
+"""Small models of several kinds, pruned by real runs and exported."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ KINDS = {
             "num_key_value_heads": 4,
             "initializer_range": 0.4,
         },
-        # llama.cpp's Qwen2 takes no other width than heads x head_dim
+        # llama.cpp's Qwen2 needs hidden = heads x head_dim
         {"hidden": 32, "layers": 2, "heads": 4, "kv_groups": 2, "intermediate": 64},
     ),
     "gqa": (
@@ -55,7 +55,7 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="session", params=KINDS)
 def exported(request, tmp_path_factory, tiny_model, tiny_tree):
-    """An exported directory with its tokenizer, as `llmshearing export` leaves it."""
+    """An exported directory with its tokenizer, as `llmshearing export` writes it."""
     folder = tmp_path_factory.mktemp(request.param)
     changes, target = KINDS[request.param]
     make_source(folder / "source", tiny_model, changes)
@@ -82,7 +82,7 @@ def exported(request, tmp_path_factory, tiny_model, tiny_tree):
 
 
 def make_source(folder, tiny_model, changes):
-    """Random weights whose logits lie far apart, and never ask for the end of the text."""
+    """Random weights whose logits are far apart and never choose the end-of-text token."""
     config = AutoConfig.for_model(**{**TINY, **changes})
     torch.manual_seed(6)
     model = AutoModelForCausalLM.from_config(config)
@@ -90,7 +90,7 @@ def make_source(folder, tiny_model, changes):
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.1)
-        if not config.tie_word_embeddings:  # a loud tied embedding would only repeat itself
+        if not config.tie_word_embeddings:  # a large tied embedding would repeat the same token
             model.get_input_embeddings().weight.mul_(4)
         model.get_output_embeddings().weight[config.eos_token_id] = 0
     model.save_pretrained(folder)
@@ -100,7 +100,7 @@ def make_source(folder, tiny_model, changes):
 
 @pytest.fixture(scope="session")
 def greedy(exported):
-    """The prompt's ids and the next tokens by plain Transformers, well apart from the seconds."""
+    """The prompt's ids and the next greedy tokens by plain Transformers, by a clear margin."""
     model, report = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
     assert not any(report.values()), report
     tokenizer = LlamaTokenizerFast.from_pretrained(exported)

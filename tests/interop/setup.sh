@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# What tests/interop need beside the environment: TRL, llama-cpp-python (compiled here: a C++ compiler
-# is all that is needed, some seven minutes on one core) and the source of the same version, which has
-# llama.cpp's converter, in build/interop.
+# Install what tests/interop need: TRL, llama-cpp-python (compiled here with a C++ compiler, about seven
+# minutes on one core) and, in build/interop, the source of the same version with llama.cpp's converter.
 #
 #   tests/interop/setup.sh && .venv/bin/python -m pytest -q -m slow -rs tests/interop
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-.venv/bin/python}"
 
-# Of llama.cpp the library alone: no servers, no programs, no images.
+# Build only llama.cpp's library: no servers, programs or image support.
 CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF"
 export CMAKE_ARGS="$CMAKE_ARGS -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 "$python" -m pip install --quiet --editable '.[interop]'

@@ -1,4 +1,4 @@
-"""Exported models in llama.cpp: converted by its own script, run by its own library.
+"""Exported models in llama.cpp: converted by its script, run by its library.
 
 The script is not on the package index by itself, but in llama-cpp-python's source distribution;
 `setup.sh` in this folder installs the one and unpacks the other.
@@ -49,13 +49,13 @@ def next_tokens(file: Path, prompt: list[int], steps: int) -> list[int]:
     return tokens
 
 
-def test_converted_models_go_on_alike(converter, exported, greedy, tmp_path):
+def test_converted_models_generate_the_same_tokens(converter, exported, greedy, tmp_path):
     prompt, expected = greedy
     file = converted(converter, exported, tmp_path / "model.gguf")
     assert next_tokens(file, prompt, len(expected)) == expected
 
 
-def test_fast_tokenizer_alone(converter, exported, greedy, tmp_path):
+def test_a_model_with_only_a_fast_tokenizer_converts(converter, exported, greedy, tmp_path):
     """Without `tokenizer.model` the converter reads `tokenizer.json`."""
     if "qwen2" in (exported / "config.json").read_text():
         pytest.skip("its converter knows fast tokenizers of published models only, by their hash")

@@ -1,4 +1,4 @@
-"""Exported models in plain Transformers, in a process that never saw this package."""
+"""Exported models in plain Transformers, in a process that cannot import this package."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ print(json.dumps([batch.input_ids[0].tolist(), answer[0, batch.input_ids.shape[1
 """
 
 
-def test_auto_model_without_the_package(exported, greedy):
+def test_auto_model_loads_an_export_without_this_package(exported, greedy):
     prompt = "stone3 river1 def2"
     command = [sys.executable, "-c", PROGRAM, str(exported), prompt, "64"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=exported)

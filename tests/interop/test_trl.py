@@ -8,7 +8,7 @@ trl = pytest.importorskip("trl", reason="trl is not installed: run tests/interop
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
-def test_sft_trainer_takes_five_steps(exported, tmp_path):
+def test_trls_sft_trainer_trains_an_export(exported, tmp_path):
     from datasets import Dataset
 
     texts = [f"stone{i} river{i + 1} light{i}" for i in range(16)]
