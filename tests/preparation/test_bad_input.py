@@ -55,9 +55,9 @@ def test_a_bad_document_is_counted_and_listed_by_line(config, source, tmp_path, 
 def test_too_many_bad_documents_stop_the_run(config, source, tmp_path, capsys):
     put(source, [b"{", b"}"])
     assert prepare(config) == 2
-    told = capsys.readouterr().err
-    assert "found 2 bad of 192 documents" in told
-    assert "web/a.jsonl:26: malformed JSON" in told
+    shown = capsys.readouterr().err
+    assert "found 2 bad of 192 documents" in shown
+    assert "web/a.jsonl:26: malformed JSON" in shown
     assert not (tmp_path / "tree" / "manifest.json").exists()
     with pytest.raises(UserError, match="unfinished"):
         DataTree.open(tmp_path / "tree")
@@ -82,9 +82,9 @@ def test_damaged_compressed_files_are_named(config, source, capsys, kind, damage
     ruined = squeezed[:half] if damage == "cut off" else squeezed[:half] + b"\0" * half
     plain.with_suffix(f".jsonl.{kind}").write_bytes(ruined)
     assert prepare(config) == 2
-    told = capsys.readouterr().err
-    assert f"a.jsonl.{kind}" in told
-    assert damage in told
+    shown = capsys.readouterr().err
+    assert f"a.jsonl.{kind}" in shown
+    assert damage in shown
 
 
 def test_a_damaged_parquet_file_is_named(config, source, capsys):
@@ -115,12 +115,12 @@ def test_an_unreadable_file_is_named(config, source, capsys, monkeypatch):
 
         monkeypatch.setattr(inputs, "find", find)
     assert prepare(config, "domains={web: {files: web/a.jsonl}, code: {}}") == 2
-    told = capsys.readouterr().err
-    assert "a.jsonl" in told
-    assert "cannot read" in told
+    shown = capsys.readouterr().err
+    assert "a.jsonl" in shown
+    assert "cannot read" in shown
 
 
-def test_a_full_disk_stops_with_a_message_and_the_rest_can_go_on(config, tmp_path):
+def test_a_full_disk_ends_with_a_message_and_can_be_resumed(config, tmp_path):
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     run = "import sys; from llmshearing.cli import main; sys.exit(main(['prepare', *sys.argv[1:]]))"
     done = subprocess.run(
@@ -160,10 +160,10 @@ def test_a_wrong_setting_is_one_message(config, capsys, override, message):
     assert message in capsys.readouterr().err
 
 
-def test_all_wrong_settings_are_told_at_once(config, capsys):
+def test_all_wrong_settings_are_reported_at_once(config, capsys):
     assert prepare(config, "sequence_length=1", "bad_documents=7", "processes=-1") == 2
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("sequence_length", "bad_documents", "processes"))
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in ("sequence_length", "bad_documents", "processes"))
 
 
 def test_a_file_that_is_no_tokenizer_is_named(config, tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_a_file_that_is_no_tokenizer_is_named(config, tmp_path, capsys):
     assert "x.model" in capsys.readouterr().err
 
 
-def test_text_that_changed_since_is_refused(config, source, capsys):
+def test_a_new_input_file_in_unfinished_work_is_refused(config, source, capsys):
     assert prepare(config, "--shard", "0/2") == 0
     write_jsonl(source / "web" / "new.jsonl", [text(1, 9)])
     assert prepare(config) == 2

@@ -1,4 +1,4 @@
-"""A tree described and checked; what is damaged is named."""
+"""Damage to a tree is found and named."""
 
 import json
 
@@ -23,13 +23,13 @@ def test_counts_and_samples_of_a_whole_tree(tree, capsys):
     capsys.readouterr()
     before = contents(tree)
     assert describe(tree, "--samples", 2, "--domain", "web") == 0
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     held = DataTree.open(tree)
-    assert f"{held.split('continue')['web'].tokens:,}" in told
-    assert held.split("continue")["web"].fingerprint[:12] in told
-    assert told.count("prune/web row") == 2
-    assert "prune/code row" not in told
-    assert "all files are as recorded" in told
+    assert f"{held.split('continue')['web'].tokens:,}" in shown
+    assert held.split("continue")["web"].fingerprint[:12] in shown
+    assert shown.count("prune/web row") == 2
+    assert "prune/code row" not in shown
+    assert "all files are as recorded" in shown
     assert contents(tree) == before
 
 
@@ -66,12 +66,12 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("name", "damage", "problem"), DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_told_with_the_file(tree, capsys, name, damage, problem):
+def test_damage_is_reported_with_the_file(tree, capsys, name, damage, problem):
     damage(tree / name)
     assert describe(tree) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if problem in line]
-    assert told
-    assert name.split("/")[0] in told[0]
+    shown = [line for line in capsys.readouterr().err.splitlines() if problem in line]
+    assert shown
+    assert name.split("/")[0] in shown[0]
 
 
 def test_a_lost_index_over_changed_shards_is_not_rebuilt(tree, capsys):
@@ -82,7 +82,7 @@ def test_a_lost_index_over_changed_shards_is_not_rebuilt(tree, capsys):
     assert not (tree / "prune" / "web" / "index.json").exists()
 
 
-def test_ids_beyond_the_vocabulary_are_told(tree, capsys):
+def test_ids_beyond_the_vocabulary_are_reported(tree, capsys):
     manifest = json.loads((tree / "manifest.json").read_text())
     manifest["vocabulary"] = 300
     (tree / "manifest.json").write_text(json.dumps(manifest))

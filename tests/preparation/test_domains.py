@@ -88,4 +88,4 @@ def test_a_name_too_long_for_a_file_is_refused(config, capsys):
     settings["domains"] = {"x" * 300: {"files": "web"}}
     config.write_text(json.dumps(settings))
     assert prepare(config) == 2
-    assert "expected at most 200 letters" in capsys.readouterr().err
+    assert "of at most 200 letters" in capsys.readouterr().err

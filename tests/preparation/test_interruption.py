@@ -1,4 +1,4 @@
-"""Killed at any moment, the same command goes on, and the tree is the one it would have been."""
+"""Killed at any moment, the same command resumes and writes the same tree."""
 
 import json
 import os
@@ -74,19 +74,19 @@ def run_with_kills(config, source, tmp_path, kills, processes, documents):
     assert contents(tmp_path / "tree") == wanted
 
 
-def test_killed_once_and_finished(config, source, tmp_path):
+def test_a_killed_run_resumes(config, source, tmp_path):
     run_with_kills(config, source, tmp_path, kills=1, processes=1, documents=20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_twenty_moments_and_finished(config, source, tmp_path, processes):
+def test_a_run_killed_twenty_times_resumes(config, source, tmp_path, processes):
     run_with_kills(config, source, tmp_path, kills=20, processes=processes, documents=300)
 
 
 @pytest.mark.parametrize("moment", ["units", "shards", "indexes", "cleaning"])
-def test_stopped_at_each_stage_and_finished(config, tmp_path, monkeypatch, moment):
-    """The same without chance: an error in the middle of each stage of the work."""
+def test_an_error_at_each_stage_can_be_resumed(config, tmp_path, monkeypatch, moment):
+    """An error in the middle of each stage, instead of a kill at a random moment."""
     from llmshearing.preparation import finish, packing, units
 
     class StopError(Exception):
@@ -126,7 +126,7 @@ def test_stopped_at_each_stage_and_finished(config, tmp_path, monkeypatch, momen
 
 
 @pytest.mark.parametrize("name", ["index.json", "bad_documents.jsonl", "manifest.json"])
-def test_killed_while_a_file_is_written_nothing_is_left_of_it(config, tmp_path, name):
+def test_a_kill_before_a_rename_leaves_no_partial_file(config, tmp_path, name):
     """The process ends, without a chance to clean up, just before the file gets its name."""
     ends = (
         "import os, sys, pathlib; replace = pathlib.Path.replace\n"
@@ -142,7 +142,7 @@ def test_killed_while_a_file_is_written_nothing_is_left_of_it(config, tmp_path, 
     assert contents(tmp_path / "tree") == contents(tmp_path / "whole")
 
 
-def test_no_process_outlives_a_killed_one(config, source):
+def test_workers_end_when_the_command_is_killed(config, source):
     for number in range(4):
         write_jsonl(source / "web" / f"more{number}.jsonl", [text(i, 300) for i in range(3000)])
     run = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Our shards are byte for byte those of Streaming's own writer."""
+"""Shards have the bytes of Streaming's own writer."""
 
 import json
 
@@ -12,7 +12,7 @@ from llmshearing.preparation import mds_files
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
-def test_bytes_are_those_of_mdswriter(tmp_path, chat, dtype):
+def test_bytes_equal_those_of_mdswriter(tmp_path, chat, dtype):
     layout = mds_files.ShardFormat(8, dtype, chat=chat, size_limit=1000)
     draw = np.random.default_rng(0)
     rows = np.zeros(100, layout.row)

@@ -1,4 +1,4 @@
-"""Memory does not grow with the file, and a document of 50 MB is no exception."""
+"""Memory does not grow with the file, not even with a document of 50 MB."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole command: what it makes, and that it makes the same however the work was cut."""
+"""The whole command: what it writes, and that it does not depend on how the work is divided."""
 
 import json
 import shutil
@@ -20,7 +20,9 @@ def rows(folder):
     return np.stack([dataset[i]["tokens"] for i in range(len(dataset))])
 
 
-def test_the_rows_are_the_documents_of_sentencepiece(config, source, model_file, tmp_path):
+def test_rows_hold_the_documents_as_sentencepiece_encodes_them(
+    config, source, model_file, tmp_path
+):
     assert prepare(config) == 0
     tree = DataTree.open(tmp_path / "tree")
     assert (tree.sequence_length, tree.token_dtype, tree.vocabulary) == (32, "uint16", 420)
@@ -60,7 +62,7 @@ def test_the_rows_are_the_documents_of_sentencepiece(config, source, model_file,
     ],
     ids="-".join,
 )
-def test_the_bytes_do_not_depend_on_the_cut(config, tmp_path, cut):
+def test_bytes_do_not_depend_on_units_or_processes(config, tmp_path, cut):
     assert prepare(config) == 0
     assert prepare(config, f"output={tmp_path / 'other'}", *cut) == 0
     assert contents(tmp_path / "other") == contents(tmp_path / "tree")
@@ -79,7 +81,7 @@ def test_shards_merged_are_the_same_bytes(config, tmp_path):
     assert contents(tmp_path / "other") == contents(tmp_path / "tree")
 
 
-def test_a_finished_tree_is_left_as_it_is(config, tmp_path):
+def test_a_finished_tree_is_not_rewritten(config, tmp_path):
     assert prepare(config) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tree").rglob("*")}
     assert prepare(config) == 0
@@ -103,7 +105,7 @@ def test_an_unfinished_other_preparation_is_refused(config, capsys):
     assert "unfinished" in capsys.readouterr().err
 
 
-def test_other_rules_for_the_splits_take_up_what_is_tokenised(config, tmp_path, capsys):
+def test_changed_split_rules_reuse_finished_units(config, tmp_path, capsys):
     assert prepare(config, "splits.eval={share: 0.0001}", "sequence_length=2000") == 2
     assert "less than one row" in capsys.readouterr().err
     units = {p: p.stat().st_mtime_ns for p in (tmp_path / "tree" / ".prepare" / "units").iterdir()}
@@ -159,7 +161,7 @@ def test_budgets_by_domain_and_by_weight(config, tmp_path, capsys):
         assert splits["continue"][domain]["lacking_tokens"] > 100_000
 
 
-def test_inputs_of_every_kind_hold_the_same(config, source, tmp_path):
+def test_every_kind_of_input_gives_the_same_data(config, source, tmp_path):
     import gzip
 
     import pyarrow
@@ -239,7 +241,7 @@ def test_a_separator_ends_each_text(config, json_folder, tmp_path, capsys):
     assert not {0, 1} & set(ids.tolist())
 
 
-def test_a_wide_vocabulary_takes_32_bits(config, json_folder, tmp_path):
+def test_a_vocabulary_above_65536_ids_takes_32_bits(config, json_folder, tmp_path):
     tokenizer = json.loads((json_folder / "tokenizer.json").read_text(encoding="utf-8"))
     wide = tmp_path / "wide"
     shutil.copytree(json_folder, wide)
