@@ -1,7 +1,7 @@
 """Sizes and checksums of files: recorded in a manifest, compared before the files are used.
 
 XXH3 (128 bits) detects damage. It does not stop an attacker, who can rewrite the manifest too;
-against that no reader unpickles anything but tensors and plain values.
+against that, no reader unpickles anything but tensors and plain values.
 
 One core hashes about 9 GB/s from memory, so the disk sets the pace: checking a checkpoint costs one
 sequential read of its files. Each rank of a run reads its share of the files, so the time of a
@@ -11,50 +11,59 @@ rank.
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from torch import distributed as dist
 
 from llmshearing.errors import UserError
 
-BYTES, DIGEST, SEAL = "bytes", "xxh3_128", "checksum"
 BUFFER_BYTES = 1 << 20
 
 
-def record_files(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Size and checksum of files. All ranks call it.
+@dataclass(frozen=True)
+class FileRecord:
+    """Size of a file in bytes, and its checksum; manifests of format 0 have no checksums."""
+
+    bytes: int
+    xxh3_128: str | None = None
+
+
+def record_files(files: Mapping[str, Path]) -> dict[str, FileRecord]:
+    """Size and checksum of files by name. All ranks call it.
 
     Args:
         files: by name, those that this rank reads.
 
     Returns:
-        `{name: {"bytes": N, "xxh3_128": HEX}}` of the files of all ranks.
+        The records of all ranks' files.
 
     Raises:
         UserError: on every rank, if any rank cannot read a file.
     """
-    mine: dict[str, Any] = {}
+    mine: dict[str, FileRecord] = {}
+    failed: list[str] = []
     for name, file in files.items():
         try:
-            mine[name] = {BYTES: file.stat().st_size, DIGEST: _digest(file)}
+            mine[name] = FileRecord(file.stat().st_size, _digest(file))
         except OSError as error:
-            mine[name] = f"cannot read {file}: {error.strerror or error}"
-    shares: list[Any] = [mine]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, mine)
-    found = {name: record for share in shares for name, record in share.items()}
-    failed = [record for record in found.values() if isinstance(record, str)]
+            failed.append(f"cannot read {file}: {error.strerror or error}")
+    shares: list[Any] = [(mine, failed)]
+    if (ranks := _ranks()[1]) > 1:
+        shares = [None] * ranks
+        sys.modules["torch.distributed"].all_gather_object(shares, (mine, failed))
+    failed = [problem for _, problems in shares for problem in problems]
     if failed:
         raise UserError(f"{'; '.join(failed)}. Put the file back or check the disk")
-    return found
+    return {name: record for records, _ in shares for name, record in records.items()}
 
 
-def check_files(folder: Path, recorded: Mapping[str, Any], manifest: Path, remedy: str) -> None:
+def check_files(
+    folder: Path, recorded: Mapping[str, FileRecord], manifest: Path, remedy: str
+) -> None:
     """Compare files with their records. All ranks call it; each reads its share.
 
     Args:
@@ -66,7 +75,7 @@ def check_files(folder: Path, recorded: Mapping[str, Any], manifest: Path, remed
     Raises:
         UserError: on every rank, if a file is missing or has changed since it was written.
     """
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, ranks = _ranks()
     names = sorted(recorded)
     found = record_files({name: folder / name for name in names[rank::ranks]})
     changed = [str(folder / name) for name in names if found[name] != recorded[name]]
@@ -77,19 +86,12 @@ def check_files(folder: Path, recorded: Mapping[str, Any], manifest: Path, remed
         )
 
 
-def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest as JSON has it, with the checksum of its own content."""
-    plain = json.loads(json.dumps(manifest))
-    return {**plain, SEAL: _seal(plain)}
-
-
-def is_sealed(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest's content is what its checksum says."""
-    return manifest.get(SEAL) == _seal({k: v for k, v in manifest.items() if k != SEAL})
-
-
-def _seal(plain: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(plain, sort_keys=True).encode())
+def _ranks() -> tuple[int, int]:
+    """This rank and how many there are; without torch, which the caller need not load, one."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _digest(file: Path) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from composer.utils import dist
 
@@ -17,6 +15,7 @@ from llmshearing.checkpoints.layout import (
     read_manifest,
     step_of,
 )
+from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checkpoints.resume_check import check_fits
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
@@ -43,7 +42,7 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     return None if shared[0] is None else Path(shared[0])
 
 
-def check_checkpoint(checkpoint: Path, recipe: Recipe, manifest: Mapping[str, Any]) -> None:
+def check_checkpoint(checkpoint: Path, recipe: Recipe, manifest: RunManifest) -> None:
     """Compare a checkpoint with the recipe, log what has changed, and verify its checksums.
 
     Args:
@@ -72,9 +71,9 @@ def is_finished(checkpoint: Path, recipe: Recipe) -> bool:
 
 def warn_masks_reopened(checkpoint: Path, recipe: Recipe) -> None:
     """Warn if another `run.duration` moves the masks back on their schedule."""
-    was = read_manifest(checkpoint).get("masks")
+    was = read_manifest(checkpoint).masks
     now = optimization.mask_schedule(recipe).at(step_of(checkpoint))
-    if was and (now.ramp < was["ramp"] or (was["frozen"] and not now.frozen)):
+    if was and (now.ramp < was.ramp or (was.frozen and not now.frozen)):
         log.warning(
             "%s is further along the mask schedule than run.duration=%s implies, so frozen masks "
             "will be trained again. To keep the current choice, export this checkpoint and "

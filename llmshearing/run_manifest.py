@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
+from llmshearing.checkpoints.manifest import DataRecord, HeldOutRecord, RunManifest, SourceRecord
 from llmshearing.config import Recipe
 from llmshearing.preflight import Inputs
 from llmshearing.quantities import steps
 
 
-def run_manifest(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+def run_manifest(recipe: Recipe, inputs: Inputs) -> RunManifest:
     """The part of a run's manifest that does not change during the run."""
-    tree = inputs.tree
-    return {
-        "recipe": recipe.model_dump(),
-        "source": {
-            "path": str(inputs.source.path.resolve()),
-            "config": inputs.source.config,
-            "shape": asdict(inputs.source.table.source),
-        },
-        "target": None,
-        "data": {
-            "root": str(tree.root),
-            "sequence_length": tree.sequence_length,
-            "tokenizer": tree.tokenizer,
-            "fingerprints": {
-                name: info.fingerprint for name, info in tree.split(recipe.data.split).items()
-            },
-            "held_out": {
-                "fingerprints": {
-                    name: info.fingerprint
-                    for name, info in tree.split(recipe.data.eval_split).items()
-                },
-                "rows": recipe.data.eval_rows,
-            },
-        },
-        "tokens": steps(recipe.run.duration) * recipe.data.global_batch * tree.sequence_length,
-    }
+    source, tree = inputs.source, inputs.tree
+    train, held_out = (
+        {name: info.fingerprint for name, info in tree.split(split).items()}
+        for split in (recipe.data.split, recipe.data.eval_split)
+    )
+    return RunManifest(
+        recipe=recipe.model_dump(),
+        source=SourceRecord(str(source.path.resolve()), source.table.source, source.config),
+        data=DataRecord(
+            root=str(tree.root),
+            sequence_length=tree.sequence_length,
+            tokenizer=tree.tokenizer,
+            fingerprints=train,
+            held_out=HeldOutRecord(held_out, recipe.data.eval_rows),
+        ),
+        tokens=steps(recipe.run.duration) * recipe.data.global_batch * tree.sequence_length,
+    )

@@ -188,7 +188,7 @@ def build_trainer(
         manifest,
     ]
     if recipe.model.initialize == "pretrained":
-        callbacks.append(LoadedLoss(inputs.source.path, fixed["data"], heartbeat.enter))
+        callbacks.append(LoadedLoss(inputs.source.path, fixed.data, heartbeat.enter))
     watchdog.enter("the sharding", start_timeout)
     begun = time.monotonic()
     trainer = Trainer(

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmshearing.checkpoints.layout import FILES, FORMAT, manifest_of
-from llmshearing.checksums import SEAL, record_files, sealed
+from llmshearing.checkpoints.layout import manifest_of
+from llmshearing.checkpoints.manifest import FORMAT, RunManifest
+from llmshearing.checksums import record_files
 
 
-def write_manifest(checkpoint: Path, **entries: Any) -> None:
-    """Write the manifest that the checkpoint's files as they are would have."""
+def write_manifest(checkpoint: Path, manifest: RunManifest) -> None:
+    """Write a manifest that records a checkpoint's files as they are."""
     files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.iterdir())
     records = record_files({str(f.relative_to(checkpoint.parent)): f for f in files})
-    manifest = {**entries, "format": FORMAT, FILES: records}
-    manifest_of(checkpoint).write_text(json.dumps(sealed(manifest)))
+    replace(manifest, files=records, format=FORMAT).write(manifest_of(checkpoint))
 
 
 def edit_manifest(checkpoint: Path, **entries: Any) -> None:
     """Change entries of a manifest, and record the files as they are."""
-    manifest = json.loads(manifest_of(checkpoint).read_text())
-    manifest.pop(SEAL, None)
-    write_manifest(checkpoint, **{**manifest, **entries})
+    write_manifest(checkpoint, replace(RunManifest.read(manifest_of(checkpoint)), **entries))
 
 
 def flip_bit(file: Path, offset: int, bit: int = 0) -> None:

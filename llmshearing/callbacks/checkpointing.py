@@ -12,6 +12,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from llmshearing.checkpoints.layout import checkpoint_path
+from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checkpoints.restoring import restore, restore_generators, save
 from llmshearing.checkpoints.writing import keep_last, on_first_rank
 
@@ -40,7 +41,7 @@ class Checkpointing(Callback):
         due: Callable[[State, Event], bool],
         kind: str,
         keep: int,
-        manifest: Callable[[State], dict[str, Any]],
+        manifest: Callable[[State], RunManifest],
         before: Callable[[State], None],
         resume: str | Path | None = None,
     ) -> None:

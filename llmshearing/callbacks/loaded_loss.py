@@ -7,12 +7,9 @@ damaged, or loaded wrongly, cannot reach it.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -20,8 +17,8 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from llmshearing.callbacks.held_out import measure
+from llmshearing.checkpoints.manifest import EXPORT_FILE, DataRecord, ExportManifest, LossesAt
 from llmshearing.errors import UserError
-from llmshearing.huggingface.weight_files import MANIFEST
 from llmshearing.models.gated import set_gates
 from llmshearing.models.metrics import HeldOutLoss
 from llmshearing.models.shearing import ShearingModel
@@ -30,35 +27,6 @@ log = logging.getLogger(__name__)
 
 # Rounding weights to bfloat16, and activations in training, moves a loss by a few thousandths.
 TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class HeldOutRows:
-    """Which rows a held-out loss belongs to; a loss can be compared only with one of the same rows.
-
-    Attributes:
-        fingerprints: of the held-out split, by domain.
-        rows: the most rows of a domain that count, or None for all.
-        sequence_length: tokens of a row.
-        tokenizer: fingerprint of the tokenizer.
-    """
-
-    fingerprints: Mapping[str, str]
-    rows: int | None
-    sequence_length: int
-    tokenizer: str
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> HeldOutRows | None:
-        """Of a manifest's section `data`; None where it does not tell."""
-        if "held_out" not in data:
-            return None
-        return cls(
-            data["held_out"]["fingerprints"],
-            data["held_out"]["rows"],
-            data["sequence_length"],
-            data["tokenizer"]["fingerprint"],
-        )
 
 
 class LoadedLoss(Callback):
@@ -70,9 +38,7 @@ class LoadedLoss(Callback):
         report: is told what goes on.
     """
 
-    def __init__(
-        self, directory: Path, data: Mapping[str, Any], report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, directory: Path, data: DataRecord, report: Callable[[str], None]) -> None:
         self.directory, self.report = directory, report
         self.stored = stored_losses(directory, data)
 
@@ -96,13 +62,13 @@ class LoadedLoss(Callback):
         if wrong:
             raise UserError(
                 f"the weights loaded from {self.directory} do not have the held-out loss that its "
-                f"{MANIFEST} says, to {TOLERANCE:.0%}: {', '.join(wrong)}. The weights are not "
-                f"those that were exported: export them again, or remove {MANIFEST} if they were "
-                "changed on purpose"
+                f"{EXPORT_FILE} records, to {TOLERANCE:.0%}: {', '.join(wrong)}. They are not the "
+                f"weights that were exported: export them again, or remove {EXPORT_FILE} if they "
+                "were changed on purpose"
             )
 
 
-def stored_losses(directory: Path, data: Mapping[str, Any]) -> dict[str, float]:
+def stored_losses(directory: Path, data: DataRecord) -> dict[str, float]:
     """The losses in a directory's manifest, where they are its weights' own and of the same rows.
 
     Args:
@@ -112,18 +78,17 @@ def stored_losses(directory: Path, data: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         Nats per token by domain; empty where there is nothing to compare.
     """
-    path = directory / MANIFEST
-    if not path.is_file():
+    manifest = ExportManifest.read(directory)
+    run = None if manifest is None else manifest.run
+    if run is None:
         return {}
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    measured = manifest.get("losses_at") or {}
-    if not measured.get("exact") or measured["batch"] != manifest["batch"]:
+    if run.losses_at != LossesAt(run.batch, exact=True):
         log.info("%s has no held-out loss of its own weights to compare with", directory)
         return {}
-    if HeldOutRows.of(manifest["data"]) != HeldOutRows.of(data):
+    if not run.data.evaluates_like(data):
         log.info("the held-out loss in %s is of other rows, so it is not compared", directory)
         return {}
-    return manifest["losses"]
+    return run.losses
 
 
 def _without_masks(model: ShearingModel, batch: dict[str, Tensor], metric: HeldOutLoss) -> None:

@@ -1,10 +1,10 @@
-"""What a run knows about itself, as JSON, and the masks' scores over time."""
+"""Writes a run's manifest, and the masks' scores over time."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from composer.loggers import Logger
 from composer.utils import dist
 from safetensors.torch import save
 
-from llmshearing.files import write_bytes, write_json
+from llmshearing.checkpoints.manifest import RUN_FILE, LossesAt, RunManifest
+from llmshearing.files import write_bytes
 from llmshearing.models.shearing import unwrapped
-from llmshearing.pruning.masks import Masks
 
 PACKAGES = ("llmshearing", "torch", "transformers", "mosaicml", "mosaicml-streaming")
 
@@ -25,29 +25,29 @@ class ManifestWriter(Callback):
 
     Args:
         directory: the run directory.
-        facts: what does not change: recipe, source, target, data.
+        fixed: the manifest at the start of the run.
         mixture: gives the current domain weights.
     """
 
     def __init__(
         self,
         directory: Path,
-        facts: dict[str, Any],
+        fixed: RunManifest,
         mixture: Callable[[], dict[str, Any]],
     ) -> None:
-        self.directory, self.facts, self.mixture = directory, facts, mixture
-        self.losses_at: dict[str, Any] = {}
+        self.directory, self.fixed, self.mixture = directory, fixed, mixture
+        self.losses_at: LossesAt | None = None
         self.losses: dict[str, float] = {}
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Keep the masks of every evaluation: scores, and the units that the cut then kept."""
+        """Write the masks of every evaluation: scores, and the units that its cut kept."""
         del logger
         self.losses = held_out_losses(state)
         model = unwrapped(state.model)
         # Whether the losses are those of the model that export would write at this batch.
         masks = model.masks
         exact = masks is None or masks.sizes_now() == {a: masks.target_sizes[a] for a in masks.axes}
-        self.losses_at = {"batch": state.timestamp.batch.value, "exact": exact}
+        self.losses_at = LossesAt(state.timestamp.batch.value, exact)
         self._write(state)
         if masks is not None:
             scores, kept = masks.keep_probabilities(), masks.kept()
@@ -58,34 +58,36 @@ class ManifestWriter(Callback):
                 write_bytes(self.directory / "masks" / name, save(tensors))
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Say the last word."""
+        """Write the manifest of the finished run."""
         del logger
         self._write(state)
 
-    def manifest(self, state: State) -> dict[str, Any]:
-        """What there is to say now."""
+    def manifest(self, state: State) -> RunManifest:
+        """The manifest at this step."""
         masks = unwrapped(state.model).masks
-        return {
-            **self.facts,
-            "batch": state.timestamp.batch.value,
-            "losses": self.losses,
-            "losses_at": self.losses_at,
-            "mixture": self.mixture(),
-            **({} if masks is None else mask_facts(masks)),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        return replace(
+            self.fixed,
+            batch=state.timestamp.batch.value,
+            losses=self.losses,
+            losses_at=self.losses_at,
+            mixture=self.mixture(),
+            target=None if masks is None else masks.target,
+            masks=None if masks is None else masks.state,
+            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses of the last evaluation, which a checkpoint between two repeats."""
-        return {"losses": self.losses, "losses_at": self.losses_at}
+        """The losses of the last evaluation, for checkpoints between two evaluations."""
+        return {"losses": self.losses, "losses_at": self.losses_at and asdict(self.losses_at)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.losses, self.losses_at = state["losses"], state["losses_at"]
+        """Restore from a checkpoint."""
+        self.losses = state["losses"]
+        self.losses_at = LossesAt(**state["losses_at"]) if state["losses_at"] else None
 
     def _write(self, state: State) -> None:
         if dist.get_global_rank() == 0:
-            write_json(self.directory / "manifest.json", self.manifest(state))
+            self.manifest(state).write(self.directory / RUN_FILE)
 
 
 def held_out_losses(state: State) -> dict[str, float]:
@@ -96,9 +98,3 @@ def held_out_losses(state: State) -> dict[str, float]:
         if metric.update_called:
             losses[domain] = float(metric.compute())
     return losses
-
-
-def mask_facts(masks: Masks) -> dict[str, Any]:
-    """The target shape, None while a budget has not come to one, and the schedule's moment."""
-    target = None if masks.target is None else asdict(masks.target)
-    return {"target": target, "masks": asdict(masks.state)}

@@ -11,24 +11,21 @@ exchanged file is named before anything is read.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
-from llmshearing.checksums import BYTES, check_files, is_sealed
+from llmshearing.checkpoints.manifest import RunManifest
+from llmshearing.checksums import check_files
 from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Of manifests. Format 0, before there was an entry `format`, has sizes but no checksums.
-FORMAT = 1
 FOLDER = "checkpoints"
-FILES = "files"  # the manifest's entry: size and checksum by path relative to FOLDER
 PARTIAL = ".partial"
 KINDS = ("full", "sharded")
 CHECKPOINT_NAME = re.compile(r"ba\d+(\.pt)?")
+MANIFEST_NAME = re.compile(r"ba\d+\.json")
 
 
 def checkpoint_path(directory: str | Path, step: int, kind: str) -> Path:
@@ -37,51 +34,45 @@ def checkpoint_path(directory: str | Path, step: int, kind: str) -> Path:
 
 
 def kind_of(checkpoint: str | Path) -> str:
-    """`full` or `sharded`, as the path says."""
+    """`full` or `sharded`, from the path."""
     return "full" if Path(checkpoint).suffix == ".pt" else "sharded"
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """The step at which a checkpoint `ba<N>.pt` or `ba<N>` was written."""
+    """The step at which a checkpoint (or manifest) `ba<N>` was written."""
     return int(Path(checkpoint).stem[2:])
 
 
 def manifest_of(checkpoint: str | Path) -> Path:
-    """The JSON that makes a checkpoint whole."""
+    """The path of a checkpoint's manifest."""
     return Path(checkpoint).with_suffix(".json")
 
 
 def whole_checkpoints(directory: str | Path) -> list[Path]:
     """A run directory's checkpoints that have a manifest, the oldest first."""
-    found = []
-    for manifest in Path(directory, FOLDER).glob("ba*.json"):
-        if not manifest.stem[2:].isdigit():
-            continue
-        candidates = (manifest.with_suffix(".pt"), manifest.with_suffix(""))
-        found += [path for path in candidates if path.exists()]
-    return sorted(found, key=step_of)
+    found = _matching(directory, CHECKPOINT_NAME)
+    return [path for path in found if manifest_of(path).is_file()]
 
 
 def latest_checkpoint(directory: str | Path) -> Path | None:
     """The newest checkpoint of a run directory, or None.
 
     Raises:
-        UserError: the newest manifest has lost its checkpoint.
+        UserError: there is a newer manifest without its checkpoint.
     """
     whole = whole_checkpoints(directory)
     latest = whole[-1] if whole else None
-    step = step_of(latest) if latest else -1
-    for path in sorted(Path(directory, FOLDER).glob("ba*"), key=lambda path: path.name):
-        if path.suffix == ".json" and path.stem[2:].isdigit() and step_of(path) > step:
-            missing = [
-                name for name in _load(path).get(FILES, {}) if not (path.parent / name).exists()
-            ]
+    for path in _matching(directory, MANIFEST_NAME):
+        if latest is None or step_of(path) > step_of(latest):
+            files = RunManifest.read(path).files
+            missing = [name for name in files if not (path.parent / name).exists()]
             before = f"resume from {latest.name}" if latest else "start from the first step"
             raise UserError(
                 f"{path} is there, but not its checkpoint: {', '.join(missing)} is missing from "
                 f"{path.parent}. Put it back, or remove {path} to {before}"
             )
-        if CHECKPOINT_NAME.fullmatch(path.name) and step_of(path) > step:
+    for path in _matching(directory, CHECKPOINT_NAME):
+        if latest is None or step_of(path) > step_of(latest):
             log.warning("ignoring %s: without %s it is not whole", path, manifest_of(path).name)
     return latest
 
@@ -98,13 +89,12 @@ def find_checkpoint(path: str | Path) -> Path:
     latest = latest_checkpoint(path)
     if latest is not None:
         return latest
-    alone = [entry for entry in Path(path, FOLDER).glob("ba*") if CHECKPOINT_NAME.match(entry.name)]
-    if alone:
-        newest = max(alone, key=step_of)
+    partial = _matching(path, CHECKPOINT_NAME)
+    if partial:
         raise UserError(
-            f"found no checkpoint in {path} but {newest.name} without its "
-            f"{manifest_of(newest).name}: it was cut short or comes from elsewhere. Train on, or "
-            "put the manifest beside it"
+            f"found no checkpoint in {path} but {partial[-1].name} without its "
+            f"{manifest_of(partial[-1]).name}: its writing was interrupted, or it was copied "
+            "without its manifest. Train further, or copy the manifest too"
         )
     raise UserError(
         f"found no checkpoint in {path}; expected a run directory with checkpoints/ba<N>.pt "
@@ -112,7 +102,7 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
+def read_manifest(checkpoint: str | Path) -> RunManifest:
     """A checkpoint's manifest, known to be its own; all files are there in their sizes.
 
     Raises:
@@ -123,23 +113,27 @@ def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
     path = manifest_of(checkpoint)
     if not path.is_file():
         raise UserError(
-            f"found no {path.name} next to {checkpoint}: this checkpoint was cut short or comes "
-            "from elsewhere; take an earlier one"
+            f"found no {path.name} next to {checkpoint}: its writing was interrupted, or it was "
+            "copied without its manifest; copy that too, or take an earlier checkpoint"
         )
-    manifest = _load(path)
-    files = manifest.get(FILES, {})
-    names = {name.split("/")[0] for name in files}
-    step = manifest.get("batch")
+    manifest = RunManifest.read(path)
+    owners = {name.split("/")[0] for name in manifest.files}
     named = CHECKPOINT_NAME.fullmatch(checkpoint.name)
-    if names - {checkpoint.name} or (named and step not in (None, step_of(checkpoint))):
+    if owners - {checkpoint.name} or (named and manifest.batch != step_of(checkpoint)):
         raise UserError(
-            f"{path} is the manifest of step {step} ({', '.join(sorted(files))}), not of "
-            f"{checkpoint.name}; put the checkpoint's own manifest there, or remove {path} to use "
+            f"{path} is the manifest of step {manifest.batch} ({', '.join(sorted(owners))}), not "
+            f"of {checkpoint.name}; restore the checkpoint's own manifest, or remove {path} to use "
             "the checkpoint before it"
         )
-    for name, record in files.items():
-        size = record[BYTES] if isinstance(record, dict) else record
-        _check_file(checkpoint.parent / name, size, path)
+    for name, record in manifest.files.items():
+        file = checkpoint.parent / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != record.bytes:
+            state = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(
+                f"{file} {state}; {path.name} records {record.bytes} bytes, so this is not a whole "
+                f"checkpoint. Restore the file, or remove {path} to use the checkpoint before it"
+            )
     return manifest
 
 
@@ -151,46 +145,14 @@ def check_contents(checkpoint: str | Path) -> None:
     """
     checkpoint = Path(checkpoint)
     manifest, path = read_manifest(checkpoint), manifest_of(checkpoint)
-    if manifest.get("format", 0) == 0:
+    if manifest.format == 0:
         log.info("%s has no checksums (format 0): only the sizes of its files were checked", path)
         return
     remedy = f"Restore it from a copy, or remove {path} to use the checkpoint before it"
-    check_files(checkpoint.parent, manifest[FILES], path, remedy)
+    check_files(checkpoint.parent, manifest.files, path, remedy)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The content of a manifest.
-
-    Raises:
-        UserError: it is no JSON object, of a newer format, or has changed since it was written.
-    """
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        trouble = None if isinstance(manifest, dict) else "it holds no object"
-    except ValueError as error:
-        manifest, trouble = {}, str(error)
-    found = manifest.get("format", 0) if trouble is None else 0
-    if found not in range(FORMAT + 1):
-        raise UserError(
-            f"{path} has format {found}, expected at most {FORMAT}: it was written by a newer "
-            "version; use that one"
-        )
-    if found > 0 and not is_sealed(manifest):
-        trouble = "its content is not what its checksum says"
-    if trouble is not None:
-        raise UserError(
-            f"{path} is not a whole manifest ({trouble}); put it back, or remove it to use the "
-            "checkpoint before it"
-        )
-    return manifest
-
-
-def _check_file(file: Path, size: int, manifest: Path) -> None:
-    found = file.stat().st_size if file.is_file() else None
-    if found == size:
-        return
-    state = "is missing" if found is None else f"has {found} bytes"
-    raise UserError(
-        f"{file} {state}; expected {size} bytes, as {manifest.name} says, so this is not a whole "
-        f"checkpoint. Put the file back, or remove {manifest} to use the checkpoint before it"
-    )
+def _matching(directory: str | Path, name: re.Pattern[str]) -> list[Path]:
+    """The entries of a run's folder of checkpoints with such a name, by step."""
+    found = [path for path in Path(directory, FOLDER).glob("ba*") if name.fullmatch(path.name)]
+    return sorted(found, key=step_of)

@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from composer.core import State
+from composer.core import time as clock
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 from torch.distributed import checkpoint as dcp
@@ -25,8 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from llmshearing.checkpoints.index import UNREADABLE, SafeReader, not_whole
 from llmshearing.checkpoints.layout import kind_of
-from llmshearing.checkpoints.tensors import UNREADABLE, SafeReader, not_whole
+from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.checkpoints.writing import TRAINER_FILE, without_remarks, write_full, write_sharded
 from llmshearing.errors import UserError
@@ -37,7 +39,7 @@ TENSORS = ("model", "optimizers")
 OWN = ("run_name",)  # of the run that goes on, not of the checkpoint
 
 
-def save(path: Path, state: State, manifest: dict[str, Any]) -> None:
+def save(path: Path, state: State, manifest: RunManifest) -> None:
     """Write a checkpoint of the kind that the path names. All ranks call it.
 
     Raises:
@@ -81,18 +83,18 @@ def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
     settings = [{k: group[k] for k in SETTINGS} for group in state.optimizers[0].param_groups]
     try:
         if kind_of(path) == "full":
-            saved = load_trainer_state(path)
+            saved = load_trainer_state(path, clock)
             model = saved["state"].pop("model")
             moments = next(iter(saved["state"].pop("optimizers").values()))
             options = StateDictOptions(full_state_dict=True, strict=True)
             set_model_state_dict(state.model, model, options=options)
             set_optimizer_state_dict(state.model, state.optimizers[0], moments, options=options)
         else:
-            saved = load_trainer_state(path / TRAINER_FILE)
+            saved = load_trainer_state(path / TRAINER_FILE, clock)
             _load_sharded(path, state, saved["param_groups"])
     except CheckpointException as error:
         raise _refusal(path, next(iter(error.failures.values()))[0]) from error
-    except (*UNREADABLE, LookupError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         raise _refusal(path, error) from error
     state.load_state_dict(saved["state"], logger)
     _set(state, settings)

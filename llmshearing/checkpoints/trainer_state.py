@@ -1,4 +1,4 @@
-"""Reading what Composer saves without running anything that a file says."""
+"""Reading what a trainer saves without running anything that a file names."""
 
 from __future__ import annotations
 
@@ -8,25 +8,44 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer.core.time import Time, Timestamp, TimeUnit
 from torch.torch_version import TorchVersion
 
-# What a trainer checkpoint holds besides tensors and Python's own types: Composer's clock, and
-# NumPy's generator state.
-TRAINER_CLASSES = [
-    Time,
-    Timestamp,
-    TimeUnit,
+# What a trainer's checkpoint contains besides tensors and Python's own types: NumPy's generator
+# state and Composer's clock.
+PLAIN_CLASSES: tuple[Any, ...] = (
     datetime.timedelta,
     TorchVersion,
     np.ndarray,
     np.dtype,
     np.dtypes.UInt32DType,
     np.empty(0).__reduce__()[0],  # the function that rebuilds a pickled array
-]
+)
+CLOCK_CLASSES = ("Time", "Timestamp", "TimeUnit")
 
 
-def load_trainer_state(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
-    """Read a full checkpoint, or the `trainer.pt` of a sharded one; nothing in it can run code."""
-    with torch.serialization.safe_globals(TRAINER_CLASSES):
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+class _Unread:
+    """Stands in for a class of Composer where only tensors are wanted, and keeps nothing."""
+
+    def __new__(cls, *arguments: Any) -> _Unread:
+        del arguments
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def load_trainer_state(path: str | Path, clock: Any = None) -> dict[str, Any]:
+    """Read a full checkpoint, or the `trainer.pt` of a sharded one; tensors are mapped.
+
+    Args:
+        path: the file.
+        clock: the module `composer.core.time`; without it the clock is not read.
+
+    Raises:
+        UnpicklingError: it names other classes than a trainer's state contains.
+    """
+    classes: list[Any] = [
+        (getattr(clock, name, _Unread), f"composer.core.time.{name}") for name in CLOCK_CLASSES
+    ]
+    with torch.serialization.safe_globals([*PLAIN_CLASSES, *classes]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ from torch.futures import Future
 
 from llmshearing.checkpoints.layout import (
     CHECKPOINT_NAME,
-    FILES,
     FOLDER,
-    FORMAT,
     KINDS,
     PARTIAL,
     checkpoint_path,
@@ -30,21 +29,21 @@ from llmshearing.checkpoints.layout import (
     step_of,
     whole_checkpoints,
 )
-from llmshearing.checksums import record_files, sealed
+from llmshearing.checkpoints.manifest import FORMAT, RunManifest
+from llmshearing.checksums import record_files
 from llmshearing.errors import UserError
-from llmshearing.files import write_json
 
 TRAINER_FILE = "trainer.pt"  # of a sharded checkpoint: everything that is not a tensor of the model
 Tensors = Mapping[str, Any]  # nested: names to tensors or to more names
 
 
-def write_full(path: Path, state: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+def write_full(path: Path, state: Mapping[str, Any], manifest: RunManifest) -> None:
     """Write one file from the first rank. Every rank calls it; only the first needs the content.
 
     Args:
         path: the checkpoint's, `ba<N>.pt`.
         state: what to save, tensors and plain values.
-        manifest: the JSON that makes it whole.
+        manifest: of the run at this step; written last, it makes the checkpoint whole.
 
     Raises:
         UserError: on every rank, where it cannot be written.
@@ -64,7 +63,7 @@ def write_full(path: Path, state: Mapping[str, Any], manifest: Mapping[str, Any]
 
 
 def write_sharded(
-    path: Path, tensors: Tensors, rest: Mapping[str, Any], manifest: Mapping[str, Any]
+    path: Path, tensors: Tensors, rest: Mapping[str, Any], manifest: RunManifest
 ) -> None:
     """Write a folder, every rank its own part.
 
@@ -72,7 +71,7 @@ def write_sharded(
         path: the checkpoint's, `ba<N>`.
         tensors: of the model and the optimizer, sharded where they are.
         rest: plain values and small tensors, from the first rank.
-        manifest: the JSON that makes it whole.
+        manifest: of the run at this step; written last, it makes the checkpoint whole.
 
     Raises:
         UserError: on every rank, where it cannot be written.
@@ -117,7 +116,7 @@ def on_first_rank(action: Callable[[], None], path: Path) -> None:
         raise UserError(trouble[0])
 
 
-def _publish(path: Path, written: list[Path], manifest: Mapping[str, Any]) -> None:
+def _publish(path: Path, written: list[Path], manifest: RunManifest) -> None:
     """Record every rank's files, give the checkpoint its name, and write the manifest."""
     temporary = partial(path)
     own = {str(path.name / file.relative_to(temporary)): file for file in written}
@@ -125,7 +124,7 @@ def _publish(path: Path, written: list[Path], manifest: Mapping[str, Any]) -> No
 
     def publish() -> None:
         temporary.replace(path)
-        write_json(manifest_of(path), sealed({**manifest, "format": FORMAT, FILES: files}))
+        replace(manifest, files=files, format=FORMAT).write(manifest_of(path))
 
     on_first_rank(publish, path)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,9 +17,8 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
-from llmshearing.checkpoints.layout import FORMAT
-from llmshearing.checkpoints.runs import RunCheckpoint, open_run
-from llmshearing.checksums import SEAL
+from llmshearing.checkpoints.manifest import ExportManifest
+from llmshearing.checkpoints.tensors import Checkpoint, open_checkpoint
 from llmshearing.errors import UserError
 from llmshearing.export.model_card import model_card
 from llmshearing.export.model_directory import (
@@ -30,9 +28,9 @@ from llmshearing.export.model_directory import (
     write_model,
 )
 from llmshearing.export.verification import gated_logits, verify
-from llmshearing.files import write_json, write_text
+from llmshearing.files import write_text
 from llmshearing.huggingface import tokenizer_files
-from llmshearing.huggingface.weight_files import FILES, MANIFEST, parse_size, weight_records
+from llmshearing.huggingface.weight_files import parse_size, weight_records
 from llmshearing.pruning.distributions import distribution_of
 from llmshearing.pruning.gates import Gates
 from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, decided_gates, select
@@ -115,20 +113,29 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
     if options.dtype not in DTYPES:
         raise UserError(f"found dtype {options.dtype!r}, expected one of {', '.join(DTYPES)}")
     parse_size(options.max_shard_size)
-    checkpoint = open_run(run)
+    checkpoint = open_checkpoint(run)
     table = family_of(checkpoint.config).table(checkpoint.config)
     check_weights(checkpoint, table)
     decision = decide(checkpoint, table)
     if not options.allow_undecided:
         _refuse_undecided(checkpoint, decision)
-    tokenizer = options.tokenizer or checkpoint.source_path
-    known = checkpoint.manifest["data"]["tokenizer"]["fingerprint"]
+    tokenizer = options.tokenizer or Path(checkpoint.manifest.source.path)
+    known = checkpoint.manifest.data.tokenizer["fingerprint"]
     tokenizer_files.check(tokenizer, table.source.vocabulary, known)
     with new_model_directory(out) as directory:
         shape, difference = _write(directory, checkpoint, table, decision, options, tokenizer)
-        manifest = _manifest(checkpoint, shape, decision, options, difference)
-        manifest |= {"format": FORMAT, FILES: weight_records(directory)}
-        write_json(directory / MANIFEST, manifest)
+        manifest = ExportManifest(
+            source=checkpoint.manifest.source,
+            shape=shape,
+            dtype=options.dtype,
+            kept={axis.value: units.tolist() for axis, units in decision.kept.items()},
+            files=weight_records(directory),
+            undecided=decision.undecided,
+            logits_difference=difference,
+            checkpoint=checkpoint.path.name,
+            run=checkpoint.manifest,
+        )
+        manifest.write(directory)
         parameters = table.parameter_count(shape)
         card = model_card(Path(out).name, manifest, parameters)
         write_text(directory / "README.md", card)
@@ -138,7 +145,7 @@ def export(run: str | Path, out: str | Path, options: Options | None = None) -> 
 
 def _write(
     directory: Path,
-    checkpoint: RunCheckpoint,
+    checkpoint: Checkpoint,
     table: CouplingTable,
     decision: Decision,
     options: Options,
@@ -149,7 +156,7 @@ def _write(
         directory,
         checkpoint.config,
         table,
-        checkpoint.target or table.source,
+        checkpoint.manifest.target or table.source,
         cut_tensors(checkpoint, table, decision),
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,
@@ -161,38 +168,39 @@ def _write(
     return shape, verify(directory, logits, cut_tensors(checkpoint, table, decision))
 
 
-def decide(checkpoint: RunCheckpoint, table: CouplingTable) -> Decision:
+def decide(checkpoint: Checkpoint, table: CouplingTable) -> Decision:
     """The kept units and the deterministic gates of a checkpoint's masks."""
     logits = {Axis(name): value for name, value in checkpoint.mask_logits().items()}
     if not logits:
         return Decision({}, {}, {}, frozen=True)
-    if checkpoint.target is None:
+    manifest = checkpoint.manifest
+    if manifest.target is None or manifest.masks is None:
         raise UserError(
-            f"{checkpoint.path} is of a run that prunes to a number of parameters and has not come "
-            "to a shape yet; train on, past pruning.fix_shape"
+            f"{checkpoint.path} belongs to a run that prunes to a number of parameters and has not "
+            "fixed its shape yet; train further, past pruning.fix_shape"
         )
-    distribution = distribution_of(checkpoint.recipe["pruning"]["distribution"])
-    moment = checkpoint.manifest["masks"]
-    kept = select(logits, table.sizes(checkpoint.target))
-    gates = decided_gates(distribution, logits, kept, moment["sharpness"])
+    distribution = distribution_of(manifest.recipe["pruning"]["distribution"])
+    sharpness = manifest.masks.sharpness
+    kept = select(logits, table.sizes(manifest.target))
+    gates = decided_gates(distribution, logits, kept, sharpness)
     undecided = {}
     for axis, x in logits.items():
-        keep = distribution.keep_probability(x, moment["sharpness"])
+        keep = distribution.keep_probability(x, sharpness)
         count = count_undecided(keep, kept[axis])
         undecided[axis.value] = {"undecided": count, "units": x.numel()}
-    return Decision(kept, gates, undecided, moment["frozen"])
+    return Decision(kept, gates, undecided, manifest.masks.frozen)
 
 
-def check_weights(checkpoint: RunCheckpoint, table: CouplingTable) -> None:
+def check_weights(checkpoint: Checkpoint, table: CouplingTable) -> None:
     """See that a checkpoint holds the weights of the model that its manifest names.
 
     Raises:
         UserError: one is missing or of another size.
     """
     sizes = table.tensor_shapes(table.source)
-    present = set(checkpoint.tensors.names())
+    present = set(checkpoint.names())
     missing = [name for name in sizes if name not in present]
-    other = [n for n in sizes if n in present and checkpoint.tensors.shape(n) != sizes[n]]
+    other = [n for n in sizes if n in present and checkpoint.shape(n) != sizes[n]]
     if missing or other:
         raise UserError(
             f"{checkpoint.path} is not a checkpoint of the model that its manifest names: "
@@ -202,13 +210,13 @@ def check_weights(checkpoint: RunCheckpoint, table: CouplingTable) -> None:
 
 
 def cut_tensors(
-    checkpoint: RunCheckpoint, table: CouplingTable, decision: Decision
+    checkpoint: Checkpoint, table: CouplingTable, decision: Decision
 ) -> Iterator[tuple[str, Tensor]]:
     """The exported model's tensors, one at a time."""
-    return cut_model(table, decision.kept, decision.gates, checkpoint.tensors.read)
+    return cut_model(table, decision.kept, decision.gates, checkpoint.read)
 
 
-def _refuse_undecided(checkpoint: RunCheckpoint, decision: Decision) -> None:
+def _refuse_undecided(checkpoint: Checkpoint, decision: Decision) -> None:
     open_axes = {axis: c for axis, c in decision.undecided.items() if c["undecided"]}
     if open_axes and not decision.frozen:
         counts = ", ".join(
@@ -221,22 +229,3 @@ def _refuse_undecided(checkpoint: RunCheckpoint, decision: Decision) -> None:
             "asks, so the exported model is not the one that was trained. Train longer, freeze "
             "earlier (pruning.freeze), or export it all the same with --allow-undecided"
         )
-
-
-def _manifest(
-    checkpoint: RunCheckpoint,
-    shape: Shape,
-    decision: Decision,
-    options: Options,
-    difference: float | None,
-) -> dict[str, Any]:
-    """The run's manifest with what the export decided; kept units in source numbering."""
-    return {
-        **{k: v for k, v in checkpoint.manifest.items() if k not in (FILES, SEAL)},
-        "checkpoint": checkpoint.path.name,
-        "shape": asdict(shape),
-        "dtype": options.dtype,
-        "kept": {axis.value: units.tolist() for axis, units in decision.kept.items()},
-        "undecided": decision.undecided,
-        "verified": None if difference is None else {"logits_difference": difference},
-    }

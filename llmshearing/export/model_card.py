@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from llmshearing.checkpoints.manifest import ExportManifest, RunManifest
 
 CITATION = """\
 @inproceedings{xia2024sheared,
@@ -15,20 +16,21 @@ CITATION = """\
 }"""
 
 
-def model_card(name: str, manifest: Mapping[str, Any], parameters: int) -> str:
-    """The card's Markdown.
+def model_card(name: str, manifest: ExportManifest, parameters: int) -> str:
+    """The card's Markdown for a run's export.
 
     Args:
         name: of the directory.
-        manifest: the exported directory's `llmshearing.json`.
+        manifest: of the exported directory.
         parameters: of the model.
     """
+    assert manifest.run is not None
     sections = [
         _front_matter(manifest),
         f"# {name}\n\n{_opening(manifest, parameters)}",
         f"## Shape\n\n{_shapes(manifest)}",
         _masks(manifest),
-        f"## Training\n\n{_training(manifest)}",
+        f"## Training\n\n{_training(manifest.run)}",
         f"## Use\n\n{_use(name)}",
         "## What stands beside it\n\n`llmshearing.json` has the recipe, the source's config, the "
         "kept units in the source's numbering, the fingerprints of data and tokenizer, and the "
@@ -39,44 +41,47 @@ def model_card(name: str, manifest: Mapping[str, Any], parameters: int) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(manifest: Mapping[str, Any]) -> str:
-    tags = ["llmshearing", manifest["source"]["config"]["model_type"]]
-    if manifest["target"] is not None:
+def _front_matter(manifest: ExportManifest) -> str:
+    tags = ["llmshearing", manifest.source.config["model_type"]]
+    if _is_pruned(manifest):
         tags.append("pruned")
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:"]
     return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
 
 
-def _opening(manifest: Mapping[str, Any], parameters: int) -> str:
-    source = Path(manifest["source"]["path"]).name
-    kind = manifest["source"]["config"]["model_type"]
-    if manifest["target"] is None:
+def _opening(manifest: ExportManifest, parameters: int) -> str:
+    source = Path(manifest.source.path).name
+    kind = manifest.source.config["model_type"]
+    if not _is_pruned(manifest):
         made = f"`{source}`, trained further" if _pretrained(manifest) else "trained from scratch"
     else:
         made = f"`{source}`, pruned to a given shape with learned masks"
-    verified = manifest["verified"]
+    difference = manifest.logits_difference
     checked = (
         "Its logits were not compared with the trained model's."
-        if verified is None
-        else f"Its logits are within {verified['logits_difference']:.1e} of the trained model's."
+        if difference is None
+        else f"Its logits are within {difference:.1e} of the trained model's."
     )
-    return (
-        f"A {kind} model of {parameters:,} parameters ({manifest['dtype']}): {made}.\n\n{checked}"
-    )
+    return f"A {kind} model of {parameters:,} parameters ({manifest.dtype}): {made}.\n\n{checked}"
 
 
-def _pretrained(manifest: Mapping[str, Any]) -> bool:
-    return manifest["recipe"].get("model", {}).get("initialize") != "random"
+def _is_pruned(manifest: ExportManifest) -> bool:
+    return manifest.run is not None and manifest.run.target is not None
 
 
-def _shapes(manifest: Mapping[str, Any]) -> str:
-    source, own = manifest["source"]["shape"], manifest["shape"]
+def _pretrained(manifest: ExportManifest) -> bool:
+    recipe = {} if manifest.run is None else manifest.run.recipe
+    return recipe.get("model", {}).get("initialize") != "random"
+
+
+def _shapes(manifest: ExportManifest) -> str:
+    source, own = asdict(manifest.source.shape), asdict(manifest.shape)
     rows = [f"| {key} | {source[key]:,} | {own[key]:,} |" for key in own]
     return "\n".join(["| | source | this model |", "|---|---|---|", *rows])
 
 
-def _masks(manifest: Mapping[str, Any]) -> str:
-    undecided = {a: c for a, c in manifest["undecided"].items() if c["undecided"]}
+def _masks(manifest: ExportManifest) -> str:
+    undecided = {a: c for a, c in manifest.undecided.items() if c["undecided"]}
     if not undecided:
         return ""
     counts = ", ".join(f"{c['undecided']:,} of {c['units']:,} {a}" for a, c in undecided.items())
@@ -86,15 +91,13 @@ def _masks(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _training(manifest: Mapping[str, Any]) -> str:
-    tokens, data = manifest["tokens"], manifest["data"]
-    trained = manifest["batch"] * manifest["recipe"]["data"]["global_batch"]
-    mixture, losses = manifest.get("mixture") or {}, manifest.get("losses") or {}
-    share, weight = mixture.get("shares", {}), mixture.get("weights", {})
+def _training(run: RunManifest) -> str:
+    trained = run.batch * run.recipe["data"]["global_batch"] * run.data.sequence_length
+    share, weight = run.mixture.get("shares", {}), run.mixture.get("weights", {})
     rows = [
         f"| {domain} | {_number(share.get(domain))} | {_number(weight.get(domain))} | "
-        f"{_number(losses.get(domain), 4)} |"
-        for domain in data["fingerprints"]
+        f"{_number(run.losses.get(domain), 4)} |"
+        for domain in run.data.fingerprints
     ]
     table = [
         "| domain | share of tokens | last weight | held-out loss |",
@@ -102,8 +105,8 @@ def _training(manifest: Mapping[str, Any]) -> str:
         *rows,
     ]
     return (
-        f"{trained * data['sequence_length']:,} tokens of the {tokens:,} planned, in rows of "
-        f"{data['sequence_length']:,}. Loss in nats per token.\n\n" + "\n".join(table)
+        f"{trained:,} tokens of the {run.tokens:,} planned, in rows of "
+        f"{run.data.sequence_length:,}. Loss in nats per token.\n\n" + "\n".join(table)
     )
 
 

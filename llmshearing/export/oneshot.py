@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
-from llmshearing.checkpoints.layout import FORMAT
+from llmshearing.checkpoints.manifest import ExportManifest, SourceRecord
 from llmshearing.errors import UserError
 from llmshearing.export.model_directory import (
     DTYPES,
@@ -23,7 +23,6 @@ from llmshearing.export.model_directory import (
     write_model,
 )
 from llmshearing.export.verification import gated_logits, verify
-from llmshearing.files import write_json
 from llmshearing.huggingface.source import (
     Source,
     empty_model,
@@ -31,8 +30,6 @@ from llmshearing.huggingface.source import (
     read_source,
 )
 from llmshearing.huggingface.weight_files import (
-    FILES,
-    MANIFEST,
     WeightFiles,
     parse_size,
     weight_records,
@@ -105,12 +102,12 @@ def prune_oneshot(
     original = _Original(source)
     sizes = table.sizes(shape)
     axes = [axis for axis, size in sizes.items() if size < table.sizes(table.source)[axis]]
-    scores = score(table, sizes, original.tensors.read)
+    scores = score(table, sizes, original.read)
     kept = select({axis: scores[axis] for axis in axes}, sizes)
     gates = {axis: indicator(scores[axis].float(), kept[axis]) for axis in axes}
 
     def tensors() -> Any:
-        return cut_model(table, kept, {}, original.tensors.read)
+        return cut_model(table, kept, {}, original.read)
 
     with new_model_directory(out) as directory:
         written = write_model(
@@ -124,17 +121,15 @@ def prune_oneshot(
         )
         copy_files(directory, source.path)
         difference = verify(directory, gated_logits(original, gates), tensors())
-        manifest = {
-            "format": FORMAT,
-            FILES: weight_records(directory),
-            "source": {"path": str(source.path.resolve()), "shape": asdict(table.source)},
-            "shape": asdict(written),
-            "method": method,
-            "dtype": dtype,
-            "kept": {axis.value: units.tolist() for axis, units in kept.items()},
-            "verified": {"logits_difference": difference},
-        }
-        write_json(directory / MANIFEST, manifest)
+        ExportManifest(
+            source=SourceRecord(str(source.path.resolve()), table.source, source.config),
+            shape=written,
+            dtype=dtype,
+            kept={axis.value: units.tolist() for axis, units in kept.items()},
+            files=weight_records(directory),
+            logits_difference=difference,
+            method=method,
+        ).write(directory)
     return OneShot(Path(out), written, table.parameter_count(written), difference)
 
 
@@ -153,30 +148,20 @@ def scorer(method: str, seed: int = 0) -> Scorer:
     raise UserError(f"found method {method!r}, expected one of {', '.join(METHODS)}")
 
 
-def from_file(
-    path: Path,
-) -> Scorer:
+def from_file(path: Path) -> Scorer:
     """Scores that `llmshearing importance` has written."""
     return lambda table, *_: load_scores(path, table)
 
 
 class _Original:
-    """A source directory, as verification reads what it compares with."""
-
-    def __init__(self, source: Source) -> None:
-        self.config = source.config
-        self.tensors = _Tensors(source)
-
-
-class _Tensors:
-    """A directory's tensors, with the names that the stock model gives to tied ones too.
+    """A source directory's tensors, with the names that the stock model gives to tied ones too.
 
     Raises:
         UserError: weights are missing, unexpected or of another size.
     """
 
     def __init__(self, source: Source) -> None:
-        self._weights = WeightFiles(source.path)
+        self.config, self._weights = source.config, WeightFiles(source.path)
         stored = self._weights.stored
         self._stored: dict[str, str] = {}  # by each of its names, the one it has in the files
         for names in parameter_aliases(empty_model(source, self._weights)).values():

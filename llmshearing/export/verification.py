@@ -37,9 +37,12 @@ class Original(Protocol):
         """The source's config, complete."""
         ...
 
-    @property
-    def tensors(self) -> Any:
-        """Its tensors: `names()` and `read(name)`, as a checkpoint's."""
+    def names(self) -> list[str]:
+        """Names of its tensors."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor."""
         ...
 
 
@@ -138,8 +141,8 @@ def _gated_model(original: Original, table: CouplingTable, gates: Gates) -> PreT
         sites = insert_gates(model, table)
         set_gates(sites, table, gates)
         _gate_activations([site.module for site in sites])
-    stored = set(original.tensors.names())
-    stream_parameters(model, lambda names: original.tensors.read(_present(names, stored)))
+    stored = set(original.names())
+    stream_parameters(model, lambda names: original.read(_present(names, stored)))
     return model
 
 

@@ -20,13 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmshearing.checksums import check_files, record_files
+from llmshearing.checkpoints.manifest import EXPORT_FILE, ExportManifest
+from llmshearing.checksums import FileRecord, check_files, record_files
 from llmshearing.errors import UserError
 from llmshearing.files import write_json
 from llmshearing.quantities import byte_size
-
-MANIFEST = "llmshearing.json"  # of a directory that this project wrote
-FILES = "files"  # the manifest's entry: size and checksum of its weight files
 
 # Weights in anything else are quantised, and mean nothing without their scales. Files may hold more
 # than weights, such as the attention masks in Pythia's.
@@ -113,12 +111,10 @@ class WeightFiles:
         Raises:
             UserError: on every rank, if a file is missing or has changed since it was written.
         """
-        path = self.path / MANIFEST
-        if path.is_file():
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if "shape" in manifest and manifest.get("format", 0) > 0:
-                remedy = f"Export it again, or remove {path} if it was changed on purpose"
-                check_files(self.path, manifest[FILES], path, remedy)
+        manifest, path = ExportManifest.read(self.path), self.path / EXPORT_FILE
+        if manifest is not None:
+            remedy = f"Export it again, or remove {path} if it was changed on purpose"
+            check_files(self.path, manifest.files, path, remedy)
 
     def _unpickle(self, file: Path) -> dict[str, StoredTensor]:
         tensors: dict[str, Tensor] = torch.load(
@@ -190,7 +186,7 @@ def _sync(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def weight_records(path: Path) -> dict[str, Any]:
+def weight_records(path: Path) -> dict[str, FileRecord]:
     """Size and checksum of a directory's weight files, for its manifest."""
     return record_files({file.name: file for file in _weight_files(path)})
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.flops import training_flops_per_token
+from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
 from llmshearing.files import json_lines
@@ -116,10 +116,10 @@ def measured_speed(run: Path, device: Device) -> Speed:
         UserError: no run there, or one that logged no throughput.
     """
     rate = statistics.median(_rates(run))
-    facts = _manifest(run)
-    config = facts["source"]["config"]
+    manifest = _manifest(run)
+    config = manifest.source.config
     table = family_of(config).table(config)
-    achieved = rate * training_flops_per_token(table, facts["data"]["sequence_length"])
+    achieved = rate * training_flops_per_token(table, manifest.data.sequence_length)
     mfu = None if device.peak is None else achieved / device.peak
     return Speed(achieved, mfu, f"measured, {rate:,.0f} tokens/s per device in {run}")
 
@@ -135,12 +135,12 @@ def _rates(run: Path) -> list[float]:
     return rates[len(rates) // 2 :]  # the first steps warm up
 
 
-def _manifest(run: Path) -> dict:
-    found = [run / "manifest.json", *sorted(run.glob("checkpoints/ba*.json"))]
+def _manifest(run: Path) -> RunManifest:
+    found = [run / RUN_FILE, *sorted(run.glob("checkpoints/ba*.json"))]
     file = next((path for path in found if path.is_file()), None)
     if file is None:
         raise UserError(
-            f"--run: found no manifest.json in {run}; expected a run that wrote a checkpoint or "
+            f"--run: found no {RUN_FILE} in {run}; expected a run that wrote a checkpoint or "
             "came to its end"
         )
-    return json.loads(file.read_text(encoding="utf-8"))
+    return RunManifest.read(file)

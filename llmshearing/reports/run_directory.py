@@ -17,6 +17,7 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
+from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
 from llmshearing.errors import UserError
 from llmshearing.files import json_lines
 from llmshearing.yaml_files import read_yaml
@@ -53,7 +54,7 @@ class Run:
         name: what the page calls it.
         lines: of `metrics.jsonl`, in order.
         config: the resolved recipe as text; empty if it is not written yet.
-        manifest: `manifest.json`; empty before the first checkpoint.
+        manifest: `manifest.json`; None before the first evaluation.
         masks: each unit's probability to stay, by step and axis.
         mask_report: `mask_report.json` of a finished pruning run, else empty.
     """
@@ -62,7 +63,7 @@ class Run:
     name: str
     lines: list[dict[str, Any]] = field(repr=False)
     config: str = field(repr=False)
-    manifest: dict[str, Any] = field(repr=False)
+    manifest: RunManifest | None = field(repr=False)
     masks: dict[int, dict[str, NDArray[Any]]] = field(repr=False)
     mask_report: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -126,14 +127,15 @@ class Run:
     @cached_property
     def table(self) -> CouplingTable | None:
         """The source model's coupling table; None before the first checkpoint."""
-        config = self.manifest.get("source", {}).get("config")
-        return None if config is None else family_of(config).table(config)
+        if self.manifest is None:
+            return None
+        config = self.manifest.source.config
+        return family_of(config).table(config)
 
     @property
     def target(self) -> Shape | None:
         """The target shape of a pruning run; None if there is none (yet)."""
-        target = self.manifest.get("target")
-        return None if target is None else Shape(**target)
+        return None if self.manifest is None else self.manifest.target
 
     def mean_held_out(self) -> Series | None:
         """Mean of the domains' held-out losses at each evaluation of all of them."""
@@ -178,6 +180,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         UserError: it is not a run directory.
     """
     metrics, config = directory / "metrics.jsonl", directory / "config.yaml"
+    manifest = directory / RUN_FILE
     if not metrics.is_file() and not config.is_file():
         found = f"neither metrics.jsonl nor config.yaml in {directory}"
         raise UserError(
@@ -189,7 +192,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         name=name or directory.absolute().name,
         lines=read_metrics(metrics),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        manifest=_read_json(directory / "manifest.json"),
+        manifest=RunManifest.read(manifest) if manifest.is_file() else None,
         masks=_read_masks(directory / "masks"),
         mask_report=_read_json(directory / "mask_report.json"),
     )

@@ -75,18 +75,15 @@ def differences(runs: Sequence[Run]) -> Table:
 def details(run: Run) -> Table:
     """Model, sizes, data and versions of a run."""
     manifest, rows = run.manifest, [("directory", str(run.directory))]
-    if run.table is not None:
+    if manifest is not None and run.table is not None:
         source = run.table.parameter_count(run.table.source)
-        rows += [("model", str(manifest["source"].get("path", "-"))), ("parameters", f"{source:,}")]
+        rows += [("model", manifest.source.path), ("parameters", f"{source:,}")]
         if run.target is not None:
             target = run.table.parameter_count(run.target)
             rows.append(("target parameters", f"{target:,} ({target / source:.1%})"))
-    if data := manifest.get("data"):
-        rows.append(
-            ("data", f"{data.get('root', '-')}, rows of {data.get('sequence_length', '-')}")
-        )
-    if versions := manifest.get("versions"):
-        rows.append(("versions", ", ".join(f"{name} {of}" for name, of in versions.items())))
+        rows.append(("data", f"{manifest.data.root}, rows of {manifest.data.sequence_length}"))
+        versions = [f"{name} {version}" for name, version in manifest.versions.items()]
+        rows.append(("versions", ", ".join(versions)))
     return Table("Details", (), rows, prose=True)
 
 

@@ -12,7 +12,7 @@ from runs import metrics, start_ranks
 
 from llmshearing import train
 from llmshearing.checkpoints.layout import step_of
-from llmshearing.checkpoints.runs import open_run
+from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import STOPPED_STATUS
 
 STEPS = 40
@@ -88,7 +88,7 @@ def test_a_run_signalled_twice_equals_the_uninterrupted_run_to_the_bit(start, tm
     wait_for_step(stopped, 4)
     os.kill(ranks[1].pid, signal.SIGUSR1)
     assert statuses(ranks) == [STOPPED_STATUS, STOPPED_STATUS]
-    first = open_run(stopped).path
+    first = open_checkpoint(stopped).path
     assert 4 < step_of(first) < STEPS
     assert max(measured(stopped)) == step_of(first)
 
@@ -99,13 +99,13 @@ def test_a_run_signalled_twice_equals_the_uninterrupted_run_to_the_bit(start, tm
         for process in everyone(ranks):
             process.terminate()
     assert statuses(ranks) == [STOPPED_STATUS, STOPPED_STATUS]
-    assert step_of(first) < step_of(open_run(stopped).path) < STEPS
+    assert step_of(first) < step_of(open_checkpoint(stopped).path) < STEPS
 
     assert statuses(start(stopped)) == [0, 0]
     assert measured(stopped) == measured(whole)
-    left, right = (open_run(folder).weights() for folder in (whole, stopped))
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    left, right = (open_checkpoint(folder) for folder in (whole, stopped))
+    assert left.names() == right.names()
+    assert all(torch.equal(left.read(name), right.read(name)) for name in left.names())
     log = (stopped / "log.txt").read_text()
     assert "SIGUSR1 at step" in log
     assert "SIGTERM at step" in log
@@ -129,7 +129,7 @@ def test_a_signal_stops_after_its_step_with_a_checkpoint_and_a_resumed_run_finis
     # A stopped run ignores signals until its process ends, but this process continues.
     for each, handler in zip((signal.SIGUSR1, signal.SIGTERM), handlers, strict=True):
         signal.signal(each, handler)
-    assert step_of(open_run(directory).path) == 2
+    assert step_of(open_checkpoint(directory).path) == 2
     assert max(measured(directory)) == 2
     assert f"{number.name} at step 2: saving a checkpoint" in (directory / "log.txt").read_text()
     assert train.main(arguments) == 0
@@ -145,5 +145,5 @@ def test_a_run_signalled_in_its_last_step_ends_as_usual(recipe, tmp_path, monkey
     monkeypatch.setattr(train.StopSignal, "__exit__", lambda self, *_: None)
     directory = tmp_path / "last"
     assert train.main([str(recipe), f"run.directory={directory}", "run.duration=2ba"]) == 0
-    assert step_of(open_run(directory).path) == 2
+    assert step_of(open_checkpoint(directory).path) == 2
     assert signal.signal(signal.SIGTERM, before) is not before

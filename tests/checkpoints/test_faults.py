@@ -122,13 +122,16 @@ def test_of_another_stage(trained, refused, recipe_file):
     written = Path(given["run"]["directory"]) / "config.yaml"
     before = written.read_text()
     recipe_file.write_text(json.dumps({k: v for k, v in given.items() if k != "target"}))
-    assert "ba2.pt is of pruning, but this recipe says continued pre-training" in refused(*LONGER)
+    assert "stage: found pruning, expected continued pre-training" in refused(*LONGER)
     assert written.read_text() == before
     directory = f"{given['run']['directory']}-2"
     assert main([str(recipe_file), *SHORT, f"run.directory={directory}"]) == 0
     recipe_file.write_text(json.dumps(given))
     told = refused(*LONGER, f"run.directory={directory}")
-    assert "ba2.pt is of continued pre-training, but this recipe says pruning" in told
+    assert (
+        "ba2.pt belongs to another run (stage: found continued pre-training, expected pruning)"
+        in told
+    )
 
 
 def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tree, tmp_path):
@@ -138,21 +141,21 @@ def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tre
     config.intermediate_size = 40
     AutoModelForCausalLM.from_config(config).save_pretrained(other)
     told = refused(*LONGER, f"model.path={other}")
-    assert "is of another model: intermediate found 48, expected 40" in told
+    assert "model intermediate: found 48, expected 40" in told
     told = refused(*LONGER, "target.heads=3")
-    assert "is of another target: heads found 2, expected 3" in told
+    assert "target heads: found 2, expected 3" in told
     tree = shutil.copytree(tiny_tree, tmp_path / "tree")
     replace_rows(tree, "prune", "code")
     told = refused(*LONGER, f"data.root={tree}")
-    assert "was trained on other data: data.root differs in code" in told
+    assert "training data code: found " in told
 
 
 def test_of_another_gate(trained, refused):
     trained()
     told = refused(*LONGER, "pruning.distribution=paper")
-    assert "is of pruning.distribution linear, but this recipe says paper" in told
+    assert "pruning distribution: found linear, expected paper" in told
     told = refused(*LONGER, "pruning.constraint=paper")
-    assert "is of pruning.constraint released, but this recipe says paper" in told
+    assert "pruning constraint: found released, expected paper" in told
 
 
 def test_what_changed_in_the_recipe_is_told(trained, recipe_file, tmp_path):
@@ -163,7 +166,7 @@ def test_what_changed_in_the_recipe_is_told(trained, recipe_file, tmp_path):
     assert main([str(recipe_file), *given]) == 0
     told = (tmp_path / "run/log.txt").read_text()
     assert "the recipe has changed since ba2.pt: data.global_batch was 8, is 16\n" in told
-    late = "mixture.weights.prose was None, is 0.5, without effect: the checkpoint's counts"
+    late = "mixture.weights.prose was None, is 0.5, without effect: the checkpoint's value is used"
     assert late in told
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rows = {line["batch"]: line["tokens"] // 32 for line in lines}
@@ -189,7 +192,7 @@ def test_of_another_tokenizer(trained, refused, tiny_model, tiny_tree, tmp_path)
     manifest["tokenizer"]["fingerprint"] = tokenizer_fingerprint(model)
     (tree / "manifest.json").write_text(json.dumps(manifest))
     told = refused(*LONGER, f"model.path={model}", f"data.root={tree}")
-    assert "is of another tokenizer than the one that data.root was prepared with" in told
+    assert "tokenizer fingerprint: found " in told
 
 
 def test_a_missing_shard_and_a_cut_file(trained, refused, recipe_file, tmp_path):
@@ -197,13 +200,13 @@ def test_a_missing_shard_and_a_cut_file(trained, refused, recipe_file, tmp_path)
     shard = tmp_path / "run" / FOLDER / "ba2/__0_0.distcp"
     size = shard.stat().st_size
     shard.rename(tmp_path / "aside")
-    assert f"{shard} is missing; expected {size} bytes" in refused(*LONGER)
+    assert f"{shard} is missing; ba2.json records {size} bytes" in refused(*LONGER)
     shutil.rmtree(tmp_path / "run")
     trained()
     file = tmp_path / "run" / FOLDER / "ba2.pt"
     file.write_bytes(file.read_bytes()[:-100])
     told = refused(*LONGER)
-    assert f"{file} has {file.stat().st_size} bytes; expected" in told
+    assert f"{file} has {file.stat().st_size} bytes; ba2.json records" in told
     assert "not a whole checkpoint" in told
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from checkpoint_files import write_manifest
+from manifests import run_manifest
 from torch.distributed import checkpoint as dcp
 
 from llmshearing.checkpoints.tensors import open_checkpoint
@@ -29,7 +30,7 @@ def save(folder, kind):
         path = folder / "ba4"
         writer = dcp.FileSystemWriter(path)
         dcp.save({"model": STATE, "optimizer": {"x": torch.ones(3)}}, storage_writer=writer)
-    write_manifest(path, batch=4)
+    write_manifest(path, run_manifest(batch=4))
     return path
 
 
@@ -39,7 +40,7 @@ def test_both_kinds_read_alike(tmp_path, kind, from_run):
     path = save(tmp_path / "checkpoints", kind)
     checkpoint = open_checkpoint(tmp_path if from_run else path)
     assert checkpoint.names() == NAMES
-    assert checkpoint.manifest["batch"] == 4
+    assert checkpoint.manifest.batch == 4
     for key, expected in STATE.items():
         name = key.removeprefix("model.")
         assert checkpoint.shape(name) == tuple(expected.shape)
@@ -53,7 +54,7 @@ def test_without_its_manifest_a_checkpoint_is_none(tmp_path, kind):
     path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match="found no checkpoint in"):
         open_checkpoint(tmp_path)
-    with pytest.raises(UserError, match=r"found no ba4.json next to .*cut short"):
+    with pytest.raises(UserError, match=r"found no ba4.json next to .*interrupted"):
         open_checkpoint(path)
 
 
@@ -61,8 +62,10 @@ def test_a_missing_shard_is_named(tmp_path):
     shard = save(tmp_path, "sharded") / "__0_0.distcp"
     content = shard.read_bytes()
     shard.unlink()
-    with pytest.raises(UserError, match=rf"{shard} is missing; expected {len(content)} bytes"):
+    with pytest.raises(
+        UserError, match=rf"{shard} is missing; ba4.json records {len(content)} bytes"
+    ):
         open_checkpoint(tmp_path / "ba4")
     shard.write_bytes(content[:-1])
-    with pytest.raises(UserError, match=rf"{shard} has {len(content) - 1} bytes; expected"):
+    with pytest.raises(UserError, match=rf"{shard} has {len(content) - 1} bytes; ba4.json records"):
         open_checkpoint(tmp_path / "ba4")

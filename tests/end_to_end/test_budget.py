@@ -6,7 +6,7 @@ import pytest
 from runs import run_here, series
 from safetensors.torch import load_file
 
-from llmshearing.checkpoints.runs import open_run
+from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import UserError
 from llmshearing.export.export import export
 
@@ -62,8 +62,8 @@ def test_a_resumed_run_keeps_the_fixed_shape(budget_recipe, tmp_path):
 def test_before_fix_shape_only_the_number_of_parameters_is_constrained(budget_recipe, tmp_path):
     run_here(budget_recipe, *SETTINGS, "run.checkpoint_interval=3ba", "run.keep_checkpoints=-1")
     early = tmp_path / "run" / "checkpoints" / "ba3.pt"
-    assert open_run(early).tensors.read("masks.chosen").tolist() == [0, 0, 0, 0]
+    assert open_checkpoint(early).read("masks.chosen").tolist() == [0, 0, 0, 0]
     assert json.loads(early.with_suffix(".json").read_text())["target"] is None
-    with pytest.raises(UserError, match="has not come to a shape yet"):
+    with pytest.raises(UserError, match="has not fixed its shape yet"):
         export(early, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -115,8 +115,8 @@ def same(whole, killed):
     left, right = open_checkpoint(whole), open_checkpoint(killed)
     assert left.names() == right.names()
     assert all(torch.equal(left.read(name), right.read(name)) for name in left.names())
-    assert left.manifest["losses"] == right.manifest["losses"]
-    assert left.manifest["mixture"] == right.manifest["mixture"]
+    assert left.manifest.losses == right.manifest.losses
+    assert left.manifest.mixture == right.manifest.mixture
     assert [p.name for p in whole_checkpoints(killed)] == [p.name for p in whole_checkpoints(whole)]
     assert not list(killed.glob(f"{FOLDER}/.*"))
 

@@ -8,6 +8,7 @@ from runs import run_here, series
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from llmshearing.checkpoints.manifest import ExportManifest
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
 from llmshearing.export.export import Options, export
@@ -31,14 +32,14 @@ def test_prune_export_continue_export(recipe_file, tmp_path):
     model, report = AutoModelForCausalLM.from_pretrained(pruned.directory, output_loading_info=True)
     assert not any(report.values())
     assert sum(p.numel() for p in model.parameters()) == pruned.parameters
-    manifest = json.loads((pruned.directory / "llmshearing.json").read_text())
-    assert len(manifest["kept"]["hidden"]) == 16
-    assert [len(row) for row in manifest["kept"]["head"]] == [2, 2, 2]
+    manifest = ExportManifest.read(pruned.directory)
+    assert len(manifest.kept["hidden"]) == 16
+    assert [len(row) for row in manifest.kept["head"]] == [2, 2, 2]
     with safe_open(str(run / "masks/ba8.safetensors"), "pt") as masks:
-        for axis, units in manifest["kept"].items():
+        for axis, units in manifest.kept.items():
             assert masks.get_tensor(f"{axis}.kept").tolist() == units
     # The run's last held-out loss is that of the exact target shape, so it is the export's too.
-    before = manifest["losses"]
+    before = manifest.run.losses
 
     second = tmp_path / "continue.yaml"
     recipe = json.loads(recipe_file.read_text())

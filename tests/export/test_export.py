@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.checkpoints.runs import open_run
+from llmshearing.checkpoints.manifest import ExportManifest, RunManifest
+from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.cli import main
 from llmshearing.errors import UserError
@@ -110,16 +112,15 @@ def test_weights_too_large_for_a_dtype_are_refused(run, tmp_path):
 @pytest.mark.parametrize("sharpness", [1.0, 3.0])
 def test_gates_and_undecided_units_are_those_of_the_last_step_s_sharpness(run, sharpness):
     path = run / "checkpoints/ba2.json"
-    manifest = json.loads(path.read_text())
-    manifest["masks"]["sharpness"] = sharpness
-    manifest["recipe"]["pruning"]["distribution"] = "paper"
-    path.write_text(json.dumps(manifest))
+    manifest = RunManifest.read(path)
+    manifest.recipe["pruning"]["distribution"] = "paper"
+    replace(manifest, masks=replace(manifest.masks, sharpness=sharpness)).write(path)
     state = model_state(run)
     logits = torch.linspace(-3.0, 3.0, 32)
     state["masks.log_alpha.hidden"].copy_(logits)
     replace_checkpoint(run, state)
-    checkpoint = open_run(run)
-    decision = decide(checkpoint, read_source(checkpoint.source_path).table)
+    checkpoint = open_checkpoint(run)
+    decision = decide(checkpoint, read_source(checkpoint.manifest.source.path).table)
     gates = HardConcrete().deterministic(logits, sharpness)[16:]
     found = decision.gates[Axis.HIDDEN]
     assert torch.equal(found[16:], gates.clamp(min=SMALLEST_KEPT_GATE))
@@ -135,7 +136,10 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
     exported = export(run, tmp_path / "out", options)
     assert exported.difference is None
     (tmp_path / "out/llmshearing.json").unlink()  # its checksums would find the change first
-    checkpoint, table = open_run(run), read_source(open_run(run).source_path).table
+    checkpoint, table = (
+        open_checkpoint(run),
+        read_source(open_checkpoint(run).manifest.source.path).table,
+    )
     decision = decide(checkpoint, table)
 
     def verified():
@@ -157,12 +161,10 @@ def test_verification_refuses_logits_that_are_off_by_one_part_in_ten_thousand(ru
     weights = load_file(tmp_path / "out/model.safetensors")
     weights["model.norm.weight"] *= 1 + 1e-4
     save_file(weights, tmp_path / "out/model.safetensors")
-    checkpoint = open_run(run)
-    decision = decide(checkpoint, read_source(checkpoint.source_path).table)
-    with (
-        gated_logits(checkpoint, decision.gates) as logits,
-        pytest.raises(UserError, match="logits differ"),
-    ):
+    checkpoint = open_checkpoint(run)
+    decision = decide(checkpoint, read_source(checkpoint.manifest.source.path).table)
+    logits = gated_logits(checkpoint, decision.gates)
+    with pytest.raises(UserError, match="logits differ"):
         verify(tmp_path / "out", logits, [])
 
 
@@ -174,16 +176,16 @@ def test_undecided_masks_are_refused_unless_allowed(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main(["export", str(run), str(tmp_path / "out"), "--allow-undecided"]) == 0
     assert "undecided: 16 hidden units" in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "out/llmshearing.json").read_text())
-    assert manifest["undecided"]["hidden"] == {"undecided": 16, "units": 32}
+    manifest = ExportManifest.read(tmp_path / "out")
+    assert manifest.undecided["hidden"] == {"undecided": 16, "units": 32}
     assert "16 of 32 hidden" in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_settled_run_needs_no_flag_but_is_told_of(run, tmp_path):
     path = run / "checkpoints/ba2.json"
-    manifest = json.loads(path.read_text())
-    assert manifest["masks"]["frozen"] is False
-    edit_manifest(path.with_suffix(".pt"), masks=manifest["masks"] | {"frozen": True})
+    masks = RunManifest.read(path).masks
+    assert masks.frozen is False
+    edit_manifest(path.with_suffix(".pt"), masks=replace(masks, frozen=True))
     assert export(run, tmp_path / "out").undecided["hidden"] == 16
     written = json.loads((tmp_path / "out/llmshearing.json").read_text())
     assert written["undecided"]["hidden"] == {"undecided": 16, "units": 32}
@@ -193,10 +195,10 @@ def test_decided_masks_need_no_flag(run, tmp_path):
     replace_checkpoint(run, decided(model_state(run)))
     exported = export(run, tmp_path / "out")
     assert not any(exported.undecided.values())
-    manifest = json.loads((tmp_path / "out/llmshearing.json").read_text())
-    assert manifest["kept"]["hidden"] == list(range(16))
-    assert manifest["kept"]["layer"] == [0, 1]
-    assert manifest["verified"]["logits_difference"] == exported.difference
+    manifest = ExportManifest.read(tmp_path / "out")
+    assert manifest.kept["hidden"] == list(range(16))
+    assert manifest.kept["layer"] == [0, 1]
+    assert manifest.logits_difference == exported.difference
     # One unit on that should be off, and one in between, are both left open.
     state = model_state(run)
     state["masks.log_alpha.hidden"][20] = 4.9
@@ -209,11 +211,11 @@ def test_decided_masks_need_no_flag(run, tmp_path):
 def test_the_model_card_tells_what_it_is(run, tmp_path):
     exported = export(run, tmp_path / "half", OPEN)
     card = (tmp_path / "half/README.md").read_text()
-    manifest = json.loads((tmp_path / "half/llmshearing.json").read_text())
+    manifest = ExportManifest.read(tmp_path / "half")
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert f"{exported.parameters:,} parameters" in card
     assert "| hidden | 32 | 16 |" in card
-    for domain, loss in manifest["losses"].items():
+    for domain, loss in manifest.run.losses.items():
         assert f"| {domain} |" in card
         assert f"| {loss:.4f} |" in card
     assert "8 rows" not in card
@@ -275,8 +277,8 @@ MESSAGES = {
     "not a run": "found no checkpoint in {run}; expected a run directory with checkpoints/ba<N>.pt",
     "no manifest": "found no ba2.json next to",
     "no manifest in the run": "found no checkpoint in {run} but ba2.pt without its ba2.json",
-    "manifest cut": "ba2.json is not a whole manifest (",
-    "manifest of another program": "ba2.json is no manifest of a run: it has no recipe, source",
+    "manifest cut": "ba2.json is not a whole manifest of a run (",
+    "manifest of another program": "is not a whole manifest of a run (recipe: field required;",
     "half written": "not a whole checkpoint",
     "half written, as the manifest says": "is not a whole checkpoint",
     "another model": "1 weights are missing and 0 of another size, lm_head.weight for one",
@@ -321,8 +323,8 @@ def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
 
 
 def test_a_tokenizer_that_has_moved_is_taken_from_where_it_is(run, tmp_path, tiny_model):
-    manifest = json.loads((run / "checkpoints/ba2.json").read_text())
-    gone = manifest["source"] | {"path": str(tmp_path / "gone")}
+    source = RunManifest.read(run / "checkpoints/ba2.json").source
+    gone = replace(source, path=str(tmp_path / "gone"))
     edit_manifest(run / "checkpoints/ba2.pt", source=gone)
     with pytest.raises(UserError, match="If it has moved, say where with --tokenizer DIR"):
         export(run, tmp_path / "out", OPEN)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmshearing.checkpoints.layout import step_of
-from llmshearing.checkpoints.runs import open_run
+from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import STOPPED_STATUS
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_a_signal_before_the_ranks_start_is_forwarded_later(recipe_file, site, t
     finally:
         machine.kill()
     assert end == STOPPED_STATUS
-    assert step_of(open_run(tmp_path / "run").path) < 4000
+    assert step_of(open_checkpoint(tmp_path / "run").path) < 4000
 
 
 @pytest.mark.slow
@@ -109,4 +109,4 @@ def test_a_signal_to_one_machine_stops_both(recipe_file, site, tmp_path):
         for machine in machines:
             machine.kill()
     assert ends == [STOPPED_STATUS, STOPPED_STATUS]
-    assert 3 <= step_of(open_run(directory).path) < 4000
+    assert 3 <= step_of(open_checkpoint(directory).path) < 4000

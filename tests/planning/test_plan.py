@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from manifests import run_manifest
 
 from llmshearing.cli import main
 from llmshearing.planning.devices import device_of
@@ -158,8 +159,10 @@ def test_a_run_gives_its_speed(recipe_file, tmp_path):
         {"metrics": {"throughput/tokens_per_second_per_device": v}} for v in (1, 1, 1, 100, 100)
     ]
     (run / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), '{"met']))
-    facts = {"source": {"config": config}, "data": {"sequence_length": 4096}}
-    (run / "manifest.json").write_text(json.dumps(facts))
+    manifest = run_manifest()
+    source = replace(manifest.source, config=config)
+    data = replace(manifest.data, sequence_length=4096)
+    replace(manifest, source=source, data=data).write(run / "manifest.json")
     plan = make_plan(CONTINUE, [SMALL], Machine(A100, 8), run=run)
     assert plan.speed is not None
     assert plan.speed.achieved == 100 * plan.schedule.flops_per_token

@@ -5,8 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from manifests import run_manifest
 from safetensors.numpy import save_file
 
+from llmshearing.architecture.shape import Shape
+from llmshearing.checkpoints.manifest import SourceRecord
 from llmshearing.reports.page import write_report
 
 FIXED = {"head_dim": 32, "vocabulary": 512}
@@ -94,13 +97,10 @@ def write_run(
         f"optimizer:\n  betas: [0.9, 0.95]\n"
     )
     if manifest:
-        manifest = {
-            "source": {"path": "models/source", "config": CONFIG, "shape": SOURCE},
-            "target": TARGET if prunes else None,
-            "data": {"root": "data/sample", "sequence_length": 256},
-            "versions": {"torch": "2.7.0"},
-        }
-        (directory / "manifest.json").write_text(json.dumps(manifest))
+        run_manifest(
+            source=SourceRecord("models/source", Shape(**SOURCE), CONFIG),
+            target=Shape(**TARGET) if prunes else None,
+        ).write(directory / "manifest.json")
     if prunes:
         for step in (0, steps):
             write_masks(directory / "masks", step, random)

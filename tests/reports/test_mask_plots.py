@@ -1,5 +1,7 @@
 """Masks as heat maps, counts and tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -83,8 +85,9 @@ def test_tables_before_the_first_checkpoint_and_without_masks(make_run):
 
 def test_grouped_axes_have_sizes_of_their_own(make_run):
     run = read_run(make_run())
-    run.manifest["source"]["config"] |= {"num_key_value_heads": 3}
-    run.manifest["target"] |= {"heads": 2, "kv_groups": 1}
+    run.manifest.source.config["num_key_value_heads"] = 3
+    target = replace(run.manifest.target, heads=2, kv_groups=1)
+    run = replace(run, manifest=replace(run.manifest, target=target))
     sizes = run.axis_sizes()
     assert sizes["kv_group"] == (3, 1)
     assert sizes["head"] == (2, 2)
@@ -92,7 +95,7 @@ def test_grouped_axes_have_sizes_of_their_own(make_run):
 
 def test_a_budget_without_a_shape_yet_has_no_target_sizes(make_run):
     run = read_run(make_run())
-    run.manifest["target"] = None
+    run = replace(run, manifest=replace(run.manifest, target=None))
     units = {row[0]: row[1:3] for row in mask_plots.units_table(run).rows}
     assert units["hidden"] == ("192", "-")
     assert "target parameters" not in dict(run_tables.details(run).rows)

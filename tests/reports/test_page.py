@@ -186,7 +186,7 @@ def test_what_is_not_a_run_directory_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", '{"source": ', "not valid JSON"),
+        ("manifest.json", '{"source": ', "not a whole manifest of a run"),
         ("config.yaml", "run: [", "not valid YAML"),
         ("config.yaml", "- a\n- b\n", "expected a recipe"),
     ],

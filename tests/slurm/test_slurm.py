@@ -11,7 +11,7 @@ import pytest
 from runs import metrics
 
 from llmshearing.checkpoints.layout import step_of
-from llmshearing.checkpoints.runs import open_run
+from llmshearing.checkpoints.tensors import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "launch" / "slurm"
@@ -101,7 +101,7 @@ def test_a_pruning_job_survives_its_time_limit_and_a_preemption(cluster, recipe)
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
     cluster.wait(lambda: requeued(cluster, job) == 1, "the first requeue")
-    first = step_of(open_run(stopped).path)
+    first = step_of(open_checkpoint(stopped).path)
     assert 1 <= first < STEPS
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
 
@@ -109,7 +109,7 @@ def test_a_pruning_job_survives_its_time_limit_and_a_preemption(cluster, recipe)
     urgent = cluster.submit("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
     # Slurm sends SIGCONT with SIGTERM
     cluster.wait(lambda: requeued(cluster, job) == 2, "the second requeue")
-    assert first < step_of(open_run(stopped).path) < STEPS
+    assert first < step_of(open_checkpoint(stopped).path) < STEPS
     cluster.finish(urgent, job)
 
     assert sorted(measured(stopped)) == list(range(1, STEPS + 1))
