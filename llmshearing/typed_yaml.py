@@ -162,6 +162,7 @@ def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
         either there is no model.
     """
     given, errors, reported = copy.deepcopy(given), [], []
+    replaceable = True
     while True:
         try:
             made = model.model_validate(given)
@@ -180,9 +181,10 @@ def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
             inside.pop(names[-1], None)
             info = owner.model_fields.get(names[-1])
             if info is not None and info.is_required():
-                if not info.examples:
-                    return None, errors
-                inside[names[-1]] = info.examples[0]
+                replaceable = replaceable and bool(info.examples)
+                inside[names[-1]] = (info.examples or [None])[0]
+        if not replaceable:
+            return None, errors
 
 
 def _rule_errors(section: Section, reported: Sequence[str], key: str = "") -> list[str]:

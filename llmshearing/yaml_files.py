@@ -14,9 +14,9 @@ TEXT = "tag:yaml.org,2002:str"
 
 
 class Loader(yaml.SafeLoader):
-    """YAML without surprises: keys are text, and a number is decimal or it is text.
+    """YAML without surprises: keys are text, numbers are decimal, and truth values are words.
 
-    So `012` is not 10 (octal), `1:30` is not 90 (base 60), and `2026-01-15` is not a date.
+    So `012` is not 10 (octal), `1:30` not 90 (base 60), `2026-01-15` not a date and `no` not false.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -38,20 +38,17 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-NUMBERS = (
-    ("int", r"[-+]?(0|[1-9][0-9_]*)"),
-    ("float", r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"),
-    ("float", r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-)
-Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, form) for tag, form in forms if tag.rpartition(":")[2] in ("bool", "null", "merge")
-    ]
-    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+SCALARS = {
+    "merge": "<<",
+    "null": "~|null|Null|NULL|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0|[1-9][0-9_]*)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
-for kind, pattern in NUMBERS:
-    tag = f"tag:yaml.org,2002:{kind}"
-    Loader.add_implicit_resolver(tag, re.compile(f"({pattern})$"), list("-+.0123456789"))
+Loader.yaml_implicit_resolvers = {}
+for kind, pattern in SCALARS.items():
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"({pattern})$"), None)
 
 
 def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:

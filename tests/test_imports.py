@@ -11,7 +11,7 @@ ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
     {"errors", "llmshearing", "processes", "substrate"},
     {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
-    {"logs", "strict", "typed_yaml"},
+    {"logs", "typed_yaml"},
     {"architecture"},
     {"pruning", "mixture"},
     {"models", "data"},

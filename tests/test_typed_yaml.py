@@ -75,6 +75,7 @@ WRONG = {
     "count=2147483648": "count: found 2147483648, expected less than 2147483648",
     "count=": "count: found None, expected a whole number",
     "on=1": "on: found 1, expected true or false",
+    "on=no": "on: found 'no', expected true or false",
     "count": "count: expected key=value",
     "names=[": "names=[: not valid YAML",
     "part.directory=???": "part.directory: not given; expected a value",
@@ -152,6 +153,14 @@ def test_quantities_may_be_numbers_where_no_unit_is_needed(tmp_path):
     file.write_text("part: {directory: d, duration: 3ba}\nsize: 1_000_000\nbuffer: 1.5e3\n")
     whole = load(Whole, file)
     assert (whole.size, whole.buffer) == ("1000000", "1500.0")
+
+
+def test_lists_and_mappings_of_text_keep_it():
+    made, errors = errors_of("names=[no, 2023, 0012, ~]", "inner.where={lang: no, 1: ~, n: 07}")
+    assert (made.names, errors) == (["no", "2023", "0012", "~"], [])
+    assert made.inner.where == {"lang": "no", "1": "~", "n": "07"}
+    made, errors = errors_of("domains.c4.en.where.meta.dump=2023", "domains.c4.en.share=1")
+    assert (made.domains["c4.en"].where, errors) == ({"meta.dump": "2023"}, [])
 
 
 def test_descriptions_are_in_the_schema():
