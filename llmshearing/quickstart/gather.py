@@ -1,7 +1,4 @@
-"""Gathers text, trains a tokenizer on it and writes the config of the source model.
-
-python -m llmshearing.quickstart.gather OUT
-"""
+"""Gathers text, trains a tokenizer on it and writes the config of the source model."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from transformers import LlamaConfig, LlamaTokenizerFast
 from llmshearing.errors import exits_on_user_error
 from llmshearing.quickstart import corpus
 
-CHARACTERS = 3_000_000
 TOKENIZER_CHARACTERS, LONGEST_LINE = 2_000_000, 2_000
 SOURCE = LlamaConfig(  # twice the target of yamls/quickstart/prune.yaml in every axis but layers
     architectures=["LlamaForCausalLM"],
@@ -37,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write `OUT/text` and `OUT/source-config`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--characters", type=int, default=CHARACTERS, help="of each domain")
+    parser.add_argument("--characters", type=int, default=3_000_000, help="of each domain")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     domains = corpus.collect(options.characters)

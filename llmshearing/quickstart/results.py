@@ -15,7 +15,12 @@ from llmshearing.reports.page import write_report
 from llmshearing.reports.run_directory import read_run
 from llmshearing.tables import Table
 
-MODELS = ("source", "pruned", "sheared", "scratch")
+MODELS = {
+    "source": "before pruning",
+    "pruned": "cut to half its width",
+    "sheared": "pruned, then trained further",
+    "scratch": "the same shape from scratch",
+}
 RUNS = ("source", "prune", "continue", "scratch")
 
 
@@ -25,28 +30,28 @@ def write_results(out: Path) -> None:
     write_json(out / "summary.json", summary)
     rows = [
         (
-            name,
+            f"{name}: {what}",
             f"{summary[f'{name}_parameters']:,}",
             f"{summary[f'{name}_loss']:.4f}",
             *(f"{loss:.4f}" for loss in summary["losses"][name].values()),
         )
-        for name in MODELS
+        for name, what in MODELS.items()
     ]
     header = ("model", "parameters", "mean", *summary["losses"]["source"])
     table = Table("Held-out loss, nats per token", header, rows)
     lead, page = _lead(summary), out / "report.html"
     runs = [out / "runs" / name for name in RUNS]
-    write_report(runs, page, title="Sheared on this machine", lead=lead, first=[table])
-    places = [f"{page}  {out / 'summary.json'}  {out / 'models'}/"]
-    replace(table, notes=["", lead, *places]).show()
+    write_report(runs, page, title="A model pruned on this machine", lead=lead, first=[table])
+    places = f"{page}  {out / 'summary.json'}  {out / 'models'}/"
+    replace(table, notes=["", lead, places]).show()
 
 
 def summarise(out: Path) -> dict[str, Any]:
     """Losses, sizes, tokens, time and memory of a finished quickstart."""
     losses = {"source": References.read(out / "references.yaml").losses}
-    for name in MODELS[1:]:
-        domains = _read(out / "losses" / f"{name}.json")["domains"]
-        losses[name] = {domain: found["loss"] for domain, found in domains.items()}
+    for file in ("pruned", "sheared", "scratch"):
+        domains = _read(out / f"losses/{file}.json")["domains"]
+        losses[file] = {domain: found["loss"] for domain, found in domains.items()}
     done = {path.stem: _read(path) for path in sorted((out / "done").glob("*.json"))}
     return {
         **{f"{name}_loss": fmean(losses[name].values()) for name in MODELS},

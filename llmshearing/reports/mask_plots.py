@@ -112,8 +112,7 @@ def layers_table(run: Run) -> Table:
         if axis != "hidden"
     }
     rows = [(str(layer), *cells) for layer, cells in enumerate(zip(*columns.values(), strict=True))]
-    title = "Layers: probability to stay; units kept / undecided / off"
-    return Table(title, ("layer", *columns), rows)
+    return Table("Layers: units kept / undecided / off", ("layer", *columns), rows)
 
 
 def _ordered(scores: Scores) -> dict[str, NDArray]:

@@ -66,7 +66,9 @@ def differences(runs: Sequence[Run]) -> Table:
     """One row per setting in which the recipes of the runs differ."""
     recipes = [leaves(run.recipe) for run in runs]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
-    cells = [(key, [str(recipe.get(key, "-")) for recipe in recipes]) for key in keys]
+    unset: tuple[object, ...] = (None, "", [], {})  # the same as a missing key
+    shown = [{k: str(v) for k, v in recipe.items() if v not in unset} for recipe in recipes]
+    cells = [(key, [recipe.get(key, "-") for recipe in shown]) for key in keys]
     rows = [(key, *values) for key, values in cells if len(set(values)) > 1]
     header = ("setting", *(run.name for run in runs))
     return Table("Differences between the recipes", header, rows, prose=True)

@@ -40,8 +40,9 @@ th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 th { color: var(--soft); font-weight: 600; }
 .prose th, .prose td { text-align: left; }
-.prose td { white-space: normal; overflow-wrap: anywhere; }
-.prose td:first-child { white-space: nowrap; vertical-align: top; color: var(--soft); }
+.prose td { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+.prose td:first-child { white-space: nowrap; min-width: 0; vertical-align: top;
+  color: var(--soft); }
 @media (max-width: 600px) { main { padding: .6rem; } th, td { padding: .3rem .5rem; }
   table { font-size: .8rem; } figure, .card { padding: .5rem; } }
 @media print { .cards .card { max-height: none; } figure, tr { break-inside: avoid; } }

@@ -47,7 +47,7 @@ def test_summary_report_and_table(tmp_path, capsys):
     assert summary["peak_memory_gb"] == 1.5
     shown = capsys.readouterr().out
     for name, loss in LOSSES.items():
-        assert f"\n{name} " in shown
+        assert f"\n{name}: " in shown
         assert f"{loss:.4f}" in shown
     assert "0.500 below" in shown
     assert str(tmp_path / "report.html") in shown
