@@ -1,4 +1,4 @@
-"""The loaders that Composer drives: endless training batches, and every held-out row once."""
+"""The loaders for Composer: endless training batches, and every held-out row once."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from llmshearing.processes import exit_with_parent
 class GlobalBatches(DistributedSampler):
     """One rank's part of each global batch, without end.
 
-    Composer asks for a `DistributedSampler` on several ranks; nothing of that class is used.
+    Composer requires a `DistributedSampler` on several ranks; this uses nothing of that class.
 
     Args:
         rows: the training rows with the run's sampler.
-        global_batch: rows of a batch over all ranks.
-        rank: this process.
-        world_size: all of them; `global_batch` is a multiple of it.
+        global_batch: rows of a batch over all ranks, a multiple of `world_size`.
+        rank: of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, rows: TrainRows, global_batch: int, rank: int, world_size: int) -> None:
@@ -44,7 +44,7 @@ class GlobalBatches(DistributedSampler):
         self.sampler, self.global_batch = rows.sampler, global_batch
 
     def __len__(self) -> int:
-        raise TypeError("training batches have no number")
+        raise TypeError("there is no number of training batches")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Indices of `TrainRows` [B, 3], until the data is used up."""
@@ -54,18 +54,18 @@ class GlobalBatches(DistributedSampler):
 
 
 class HeldOutOrder(DistributedSampler):
-    """One rank's part of the held-out rows, filled up so that every rank has as many batches.
+    """One rank's part of the held-out rows, padded so that all ranks have as many batches.
 
     Args:
         rows: the held-out rows.
-        batch: rows per batch of one rank at most.
-        rank: this process.
-        world_size: all of them.
+        batch: maximum rows per batch of one rank.
+        rank: of this process.
+        world_size: number of processes.
     """
 
     def __init__(self, rows: HeldOutRows, batch: int, rank: int, world_size: int) -> None:
         super().__init__(rows, num_replicas=world_size, rank=rank)
-        self.total_size = len(rows)  # Composer takes away what exceeds the rows: nothing
+        self.total_size = len(rows)  # so that Composer does not cut off the padding itself
         self.batches = math.ceil(len(rows) / (batch * world_size))
         self.batch_size = math.ceil(len(rows) / (self.batches * world_size))
 
@@ -73,7 +73,7 @@ class HeldOutOrder(DistributedSampler):
         return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        """Numbers of rows; -1 for one that only fills up."""
+        """Numbers of rows; -1 for padding."""
         for batch in range(self.batches):
             first = (batch * self.num_replicas + self.rank) * self.batch_size
             for number in range(first, first + self.batch_size):
@@ -82,13 +82,13 @@ class HeldOutOrder(DistributedSampler):
 
 @dataclass(frozen=True)
 class Loaders:
-    """What a run reads through.
+    """The loaders of a run.
 
     Attributes:
-        sampler: decides the order; its state is in the checkpoints.
+        sampler: decides the order of the training rows; checkpoints hold its state.
         start: domain weights at the start [k].
         train: for Composer's trainer.
-        held_out: by domain, for its evaluators.
+        held_out: for Composer's evaluators, by domain.
     """
 
     sampler: Sampler
@@ -105,14 +105,14 @@ def build_loaders(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loaders:
-    """The loaders of one rank of a run.
+    """Build the loaders of one rank of a run.
 
     Args:
         data: the recipe's `data` section.
         mixture: its `mixture` section.
         tree: the data.
         seed: of the order of rows.
-        rank: this process.
+        rank: of this process.
         world_size: number of processes.
 
     Raises:
@@ -160,18 +160,15 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataSpec:
-    """The training loader, for Composer.
-
-    `global_batch` is a multiple of `world_size`, and `workers` at most `prefetch`; the recipe's
-    checks see to that.
+    """Build the training loader.
 
     Args:
         rows: with the run's sampler.
-        global_batch: rows of a batch over all ranks.
-        workers: processes that read; 0 reads in the main one.
-        prefetch: batches that they may read ahead, at least one per worker.
-        rank: this process.
-        world_size: all of them.
+        global_batch: rows of a batch over all ranks, a multiple of `world_size`.
+        workers: processes that read, at most `prefetch`; 0 reads in the main process.
+        prefetch: batches that may be read ahead.
+        rank: of this process.
+        world_size: number of processes.
     """
     assert global_batch % world_size == 0
     assert workers <= prefetch
@@ -189,7 +186,7 @@ def build_train_loader(
         batch_transforms=_refuse_damaged,
         split_batch=_split,
         get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
-        # Composer multiplies and divides by them, which takes any number
+        # Composer only multiplies and divides by these, so they need not be integers
         get_num_tokens_in_batch=_num_tokens,  # pyright: ignore[reportArgumentType]
     )
 
@@ -206,18 +203,18 @@ def build_eval_loaders(
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, DataLoader]:
-    """One loader per domain; over all ranks they give every held-out row once.
+    """Build one loader per domain; over all ranks they give every held-out row once.
 
     Args:
         tree: the data.
-        split: which part of it.
-        domains: names, in the run's order, which numbers them.
-        batch: rows per batch of one rank at most.
+        split: name of the held-out split.
+        domains: names; their order in the run is their numbering.
+        batch: maximum rows per batch of one rank.
         limit: rows per domain, evenly spread; None for all.
         remote: the tree that this one is a cache of, if any.
         by_hash: hash each shard when it is first read.
-        rank: this process.
-        world_size: all of them.
+        rank: of this process.
+        world_size: number of processes.
     """
     loaders = {}
     opened = open_domains(tree, split, domains, remote=remote, by_hash=by_hash)
@@ -231,10 +228,10 @@ def build_eval_loaders(
 
 
 def set_up_worker(worker: int) -> None:
-    """In a worker: end with the trainer, at its SIGTERM or when it is killed, and not before.
+    """In a worker process: end with the trainer or at its SIGTERM, and at no other SIGTERM.
 
-    Slurm sends SIGTERM to all processes of a job, and the trainer decides what it means: PyTorch's
-    handler would end the worker, and the trainer with it, before a checkpoint is written.
+    Slurm sends SIGTERM to all processes of a job. PyTorch's handler would end the worker, and with
+    it the trainer before it has written a checkpoint.
     """
     del worker
     exit_with_parent()
@@ -253,7 +250,7 @@ NONE = 1e-9
 
 
 def _num_tokens(batch: Batch) -> dict[str, int | float]:
-    """All tokens, and the targets, by which microbatches and ranks weigh where rows differ."""
+    """All tokens, and the targets, which weigh microbatches and ranks if rows differ in them."""
     targets = int((batch["labels"][:, 1:] != IGNORED).sum())
     return {"total": batch["input_ids"].numel(), "loss_generating": targets + NONE}
 
@@ -269,5 +266,5 @@ def _refuse_damaged(batch: Batch) -> Batch:
 
 
 def _split(batch: Batch, size: int | float) -> Sequence[Batch]:
-    """Microbatches; a rank's batch may be smaller than one."""
+    """Split into microbatches; the batch of a rank may be smaller than one."""
     return default_split_batch(batch, min(int(size), len(batch["input_ids"])))

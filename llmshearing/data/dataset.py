@@ -1,4 +1,4 @@
-"""Batches of token rows out of domains: what workers read, and what the trainer saves."""
+"""Batches of rows of domains: what workers read, and the state that checkpoints hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmshearing.data.schema import LOSS, TOKENS
 from llmshearing.errors import UserError
 from llmshearing.mixture.sampler import Sampler
 
-IGNORED = -100  # label of a token that is no target
+IGNORED = -100  # label of a token that is not a target
 ERROR = "error"
 
 Batch = dict[str, Any]
@@ -28,7 +28,7 @@ class TrainRows(Dataset):
         domains: in the run's order.
         sequence_length: tokens in a row.
         vocabulary: every token id is below it.
-        sampler: of the run; it lives in the main process and is what a checkpoint keeps.
+        sampler: of the run, used in the main process only; checkpoints hold its state.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class TrainRows(Dataset):
     ) -> None:
         self.domains = list(domains)
         self.sequence_length, self.vocabulary, self.sampler = sequence_length, vocabulary, sampler
-        self.epoch_begun = 0  # sample at which the epoch began; a later one where data was used up
+        self.epoch_begun = 0  # first sample of the epoch; later than 0 once data was used up
 
     def __len__(self) -> int:
         return sum(map(len, self.domains))
 
     def __getitems__(self, indices: np.ndarray) -> Batch:
-        """Read a batch [B, 3]; what is wrong with the data comes back under `error`."""
+        """Read a batch [B, 3]; an error in the data is returned under `error`."""
         rows = [(int(domain), int(row)) for _, domain, row in indices]
         try:
             ids, labels = read_rows(self.domains, rows, self.sequence_length, self.vocabulary)
-        except UserError as error:  # as a value, for an exception would arrive as a traceback
+        except UserError as error:  # not raised: from a worker it would arrive as a traceback
             return {ERROR: str(error)}
         return {
             "input_ids": ids,
@@ -60,12 +60,12 @@ class TrainRows(Dataset):
         }
 
     def state_dict(self, num_samples: int, from_beginning: bool = True) -> dict[str, Any]:
-        """What Composer keeps in a checkpoint.
+        """The state for a checkpoint, as Composer asks for it.
 
         Args:
             num_samples: samples of the epoch that were trained on; 0 right after the data was used
                 up, which ends an epoch.
-            from_beginning: has to be True, as in Composer's call.
+            from_beginning: True in Composer's call.
         """
         assert from_beginning
         if num_samples == 0 and self.sampler.used_up:
@@ -75,20 +75,20 @@ class TrainRows(Dataset):
         return state | {"epoch_begun": self.epoch_begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, without reading what was used."""
+        """Resume from a checkpoint, without reading the rows used before."""
         self.sampler.load_state_dict(state)
         self.epoch_begun = state["epoch_begun"]
 
 
 class HeldOutRows(Dataset):
-    """Held-out rows of one domain. An index is a row, or -1 for one that only fills up a batch.
+    """Held-out rows of one domain. An index is a row, or -1 for padding.
 
     Args:
         rows: of the domain.
         domain: its number.
         sequence_length: tokens in a row.
         vocabulary: every token id is below it.
-        limit: how many rows to use, evenly spread; None for all.
+        limit: number of rows to use, evenly spread; None for all.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class HeldOutRows(Dataset):
         self.used = len(rows) if limit is None else min(limit, len(rows))
         if self.used == 0:
             raise UserError(
-                f"found no held-out row to use in {rows.local}, expected one at least: prepare "
-                f"more of domain {rows.name}, or raise the number of rows to evaluate on"
+                f"found no held-out row to use in {rows.local}, expected at least one: prepare "
+                f"more of domain {rows.name}, or evaluate on more rows"
             )
 
     def __len__(self) -> int:
         return self.used
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Read a batch; labels of rows that fill up count as no targets."""
+        """Read a batch; padding has no targets."""
         rows = [(0, max(index, 0) * len(self.rows) // self.used) for index in indices]
         ids, labels = read_rows([self.rows], rows, self.sequence_length, self.vocabulary)
         labels[torch.tensor(indices) < 0] = IGNORED
@@ -139,7 +139,7 @@ def read_rows(
         vocabulary: every token id must be below it.
 
     Returns:
-        Token ids [B, T] and labels [B, T], int64; -100 where a token is no target.
+        Token ids [B, T] and labels [B, T], int64; -100 for tokens that are not targets.
 
     Raises:
         UserError: a shard is missing or damaged.
@@ -151,7 +151,7 @@ def read_rows(
         sample = domains[domain][row]
         tokens = sample[TOKENS]
         if tokens.shape != (sequence_length,):
-            raise _unfit(domains[domain], row, f"{tokens.size} ids, expected {sequence_length}")
+            raise _misfit(domains[domain], row, f"{tokens.size} ids, expected {sequence_length}")
         array[i] = tokens
         if LOSS in (sample.dtype.names or ()):
             if labels is ids:
@@ -159,14 +159,14 @@ def read_rows(
             labels.numpy()[i] = sample[LOSS]
     if array.max(initial=0) >= vocabulary:
         domain, row = rows[int(array.max(1).argmax())]
-        raise _unfit(domains[domain], row, f"id {array.max()}, expected ids below {vocabulary}")
+        raise _misfit(domains[domain], row, f"id {array.max()}, expected ids below {vocabulary}")
     if labels is ids:
         return ids, ids.clone()
     return ids, torch.where(labels > 0, ids, IGNORED)
 
 
-def _unfit(domain: DomainRows, row: int, what: str) -> UserError:
+def _misfit(domain: DomainRows, row: int, what: str) -> UserError:
     return UserError(
         f"found row {row} of domain {domain.name} in {domain.local} with {what}: its shard is "
-        "damaged; fetch or prepare it again"
+        "damaged; copy or prepare it again"
     )

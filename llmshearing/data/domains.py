@@ -1,7 +1,7 @@
 """Rows of one domain by number, from an MDS folder that may be a cache of a remote one.
 
-Streaming reads the index, downloads and decompresses. Its shared memory is not used, because a
-killed run would leave it behind, nor its index with an entry per row.
+Streaming reads the index, downloads and decompresses. Its dataset is not used: it leaves shared
+memory behind when a run is killed, and keeps an entry per row.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ OPEN_SHARDS = 16  # files open per domain: two of the sampler's default windows
 
 
 def fetch_tree(remote: str, root: str | Path) -> None:
-    """Make `root` the cache of a remote data tree: its manifest and indexes now, shards as needed.
+    """Make `root` the cache of a remote data tree: fetch its manifest and indexes.
 
-    What is there already stays; several processes may call this at once.
+    Files that exist are kept. Several processes may call this at the same time.
 
     Args:
-        remote: the tree's folder, in any form that Streaming takes.
+        remote: the tree's folder, in any form that Streaming accepts.
         root: a local folder.
 
     Raises:
-        UserError: something cannot be fetched.
+        UserError: a file cannot be fetched.
     """
     root, remote = Path(root), remote.rstrip("/")
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".fetch.lock"):
         if (root / MANIFEST).is_file():
             return
-        incoming = root / f"{MANIFEST}.incoming"  # its right name comes last, so it means whole
+        incoming = root / f"{MANIFEST}.incoming"  # gets its real name last
         incoming.unlink(missing_ok=True)
         _download(f"{remote}/{MANIFEST}", incoming)
         try:
@@ -59,6 +59,8 @@ def fetch_tree(remote: str, root: str | Path) -> None:
             names = [f"{split}/{name}" for split, domains in splits.items() for name in domains]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"found no manifest of a data tree at {remote}/{MANIFEST}") from error
+        if any(not (root / name).resolve().is_relative_to(root.resolve()) for name in names):
+            raise UserError(f"found a domain outside of the tree in {remote}/{MANIFEST}: refused")
         for name in names:
             _download(f"{remote}/{name}/{INDEX}", root / name / INDEX)
         incoming.rename(root / MANIFEST)
@@ -80,27 +82,27 @@ def run_data(tree: DataTree, split: str, eval_split: str) -> RunData:
 def _download(remote: str, local: Path) -> None:
     try:
         CloudDownloader.direct_download(remote, str(local))
-    except Exception as error:  # every storage has errors of its own
-        raise UserError(f"could not fetch {remote}: {error}") from error
+    except Exception as error:  # every storage backend has its own errors
+        raise UserError(f"could not fetch {remote}: {error}; check data.remote") from error
 
 
 class _OpenShard:
-    """A shard's file while its rows are read.
+    """An open shard.
 
-    Rows are read, not mapped: a file that shrinks under a map kills the process with SIGBUS.
+    Its rows are read, not mapped: if a mapped file shrinks, SIGBUS kills the process.
     """
 
     def __init__(self, path: Path, count: int, row: np.dtype) -> None:
         self.row, self.file = row, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.file)
-        # an MDS shard begins with the number of rows and the offsets of each and of the end
+        # An MDS shard starts with the number of rows, their offsets and the offset of the end.
         header = np.frombuffer(os.pread(self.file, 4 * (count + 2), 0), np.uint32)
         if header[0] != count or (np.diff(header[1:]) != row.itemsize).any():
             raise ValueError("its offsets do not fit its columns")
         self.first = int(header[1])
 
     def read(self, number: int) -> Any:
-        """A row of the shard.
+        """Read a row.
 
         Raises:
             ValueError: the file ends before it.
@@ -118,7 +120,7 @@ class DomainRows:
     Args:
         name: the domain.
         local: its MDS folder, or the cache of `remote`.
-        remote: where its shards are, in any form that Streaming takes; None where they are local.
+        remote: where its shards are, in any form that Streaming accepts; None if they are local.
         by_hash: hash a shard when this process first reads a row of it, if the index has its hash.
     """
 
@@ -139,10 +141,18 @@ class DomainRows:
             raise UserError(
                 f"found no usable index of domain {name} at {self.local / INDEX}: {error}"
             ) from error
+        if any(
+            os.sep in file.basename
+            for s in self._shards
+            for f in s.file_pairs
+            for file in f
+            if file
+        ):
+            raise UserError(f"found a shard outside of the folder in {self.local / INDEX}: refused")
         sizes = [len(shard) for shard in self._shards]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._checked: dict[int, int] = {}  # when a shard that was checked was last modified
+        self._checked: dict[int, int] = {}  # modification times of the checked shards
 
     @property
     def block(self) -> int:
@@ -189,7 +199,7 @@ class DomainRows:
         return self.local / self._shards[number].file_pairs[0][0].basename
 
     def _fetch(self, number: int) -> None:
-        """Have a shard on the local disk, fetched by one process at a time."""
+        """Fetch or decompress a shard if needed; one process does it at a time."""
         path, shard = self._path(number), self._shards[number]
         expected = shard.file_pairs[0][0].bytes
         compressed = shard.file_pairs[0][1] is not None
@@ -198,12 +208,12 @@ class DomainRows:
         try:
             with FileLock(f"{path}.lock"):
                 if _size(path) not in (expected, None) and self.remote is not None:
-                    path.unlink()  # what a kill left of a download
+                    path.unlink()  # an interrupted download
                 self._stream.prepare_shard(shard)
-        except Exception as error:  # every storage has errors of its own
+        except Exception as error:  # every storage backend has its own errors
             raise UserError(
                 f"could not fetch shard {path.name} of domain {self.name} from "
-                f"{self.remote or path.parent}: {error}"
+                f"{self.remote or path.parent}: {error}; check that it is there"
             ) from error
 
 
@@ -240,10 +250,10 @@ def _size(path: Path) -> int | None:
 
 
 def _row_type(shard: MDSReader) -> np.dtype:
-    """The columns of a row as a record.
+    """The columns of a row as one record.
 
     Raises:
-        ValueError: a column is no array of fixed size.
+        ValueError: a column is not an array of fixed size.
     """
     fields = []
     for name, encoding in zip(shard.column_names, shard.column_encodings, strict=True):

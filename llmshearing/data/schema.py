@@ -1,8 +1,8 @@
-"""The names and types of a data tree, in one place for those who write it and those who read it.
+"""The names and types in a data tree, for the code that writes it and the code that reads it.
 
 ```
-<root>/manifest.json                    what the tree holds; written last, so that it means whole
-<root>/tokenizer/                       a copy of the tokenizer's own files
+<root>/manifest.json                    what the tree holds; written last, when all else is complete
+<root>/tokenizer/                       a copy of the tokenizer's files
 <root>/{eval,prune,continue}/<domain>/  MDS: index.json, shard.00000.mds, ...
 ```
 A row holds `sequence_length` token ids in the column `tokens`, and for chat data in the column
@@ -26,24 +26,24 @@ SPLITS = ("eval", "prune", "continue")
 TOKENS = "tokens"
 LOSS = "loss"
 
-# A directory is known by the first of these that it holds: where a SentencePiece model is present
-# its ids are the ones that count, whatever a converted copy beside it says.
+# The first of these files in a directory decides the ids: a SentencePiece model before a converted
+# copy next to it.
 TOKENIZER_MODELS = {"tokenizer.model": "sentencepiece", "tokenizer.json": "huggingface"}
 
 
 def token_dtype(vocabulary: int) -> str:
-    """Name the narrowest unsigned type that holds ids below `vocabulary`."""
+    """The narrowest unsigned type that holds ids below `vocabulary`."""
     return "uint16" if vocabulary <= 1 << 16 else "uint32"
 
 
 def columns(sequence_length: int, dtype: str, *, chat: bool) -> dict[str, str]:
-    """Give the MDS columns of a domain, in the order of their names."""
+    """The MDS columns of a domain, in the order of their names."""
     tokens = {TOKENS: f"ndarray:{dtype}:{sequence_length}"}
     return {LOSS: f"ndarray:uint8:{sequence_length}", **tokens} if chat else tokens
 
 
 def fingerprint(entries: Sequence[dict[str, Any]]) -> str:
-    """Give the SHA-256 over the hashes of a domain's shards, as its index lists them, in order."""
+    """SHA-256 over the hashes of a domain's shards, in the order of its index."""
     digests = "".join(entry["raw_data"]["hashes"][HASH] for entry in entries)
     return hashlib.sha256(digests.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A prepared data tree as the loaders see it: read from its manifest, checked before use."""
+"""A prepared data tree, read from its manifest and checked before use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST
 from llmshearing.errors import UserError
+
+OF_A_TREE = ("sequence_length", "token_dtype", "vocabulary", "tokenizer")
+OF_A_DOMAIN = ("rows", "tokens", "documents", "dropped_tokens", "fingerprint", "chat")
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class DomainInfo:
         rows: number of rows of `sequence_length` tokens.
         tokens: tokens in those rows.
         documents: documents that were packed into them.
-        dropped_tokens: tokens of the last, partial row, which was left out.
+        dropped_tokens: tokens of the last, incomplete row, which was left out.
         fingerprint: SHA-256 over the hashes of the shards, in order.
-        chat: whether the column `loss` says which tokens count as targets.
+        chat: whether the column `loss` marks the targets.
     """
 
     name: str
@@ -46,8 +49,8 @@ class DataTree:
         token_dtype: `uint16` or `uint32`.
         vocabulary: number of token ids; every id is below it.
         tokenizer: `kind`, `fingerprint` of its ids, and the ids that begin and end a document.
-        splits: what each split holds, by domain.
-        manifest: everything else that was recorded.
+        splits: the domains of each split.
+        manifest: the whole manifest.
     """
 
     root: Path
@@ -60,7 +63,7 @@ class DataTree:
 
     @classmethod
     def open(cls, root: str | Path) -> DataTree:
-        """Read the manifest at `root` and see that every domain's index is there.
+        """Read the manifest at `root` and check that every domain has its index.
 
         Raises:
             UserError: there is no finished tree at `root`, or indexes are missing.
@@ -71,16 +74,16 @@ class DataTree:
         if missing:
             raise UserError(
                 f"found no {', '.join(missing)}, expected the index of each domain: run "
-                f"`python data_prep/describe.py {root}`, which rebuilds them"
+                f"`llmshearing describe {root}`, which rebuilds them"
             )
         return tree
 
     @classmethod
     def read(cls, root: str | Path) -> DataTree:
-        """Read the manifest at `root`, without a look at the files it names.
+        """Read the manifest at `root`, without looking at the files it names.
 
         Raises:
-            UserError: there is no manifest at `root`, or it is not one of this format.
+            UserError: there is no manifest at `root`, or it has another format.
         """
         root = Path(root)
         path = root / MANIFEST
@@ -88,7 +91,7 @@ class DataTree:
             what = "an unfinished preparation" if (root / ".prepare").is_dir() else "no data tree"
             raise UserError(
                 f"found {what} at {root}, expected a folder with {MANIFEST}: "
-                "run `python data_prep/prepare.py CONFIG.yaml` to the end"
+                "run `llmshearing prepare CONFIG.yaml` to the end"
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -111,32 +114,15 @@ class DataTree:
     def _of(cls, root: Path, manifest: dict[str, Any]) -> DataTree:
         splits = {
             split: {
-                name: DomainInfo(
-                    name=name,
-                    path=root / split / name,
-                    rows=held["rows"],
-                    tokens=held["tokens"],
-                    documents=held["documents"],
-                    dropped_tokens=held["dropped_tokens"],
-                    fingerprint=held["fingerprint"],
-                    chat=held["chat"],
-                )
+                name: DomainInfo(name, root / split / name, **{k: held[k] for k in OF_A_DOMAIN})
                 for name, held in domains.items()
             }
             for split, domains in manifest["splits"].items()
         }
-        return cls(
-            root=root,
-            sequence_length=manifest["sequence_length"],
-            token_dtype=manifest["token_dtype"],
-            vocabulary=manifest["vocabulary"],
-            tokenizer=manifest["tokenizer"],
-            splits=splits,
-            manifest=manifest,
-        )
+        return cls(root, **{k: manifest[k] for k in OF_A_TREE}, splits=splits, manifest=manifest)
 
     def split(self, name: str) -> dict[str, DomainInfo]:
-        """Give what the split `name` holds, by domain.
+        """The domains of the split `name`.
 
         Raises:
             UserError: the tree has no such split.
@@ -144,6 +130,6 @@ class DataTree:
         if name not in self.splits:
             raise UserError(
                 f"found the splits {', '.join(self.splits) or 'none'} in {self.root}, "
-                f"expected `{name}`: prepare the data with a rule for it"
+                f"expected `{name}`: prepare the data with this split"
             )
         return self.splits[name]

@@ -134,6 +134,19 @@ def test_a_remote_that_is_not_a_tree_is_refused(tmp_path):
         fetch_tree(str(remote), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
+def test_a_remote_cannot_write_outside_of_the_cache(tmp_path, name):
+    remote = make_tree(tmp_path / "remote", {"cc": ROWS})
+    text = (remote / "manifest.json").read_text()
+    (remote / "manifest.json").write_text(text.replace('"prune": {"cc"', f'"..": {{"{name}"'))
+    with pytest.raises(UserError, match="found a domain outside of the tree"):
+        fetch_tree(str(remote), tmp_path / "cache")
+    index = remote / "prune/cc/index.json"
+    index.write_text(index.read_text().replace("shard.00000.mds", f"{name}.mds"))
+    with pytest.raises(UserError, match="found a shard outside of the folder"):
+        DomainRows("cc", remote / "prune/cc")
+
+
 def last_shard(tree):
     return sorted((tree / "prune/cc").glob("shard.*.mds"))[-1]
 

@@ -49,7 +49,7 @@ def test_a_folder_without_a_finished_tree_is_refused(tmp_path):
 def test_missing_indexes_are_named_with_the_remedy(tmp_path):
     put(tmp_path, MANIFEST)
     (tmp_path / "eval" / "wiki" / "index.json").unlink()
-    with pytest.raises(UserError, match=r"describe\.py"):
+    with pytest.raises(UserError, match=r"llmshearing describe"):
         DataTree.open(tmp_path)
     assert DataTree.read(tmp_path).split("eval")["wiki"].rows == 3
 
