@@ -1,9 +1,9 @@
-"""No silent hang: what each rank is busy with, for how long it may be, and its stacks if longer.
+"""No silent hang: each activity of a rank has a time limit, after which the rank prints its stacks.
 
-A rank that is stuck stops all others in their next collective, so that every rank exceeds its limit
-at about the same time. Each writes the stacks of its threads to its standard error and to
-`RUN/stacks/rank<N>.txt`, waits a moment for the others, and ends with `RUN_ERROR_STATUS`. A rank
-that sees another's stacks appear writes its own at once.
+A rank that hangs blocks all others in their next collective, so every rank exceeds its limit at
+about the same time. Each writes the stacks of its threads to standard error and to
+`RUN/stacks/rank<N>.txt`, waits a moment for the others, and exits with `RUN_ERROR_STATUS`. A rank
+that sees the stacks of another writes its own at once.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from llmshearing.errors import RUN_ERROR_STATUS
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # how often a watchdog looks
-GRACE_SECONDS = 10.0  # how long it waits for the other ranks' stacks
+POLL_SECONDS = 1.0  # between two checks
+GRACE_SECONDS = 10.0  # to wait for the stacks of the other ranks
 STANDARD_ERROR = 2
 
 
 class Watchdog:
-    """Watches one rank from a thread of its own; before and after `with` it only keeps the times.
+    """Watches one rank from a thread, within its `with` block; outside it only logs times.
 
-    A thread of Python cannot run while another holds the interpreter in native code, so that
-    faulthandler's, which needs no interpreter, stands behind it with a little more patience.
+    A Python thread cannot run while native code in another holds the interpreter. For that case
+    faulthandler, which does not need the interpreter, does the same a little later.
 
     Args:
-        directory: the run's.
+        directory: of the run.
         rank: of this process.
-        ranks: of the run.
+        ranks: number of processes.
     """
 
     def __init__(self, directory: Path, rank: int = 0, ranks: int = 1) -> None:
@@ -48,14 +48,14 @@ class Watchdog:
         self._old: dict[str, int] = {}
 
     def __enter__(self) -> Watchdog:
-        """Begin to watch."""
-        self._old = self._found()  # of an earlier run in this directory
+        """Start watching."""
+        self._old = self._found()  # stacks of earlier runs
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Watch no more."""
+        """Stop watching."""
         assert self._thread is not None
         self._stop.set()
         faulthandler.cancel_dump_traceback_later()
@@ -63,10 +63,10 @@ class Watchdog:
         self._thread = None
 
     def enter(self, what: str, limit: float) -> None:
-        """Say what this rank is busy with from now on.
+        """Set the current activity.
 
         Args:
-            what: as it stands in the message, e.g. `step 17`.
+            what: its name in the message, e.g. `step 17`.
             limit: seconds that it may take.
         """
         self.busy_with, self.since, self.limit = what, time.monotonic(), limit
@@ -76,7 +76,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def phase(self, what: str, limit: float) -> Iterator[None]:
-        """One part of the start, whose time is logged."""
+        """Watch one part of the start, and log its time."""
         self.enter(what, limit)
         begun = time.monotonic()
         yield
@@ -86,40 +86,44 @@ class Watchdog:
         while not self._stop.wait(POLL_SECONDS):
             elapsed = time.monotonic() - self.since
             if elapsed > self.limit:
-                self._end(f"is in {self.busy_with} for {elapsed:.0f} s, limit {self.limit:g} s")
+                self._end(
+                    f"has been in {self.busy_with} for {elapsed:.0f} s, limit {self.limit:g} s"
+                )
             others = self._others()
             if others:
-                self._end(f"is in {self.busy_with} for {elapsed:.0f} s; {_named(others)} hangs")
+                self._end(
+                    f"has been in {self.busy_with} for {elapsed:.0f} s; {_named(others)} hangs"
+                )
 
     def _end(self, why: str) -> None:
-        """Write the stacks, wait for the other ranks', and end the process."""
+        """Write the stacks, wait for those of the other ranks, and exit."""
         text = (
             f"rank {self.rank} of {self.ranks} (process {os.getpid()} on {socket.gethostname()}) "
             f"{why}; its stacks at {datetime.now():%Y-%m-%d %H:%M:%S}:"
         )
         os.write(STANDARD_ERROR, f"{text}\n".encode())
         faulthandler.dump_traceback(STANDARD_ERROR, all_threads=True)
-        with contextlib.suppress(OSError):  # a full disk must not keep the run alive
+        with contextlib.suppress(OSError):  # a full disk must not stop the exit
             self.stacks.mkdir(parents=True, exist_ok=True)
             with (self.stacks / f"rank{self.rank}.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{text}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        given_up = time.monotonic() + GRACE_SECONDS
-        while len(self._others()) < self.ranks - 1 and time.monotonic() < given_up:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while len(self._others()) < self.ranks - 1 and time.monotonic() < deadline:
             time.sleep(0.1)
         missing = sorted(set(range(self.ranks)) - set(self._others()) - {self.rank})
-        text = f"rank {self.rank} ends the run; the stacks of every rank are in {self.stacks}"
+        text = f"rank {self.rank} ends the run; the stacks of all ranks are in {self.stacks}"
         if missing:
             text += (
-                f", but for {_named(missing)}: stopped, dead, or on a machine that does not share "
+                f", except {_named(missing)}: stopped, dead, or on a machine that does not share "
                 "this folder"
             )
         os.write(STANDARD_ERROR, f"{text}\n".encode())
         os._exit(RUN_ERROR_STATUS)
 
     def _others(self) -> list[int]:
-        """The other ranks whose stacks have been written since the start."""
+        """The other ranks that have written their stacks since the start."""
         ranks = [
             int(name.removeprefix("rank").removesuffix(".txt"))
             for name, written in self._found().items()
@@ -128,7 +132,7 @@ class Watchdog:
         return sorted(rank for rank in ranks if rank != self.rank)
 
     def _found(self) -> dict[str, int]:
-        """When each rank's stacks were last written."""
+        """When each rank last wrote its stacks."""
         found = {}
         for path in self.stacks.glob("rank*.txt"):
             with contextlib.suppress(OSError):
@@ -137,7 +141,7 @@ class Watchdog:
 
 
 def log_phase(what: str, seconds: float) -> None:
-    """Say how long a part of the start took."""
+    """Log how long a part of the start took."""
     log.info("start: %s took %.1f s", what, seconds)
 
 

@@ -60,21 +60,25 @@ def run(tmp_path):
 def test_every_rank_prints_its_stacks_when_one_hangs(run, tmp_path):
     statuses, logs = run((0.3, stuck_in_here, 60), (50, time.sleep, 60))
     assert statuses == [RUN_ERROR_STATUS] * 2
-    assert re.search(r"rank 0 of 2 .* is in step 17 for \d s, limit 0.3 s; its stacks", logs[0])
+    assert re.search(
+        r"rank 0 of 2 .* has been in step 17 for \d s, limit 0.3 s; its stacks", logs[0]
+    )
     assert "in stuck_in_here" in logs[0]
-    assert re.search(r"rank 1 of 2 .* is in step 17 for .*; rank 0 hangs; its stacks", logs[1])
+    assert re.search(
+        r"rank 1 of 2 .* has been in step 17 for .*; rank 0 hangs; its stacks", logs[1]
+    )
     for number, log in enumerate(logs):
         written = (tmp_path / "stacks" / f"rank{number}.txt").read_text()
         assert "test_watchdog.py" in written
         assert written.splitlines()[0] in log
-        assert "the stacks of every rank are in" in log
-        assert "but for" not in log
+        assert "the stacks of all ranks are in" in log
+        assert "except rank" not in log
 
 
 def test_a_rank_without_stacks_is_named(run):
     statuses, logs = run((0.3, stuck_in_here, 60), of=3)
     assert statuses == [RUN_ERROR_STATUS]
-    assert "but for ranks 1, 2: stopped, dead, or on a machine" in logs[0]
+    assert "except ranks 1, 2: stopped, dead, or on a machine" in logs[0]
 
 
 def test_work_within_its_limit_succeeds_despite_old_stacks(run, tmp_path):

@@ -1,4 +1,4 @@
-"""When the held-out rows are evaluated, and measuring their loss beside the trainer's own loop."""
+"""When to evaluate the held-out rows, and their loss outside the trainer's own loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from llmshearing.models.shearing import ShearingModel, unwrapped
 
 
 def at_end(state: State) -> bool:
-    """Whether no step is left: the run's steps are done, or its data is used up."""
+    """Whether this is the last step: of the run, or of its data."""
     assert state.max_duration is not None
     return state.timestamp.get(state.max_duration.unit) >= state.max_duration
 
 
 class EvaluationTimes:
-    """Every so many steps and at the end, before the last checkpoint.
+    """Evaluates at an interval and at the end of the run, before the last checkpoint.
 
-    Composer's own schedule evaluates the end after the last checkpoint and after every callback's
-    end, none of which would know of it.
+    Composer's own schedule evaluates the end after the last checkpoint and after the last event of
+    the callbacks, which would miss it.
 
     Args:
         interval: steps.
@@ -54,8 +54,8 @@ def measure(
     Args:
         state: the trainer's.
         evaluators: the domains to measure.
-        add: adds a batch, which is on the device, to a metric.
-        report: is told before each batch what goes on.
+        add: adds a batch on the device to a metric.
+        report: called with the current activity before each batch.
     """
     model, losses = unwrapped(state.model), {}
     training = model.training

@@ -1,8 +1,8 @@
-"""Weights that were loaded must have the held-out loss that stands beside them.
+"""Loaded weights must have the held-out loss that their directory records.
 
-A directory that this project exported says which loss its model had on which rows. Where a run
-evaluates on the same rows, that loss is measured again before the first step; weights that were
-damaged, or loaded wrongly, cannot reach it.
+An exported directory records its model's loss on certain rows. A run that evaluates on the same
+rows measures that loss again before its first step, which reveals weights that are damaged or
+loaded wrongly.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from llmshearing.models.shearing import ShearingModel
 
 log = logging.getLogger(__name__)
 
-# Rounding weights to bfloat16, and activations in training, moves a loss by a few thousandths.
+# Rounding weights to bfloat16, and activations in training, changes a loss by a few thousandths.
 TOLERANCE = 0.01
 
 
 class LoadedLoss(Callback):
-    """Stops a run whose loaded weights do not have the loss that stands beside them.
+    """Stops a run whose loaded weights do not have the loss that their directory records.
 
     Args:
         directory: the Hugging Face directory that the weights come from.
         data: the section `data` of the run's own manifest.
-        report: is told what goes on.
+        report: called with the current activity.
     """
 
     def __init__(self, directory: Path, data: DataRecord, report: Callable[[str], None]) -> None:
@@ -43,19 +43,19 @@ class LoadedLoss(Callback):
         self.stored = stored_losses(directory, data)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Measure and compare, unless the run goes on from a checkpoint."""
+        """Measure and compare, unless the run resumes from a checkpoint."""
         del logger
         if not self.stored or state.timestamp.batch.value > 0:
             return
-        with torch.random.fork_rng(devices=[]):  # loaders draw from the generator
+        with torch.random.fork_rng(devices=[]):  # the loaders use the generator
             domains = [e for e in state.evaluators if e.label in self.stored]
             found = measure(state, domains, _without_masks, self.report)
         log.info(
-            "held-out loss of the loaded weights, and as stored with them: %s",
+            "held-out loss of the loaded weights, and as recorded with them: %s",
             ", ".join(f"{n} {found[n]:.4f} {self.stored[n]:.4f}" for n in found),
         )
         wrong = [
-            f"{name} {found[name]:.4f} where {expected:.4f} is stored"
+            f"{name} {found[name]:.4f} instead of {expected:.4f}"
             for name, expected in self.stored.items()
             if not abs(found[name] - expected) <= TOLERANCE * expected
         ]
@@ -69,14 +69,14 @@ class LoadedLoss(Callback):
 
 
 def stored_losses(directory: Path, data: DataRecord) -> dict[str, float]:
-    """The losses in a directory's manifest, where they are its weights' own and of the same rows.
+    """The losses in a directory's manifest, if they are of its own weights and the same rows.
 
     Args:
         directory: a Hugging Face directory.
         data: the section `data` of a run's manifest.
 
     Returns:
-        Nats per token by domain; empty where there is nothing to compare.
+        Nats per token by domain; empty if there is nothing to compare.
     """
     manifest = ExportManifest.read(directory)
     run = None if manifest is None else manifest.run

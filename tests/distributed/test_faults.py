@@ -129,9 +129,11 @@ def test_a_stopped_rank_ends_the_run_and_leaves_nothing_behind(start, tmp_path):
     processes[0].join(timeout=DEADLINE_SECONDS)
     assert processes[0].exitcode == RUN_ERROR_STATUS
     text = log_of(tmp_path, 0)
-    assert re.search(r"rank 0 of 2 .* is in .*step \d+ for \d+ s, limit 3 s; its stacks", text)
+    assert re.search(
+        r"rank 0 of 2 .* has been in .*step \d+ for \d+ s, limit 3 s; its stacks", text
+    )
     assert "train.py" in text
-    assert "but for rank 1: stopped, dead" in text
+    assert "except rank 1: stopped, dead" in text
     assert "rank 0 of 2" in (tmp_path / "run/stacks/rank0.txt").read_text()
     # A killed run leaves neither processes nor shared memory.
     processes[1].kill()
@@ -170,7 +172,7 @@ def test_a_hanging_rank_makes_every_rank_write_its_stacks(start, tmp_path):
     assert "in stuck" in log_of(tmp_path, 1)
     for rank in range(2):
         assert f"rank {rank} of 2" in log_of(tmp_path, rank)
-        assert "the stacks of every rank are in" in log_of(tmp_path, rank)
+        assert "the stacks of all ranks are in" in log_of(tmp_path, rank)
 
 
 class Planter(Callback):
