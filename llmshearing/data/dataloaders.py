@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -25,6 +26,8 @@ from llmshearing.mixture.mixture_plan import MixturePlan
 from llmshearing.mixture.sampler import Sampler
 from llmshearing.mixture.settings import MixtureSettings, domain_source, starting_weights
 from llmshearing.processes import exit_with_parent
+
+log = logging.getLogger(__name__)
 
 
 class GlobalBatches(DistributedSampler):
@@ -216,6 +219,12 @@ def build_eval_loaders(
         rank: of this process.
         world_size: number of processes.
     """
+    if others := [name for name in tree.split(split) if name not in domains]:
+        log.info(
+            "held out, but not trained on and so not evaluated during the run: %s; "
+            "llmshearing evaluate measures them",
+            ", ".join(others),
+        )
     loaders = {}
     opened = open_domains(tree, split, domains, remote=remote, by_hash=by_hash)
     for number, domain in enumerate(opened):

@@ -132,6 +132,13 @@ def test_every_held_out_row_counts_once(tree, world_size, batch):
         assert len(batches) == 1, "every rank must run as many batches"
 
 
+def test_a_domain_that_is_only_held_out_is_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    tree = DataTree.open(make_tree(tmp_path / "tree", {"cc": 20}, {"cc": 5, "wiki": 7}))
+    assert list(build_eval_loaders(tree, "eval", ["cc"], batch=4)) == ["cc"]
+    assert "not evaluated during the run: wiki" in caplog.text
+
+
 def test_held_out_batches_need_little_padding():
     class Rows:
         def __len__(self):
