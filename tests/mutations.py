@@ -2,8 +2,8 @@
 
     python tests/mutations.py --count 20 --seed 1 llmshearing/pruning llmshearing/optimization.py
 
-Works in a copy of the tree. The nearest tests are those that import the changed module, and the
-golden losses. A change that survives needs a test, unless it has no effect; the exit status is 1.
+Works in a copy of the tree. A change that survives needs a test, unless it has no effect; the exit
+status is then 1.
 """
 
 from __future__ import annotations
@@ -79,12 +79,15 @@ def mutants(path: Path) -> Iterator[tuple[int, str, str, str]]:
 
 
 def nearest_tests(path: Path) -> list[str]:
-    """The test files that import the module, and the golden losses."""
+    """The golden losses, the module's own tests, and those that import it or a helper that does."""
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     parent, _, name = module.rpartition(".")
-    imported = re.compile(rf"{re.escape(module)}\b|from {re.escape(parent)} import .*\b{name}\b")
-    tests = [p for p in sorted(ROOT.glob("tests/**/test_*.py")) if imported.search(p.read_text())]
-    return [*(str(p.relative_to(ROOT)) for p in tests), "tests/golden"]
+    wanted = rf"{re.escape(module)}\b|from {re.escape(parent)} import .*\b{name}\b"
+    helpers = [p.stem for p in ROOT.glob("tests/*.py") if re.search(wanted, p.read_text())]
+    wanted = "|".join([wanted, *(rf"(?m:^)(from|import) {helper}\b" for helper in helpers)])
+    tests = {p for p in ROOT.glob("tests/**/test_*.py") if re.search(wanted, p.read_text())}
+    tests |= set(ROOT.glob(f"tests/**/test_{name}.py"))
+    return [*sorted(str(p.relative_to(ROOT)) for p in tests), "tests/golden"]
 
 
 def main() -> None:
