@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.budget import sized
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.families import family_of
-from llmshearing.architecture.shape import Shape
+from llmshearing.architecture.shape import Shape, sized
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.selection import Kept, keep_only, select
 from llmshearing.pruning.surgery import cut_model

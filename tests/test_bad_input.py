@@ -145,7 +145,7 @@ def test_heads_that_do_not_fit_the_groups(recipe_file, tiny_model, tmp_path):
     shutil.copytree(tiny_model, grouped)
     config = json.loads((grouped / "config.json").read_text())
     (grouped / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 2}))
-    with pytest.raises(UserError, match="3 heads do not fit 2 KV groups"):
+    with pytest.raises(UserError, match="3 heads do not divide into 2 KV groups"):
         check(recipe_file, [f"model.path={grouped}", "target.heads=3"])
 
 
@@ -178,7 +178,10 @@ def test_a_model_without_tokenizer_and_one_with_another(recipe_file, tiny_model,
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [('{"model_type": ', "config.json is not valid JSON"), ("[]", "config.json holds no fields")],
+    [
+        ('{"model_type": ', "config.json is not valid JSON"),
+        ("[]", "config.json is not a JSON object"),
+    ],
 )
 @pytest.mark.parametrize("verb", ["validate", "plan"])
 def test_a_config_that_is_none(recipe_file, tmp_path, capsys, verb, config, message):

@@ -1,1 +1,1 @@
-"""Shape algebra without torch: axes, shapes, coupling tables, parameter counts, target rules."""
+"""Shapes without torch: axes, coupling tables, families, parameter counts, rules of targets."""

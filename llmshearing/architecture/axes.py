@@ -8,9 +8,8 @@ from enum import Enum
 class Axis(str, Enum):
     """A granularity of pruning.
 
-    Under grouped-query attention a query head is addressed by its KV group and its place within
-    the group: `KV_GROUP` counts groups and `HEAD` counts heads within a group. Under multi-head
-    attention there is no `KV_GROUP` and `HEAD` counts heads.
+    Under grouped-query attention `KV_GROUP` counts the groups and `HEAD` the query heads within a
+    group. Under multi-head attention there is no `KV_GROUP`, and `HEAD` counts the heads.
     """
 
     HIDDEN = "hidden"
@@ -21,5 +20,5 @@ class Axis(str, Enum):
 
     @property
     def per_layer(self) -> bool:
-        """Whether every layer chooses its own units of this axis."""
+        """Whether each layer keeps its own units of this axis."""
         return self in (Axis.KV_GROUP, Axis.HEAD, Axis.INTERMEDIATE)

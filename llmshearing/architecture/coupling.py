@@ -1,7 +1,7 @@
-"""Coupling tables: which parameter shrinks along which axis, and which gates it absorbs.
+"""Coupling tables: the axes along which each parameter shrinks, and the gates it absorbs.
 
-A family's table is the one place for these facts. From it come the places where gates act, the
-(expected) parameter count, the slicing at export, and the tests.
+The table of a family is the one place for these facts. From it follow where gates act, the exact
+and the expected parameter count, what export cuts, and the tests.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.shape import Shape, axis_sizes
+from llmshearing.architecture.shape import Shape, axis_sizes, sized
 
 LAYER_FIELD = "{layer}"
 
 
 @dataclass(frozen=True)
 class Dim:
-    """One dimension of a parameter: the units of `axes` in row-major order, `multiple` rows each.
+    """A dimension of a parameter: the units of `axes` in row-major order, `multiple` entries each.
 
     Attributes:
-        axes: the axes whose kept units this dimension keeps; empty for a fixed dimension.
-        multiple: entries per unit, e.g. `head_dim`; the whole size of a fixed dimension.
+        axes: the axes along which the dimension shrinks; empty if it is fixed.
+        multiple: entries per unit, e.g. `head_dim`; the whole size if the dimension is fixed.
         gated: whether the gates of `axes` multiply along this dimension.
     """
 
@@ -33,24 +33,24 @@ class Dim:
 
     @property
     def with_gate(self) -> Dim:
-        """The same dimension, multiplied by its axes' gates."""
+        """The same dimension, multiplied by the gates of its axes."""
         return replace(self, gated=True)
 
     def size(self, sizes: Mapping[Axis, Any]) -> Any:
-        """Entries along this dimension, for numbers or arrays of (expected) axis sizes."""
+        """Entries along this dimension; sizes may be numbers or arrays, exact or expected."""
         return math.prod((sizes[axis] for axis in self.axes), start=self.multiple)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter (or one per layer) of the stock Transformers model.
+    """A parameter of the stock Transformers model, or one parameter in each layer.
 
     Attributes:
-        name: the parameter's name; `{layer}` stands for the layer's number.
+        name: name of the parameter, with `{layer}` for the number of the layer.
         dims: its dimensions, in order.
         layer_gated: whether it writes to the residual stream, so that the layer's gate scales it.
-        absorbs: whether export folds its gates into it. False where another row that shares the
-            tensor (a tied output head) already carries them.
+        absorbs: whether export folds its gates into it. False if they are already in a tensor that
+            is shared (the final norm's gates, with a tied output head).
     """
 
     name: str
@@ -59,9 +59,9 @@ class Row:
     absorbs: bool = True
 
     def __post_init__(self) -> None:
-        """Only a layer's own parameter can take the layer's gate."""
+        """Check that only parameters of a layer take the gate of the layer."""
         if self.layer_gated and not self.per_layer:
-            raise ValueError(f"{self.name} takes the gate of a layer, but belongs to none")
+            raise ValueError(f"{self.name} takes the gate of a layer, but is in no layer")
 
     @property
     def per_layer(self) -> bool:
@@ -79,7 +79,7 @@ class Row:
         return self.name.rpartition(".")[0]
 
     def instances(self, layers: int) -> Iterator[tuple[int | None, str]]:
-        """The concrete parameters as (layer or None, name)."""
+        """The parameters as (layer or None, name)."""
         if not self.per_layer:
             yield None, self.name
             return
@@ -89,14 +89,14 @@ class Row:
 
 @dataclass(frozen=True)
 class CouplingTable:
-    """A family's rows for one model, with the axes that the model has.
+    """The rows of one model, with its shape and axes.
 
     Attributes:
-        rows: one entry per parameter template; a bias takes the gates of its weight's outputs.
-        source: the shape of the model that the rows describe.
+        rows: the rows of all parameters; a bias takes the gates of its weight's outputs.
+        source: the shape of the model.
         grouped: whether it uses grouped-query attention.
-        implied_head_size: whether its config derives the head size as hidden / heads, so that a
-            model of another ratio cannot be written.
+        implied_head_size: whether its config derives the head size as hidden / heads, so that no
+            other ratio of the two can be written.
     """
 
     rows: tuple[Row, ...]
@@ -105,7 +105,7 @@ class CouplingTable:
     implied_head_size: bool = False
 
     def __post_init__(self) -> None:
-        """A bias lies along its weight's first dimension and takes the same gates."""
+        """Check that each bias has the first dimension and the gates of its weight."""
         weights = {row.module: row for row in self.rows if row.name.endswith(".weight")}
         for row in self.rows:
             weight = weights.get(row.module, row)
@@ -113,14 +113,14 @@ class CouplingTable:
                 row.dims != weight.dims[:1]
                 or (row.layer_gated, row.absorbs) != (weight.layer_gated, weight.absorbs)
             ):
-                raise ValueError(f"{row.name} and {weight.name} disagree; expected the same gates")
+                raise ValueError(f"{row.name} and {weight.name} have different gates")
 
     def sizes(self, shape: Shape) -> dict[Axis, int]:
-        """Units per axis of `shape`, seen with this model's axes."""
+        """Units of `shape` per axis of this model."""
         return axis_sizes(shape, grouped=self.grouped)
 
     def tensor_shapes(self, shape: Shape) -> dict[str, tuple[int, ...]]:
-        """Every parameter's name and size in a model of `shape`."""
+        """Name and size of every parameter of a model of `shape`."""
         sizes = self.sizes(shape)
         return {
             name: tuple(dim.size(sizes) for dim in row.dims)
@@ -129,16 +129,16 @@ class CouplingTable:
         }
 
     def parameter_count(self, shape: Shape) -> int:
-        """Parameters of a model of `shape`, an exact integer; tied tensors count once."""
+        """The exact number of parameters of a model of `shape`; tied tensors count once."""
         return sum(math.prod(size) for size in self.tensor_shapes(shape).values())
 
 
 def expected_parameter_count(
     rows: Sequence[Row], sizes: Mapping[Axis, Any], layer_gates: Any
 ) -> Any:
-    """Expected parameters under independent gates; exact where every gate is 0 or 1.
+    """Expected parameters under independent gates; exact if every gate is 0 or 1.
 
-    Differentiable: only sums and products are taken, so arrays of NumPy or torch serve alike.
+    It is a sum of products, so it works for NumPy and for torch, where it is differentiable.
 
     Args:
         rows: the coupling table's rows.
@@ -156,14 +156,14 @@ def expected_parameter_count(
 
 
 def derive_shape(table: CouplingTable, tensors: Mapping[str, tuple[int, ...]]) -> Shape:
-    """The shape of a model from its tensors' sizes alone.
+    """The shape of a model, from the sizes of its tensors alone.
 
     Args:
-        table: the coupling table of the model it was cut from.
-        tensors: every parameter's name and size.
+        table: the coupling table of the model that it was cut from.
+        tensors: name and size of every parameter.
 
     Raises:
-        ValueError: the tensors do not form one shape, e.g. layers with different head counts.
+        ValueError: the tensors do not form one shape, e.g. layers have different numbers of heads.
     """
     repeated = next(row for row in table.rows if row.per_layer)
     layers = sum(name in tensors for _, name in repeated.instances(table.source.layers))
@@ -178,21 +178,13 @@ def derive_shape(table: CouplingTable, tensors: Mapping[str, tuple[int, ...]]) -
         if len(unknown) == 1:
             known = math.prod((sizes[a] for a in dim.axes if a in sizes), start=dim.multiple)
             sizes[unknown[0]] = entries // known
-    groups = sizes.get(Axis.KV_GROUP)
-    heads = sizes[Axis.HEAD] * (groups or 1)
-    shape = replace(
-        table.source,
-        hidden=sizes[Axis.HIDDEN],
-        layers=layers,
-        heads=heads,
-        kv_groups=groups or heads,
-        intermediate=sizes[Axis.INTERMEDIATE],
-    )
-    wrong = {
-        name: (tensors.get(name), size)
-        for name, size in table.tensor_shapes(shape).items()
-        if tensors.get(name) != size
-    }
-    if wrong or len(tensors) != len(table.tensor_shapes(shape)):
+    shape = sized(table.source, sizes, grouped=table.grouped)
+    expected = table.tensor_shapes(shape)
+    if dict(tensors) != expected:
+        wrong = {
+            name: (tensors.get(name), expected.get(name))
+            for name in sorted(tensors.keys() | expected.keys())
+            if tensors.get(name) != expected.get(name)
+        }
         raise ValueError(f"tensors do not form one shape; (found, expected) by name: {wrong}")
     return shape

@@ -1,4 +1,4 @@
-"""What a model family tells the rest of the code, and how its config fields are checked."""
+"""What the rest of the code needs to know of a model family, and the check of config fields."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from llmshearing.architecture.rope import rope_error
 from llmshearing.architecture.shape import Shape
 from llmshearing.errors import UserError
 
-# Fields of any `config.json` that name, store or generate, but do not change the forward pass, and
-# those of every decoder that its shape and table account for.
+# Fields of any `config.json` that do not change the forward pass (names, storage, generation), and
+# those of every decoder that shape and table account for.
 NEUTRAL_FIELDS = frozenset(
     """_attn_implementation _attn_implementation_autoset _name_or_path architectures
     attn_implementation auto_map bos_token_id chunk_size_feed_forward decoder_start_token_id
@@ -30,7 +30,7 @@ NEUTRAL_FIELDS = frozenset(
     repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p
     typical_p""".split()
 )
-# Fields of any `config.json` that have to be as a plain decoder's are.
+# Fields of any `config.json` that must have the value of a plain decoder.
 PLAIN_FIELDS: Mapping[str, Any] = {
     "add_cross_attention": False,
     "is_encoder_decoder": False,
@@ -38,35 +38,62 @@ PLAIN_FIELDS: Mapping[str, Any] = {
 }
 
 
+def read_shape(config: Mapping[str, Any]) -> Shape:
+    """The shape that the usual fields of a complete config state."""
+    heads = config["num_attention_heads"]
+    return Shape(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_groups=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+    )
+
+
+def write_shape(shape: Shape) -> dict[str, Any]:
+    """The usual config fields of a shape; `head_dim` is explicit, because pruning keeps it."""
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_groups,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocabulary,
+    }
+
+
 @dataclass(frozen=True)
 class Family:
-    """One model family of Transformers.
+    """A model family of Transformers.
 
     Attributes:
         model_type: the value of `model_type` in `config.json`.
-        blocks: the name of the stock model's list of decoder blocks.
-        read_shape: from a complete config (as a mapping) to the shape.
-        write_shape: from a shape to the config fields that state it.
-        rows: from (config, shape) to the coupling table's rows.
-        fields: further config fields that this family's table and the stock model honour.
-        fixed: fields that are only supported at the given value.
-        config_error: says what else is wrong with a stored config, or None.
+        blocks: name of the stock model's list of decoder blocks.
+        rows: the rows of the coupling table, from a complete config and its shape.
+        fields: config fields that the table and the stock model support, besides the common ones.
+        fixed: fields that are supported with the given value only.
+        read_shape: the shape that a complete config states.
+        write_shape: the config fields that state a shape.
+        config_error: what else is wrong with a stored config, or None.
         implied_head_size: whether the config has no field for the head size, so that hidden / heads
-            has to stay what it is.
+            cannot change.
     """
 
     model_type: str
     blocks: str
-    read_shape: Callable[[Mapping[str, Any]], Shape]
-    write_shape: Callable[[Shape], dict[str, Any]]
     rows: Callable[[Mapping[str, Any], Shape], tuple[Row, ...]]
     fields: frozenset[str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    read_shape: Callable[[Mapping[str, Any]], Shape] = read_shape
+    write_shape: Callable[[Shape], dict[str, Any]] = write_shape
     config_error: Callable[[Mapping[str, Any]], str | None] | None = None
     implied_head_size: bool = False
 
     def table(self, config: Mapping[str, Any]) -> CouplingTable:
-        """The coupling table of a model with this config (complete, defaults filled in)."""
+        """The coupling table of a model, from its complete config (with defaults)."""
         shape = self.read_shape(config)
         return CouplingTable(
             rows=self.rows(config, shape),
@@ -76,22 +103,22 @@ class Family:
         )
 
     def check_fields(self, config: Mapping[str, Any]) -> None:
-        """Refuse by name every field that could change the computation unnoticed.
+        """Refuse by name every field that could change the computation without notice.
 
         Args:
-            config: `config.json` as it is stored.
+            config: the stored `config.json`.
 
         Raises:
-            UserError: a field is unknown or has a value that the table does not describe.
+            UserError: a field is unknown, or has a value that the table does not describe.
         """
         fixed = {**PLAIN_FIELDS, **self.fixed}
         known = NEUTRAL_FIELDS | self.fields | fixed.keys()
         stated = {key: value for key, value in config.items() if value is not None}
         if unknown := sorted(stated.keys() - known):
             raise UserError(
-                f"config.json of a {self.model_type} model has fields that this version does not "
-                f"know and that may change its computation: {', '.join(unknown)}; "
-                "remove them if they do not, else this model cannot be pruned yet"
+                f"config.json of a {self.model_type} model has unknown fields, which may change "
+                f"its computation: {', '.join(unknown)}; remove them if they do not, otherwise "
+                "this model cannot be pruned yet"
             )
         for name, value in fixed.items():
             if stated.get(name, value) != value:
@@ -107,9 +134,9 @@ class Family:
 
 
 def attention_dims(shape: Shape) -> tuple[Dim, Dim]:
-    """The query and the key-value dimension of attention projections, one entry per unit.
+    """The query and the key-value dimension of the attention projections.
 
-    Query heads are numbered group by group, so (KV group, head within group) is row-major.
+    Query heads are stored group by group, so (KV group, head within group) is row-major.
     """
     if shape.heads == shape.kv_groups:
         return Dim((Axis.HEAD,), shape.head_dim), Dim((Axis.HEAD,), shape.head_dim)

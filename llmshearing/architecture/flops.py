@@ -1,8 +1,8 @@
-"""FlopsModel of training: floating-point operations per token, and the peaks of known devices.
+"""Floating-point operations of training per token, and the peaks of known devices.
 
-The convention is that of PaLM (Chowdhery et al. 2022, appendix B), so that a utilisation here can
-be set beside published ones: forward and backward pass of a dense decoder, attention over the whole
-square (causality is not credited), recomputed activations and masks are not counted.
+Operations are counted as in PaLM (Chowdhery et al. 2022, appendix B), so that utilisations compare
+with published ones: the forward and backward pass of a dense decoder, with attention over all pairs
+of positions (not only the causal half), without recomputed activations and without masks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from llmshearing.architecture.shape import Shape
 
 FORMULA = "6 x matrix parameters + 12 x layers x heads x head_dim x sequence length"
 
-# Dense bf16 tensor-core peak by part of the device's name, in operations per second, from NVIDIA's
-# data sheets (without sparsity). The first that matches counts, so the longer names come first.
+# Dense bf16 peak (without sparsity) in operations per second, from NVIDIA's data sheets, by part of
+# the device's name. The first match counts, so longer names come before their prefixes.
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -38,13 +38,13 @@ PEAKS = {
 
 
 def matrix_parameters(table: CouplingTable, shape: Shape | None = None) -> int:
-    """Parameters that every token is multiplied with.
+    """The parameters of all matrices that each token is multiplied with.
 
-    The output head counts, tied or not; the embedding, a lookup, does not; vectors do not.
+    The output head counts, tied or not. The embedding (a lookup) and vectors do not.
 
     Args:
         table: the model's coupling table.
-        shape: the sizes to count with; the table's source where not given.
+        shape: the shape to count; by default the table's source.
     """
     shape = shape or table.source
     sizes = table.sizes(shape)
@@ -63,9 +63,9 @@ def training_flops_per_token(
 
     Args:
         table: the model's coupling table.
-        sequence_length: tokens in a row.
-        shape: the sizes to count with; the table's source where not given. While pruning the masked
-            source is computed in full, so that its shape is the one to count.
+        sequence_length: tokens per row.
+        shape: the shape to count; by default the table's source. Pruning computes the whole source,
+            whatever its masks.
     """
     shape = shape or table.source
     attention = 12 * shape.layers * shape.heads * shape.head_dim * sequence_length
@@ -73,5 +73,5 @@ def training_flops_per_token(
 
 
 def peak_flops(device: str) -> float | None:
-    """The dense bf16 peak of a device by its name (`NVIDIA H100 PCIe`); None where unknown."""
+    """The dense bf16 peak of a device by its name (`NVIDIA H100 PCIe`); None if unknown."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)

@@ -14,41 +14,14 @@ FIELDS = frozenset(
     "head_dim hidden_act num_key_value_heads rms_norm_eps rope_scaling rope_theta".split()
 )
 BLOCKS = "model.layers"
-# Dropout would make a step depend on how its batch was cut.
+# With dropout a step would depend on how its batch is split into microbatches.
 FIXED: Mapping[str, Any] = {"attention_dropout": 0.0}
 
 
-def read_shape(config: Mapping[str, Any]) -> Shape:
-    """The shape that a complete config states."""
-    heads = config["num_attention_heads"]
-    return Shape(
-        hidden=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_groups=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        intermediate=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
-    )
-
-
-def write_shape(shape: Shape) -> dict[str, Any]:
-    """The config fields of a shape; `head_dim` stands by itself, since pruning keeps it."""
-    return {
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_groups,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.intermediate,
-        "vocab_size": shape.vocabulary,
-    }
-
-
 def rows(
+    config: Mapping[str, Any],
     shape: Shape,
     *,
-    tied: bool,
     query_key_value_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
@@ -57,16 +30,17 @@ def rows(
     """One row per parameter of the stock causal model.
 
     Args:
-        shape: the source's shape.
-        tied: whether the output head is the token embedding.
+        config: the complete config.
+        shape: its shape.
         query_key_value_bias: whether queries, keys and values have biases.
-        output_bias: whether the attention's output has one.
-        mlp_bias: whether the MLP's projections have.
+        output_bias: whether the output projection of attention has a bias.
+        mlp_bias: whether the projections of the MLP have biases.
         query_key_norm: whether queries and keys are normalised per head.
     """
     hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))
     vocabulary, head_dim = Dim(multiple=shape.vocabulary), Dim(multiple=shape.head_dim)
     query, key_value = attention_dims(shape)
+    tied = bool(config.get("tie_word_embeddings"))
     layer = f"{BLOCKS}.{LAYER_FIELD}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
     table = [
@@ -80,7 +54,7 @@ def rows(
         Row(mlp + "gate_proj.weight", (intermediate, hidden)),
         Row(mlp + "up_proj.weight", (intermediate, hidden)),
         Row(mlp + "down_proj.weight", (hidden.with_gate, intermediate.with_gate), layer_gated=True),
-        # With tied embeddings the output head is the embedding, which already carries the gate.
+        # A tied output head is the embedding, which already contains the hidden gate.
         Row("model.norm.weight", (hidden.with_gate,), absorbs=not tied),
     ]
     if query_key_value_bias:

@@ -1,7 +1,7 @@
 """The rotary scalings of Transformers that pruning passes on unchanged.
 
-Head sizes and positions stay as they are, so a scaling that the stock model computes holds for the
-pruned model too. One that it would not compute, or would compute in part, is refused.
+Head sizes and positions do not change, so a scaling of the source is right for the pruned model.
+Scalings that the stock model ignores, or applies in part, are refused.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_STRETCH = frozenset({"attention_factor", "original_max_position_embeddings"})
-
-# Per type: the keys that it needs, and those that it may have (Transformers 4.57,
-# `modeling_rope_utils.py`). `type` is the old name of `rope_type`.
-ROPE_TYPES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "default": (frozenset(), frozenset()),
-    "linear": (frozenset({"factor"}), frozenset()),
-    "dynamic": (frozenset({"factor"}), frozenset({"original_max_position_embeddings"})),
+# By type: its required and its optional keys (Transformers 4.57, `modeling_rope_utils.py`). `type`
+# is the old name of `rope_type`.
+ROPE_TYPES = {
+    "default": ("", ""),
+    "linear": ("factor", ""),
+    "dynamic": ("factor", "original_max_position_embeddings"),
     "yarn": (
-        frozenset({"factor"}),
-        _STRETCH | {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+        "factor",
+        "attention_factor beta_fast beta_slow mscale mscale_all_dim "
+        "original_max_position_embeddings truncate",
     ),
-    "longrope": (frozenset({"factor", "long_factor", "short_factor"}), _STRETCH),
+    "longrope": (
+        "factor long_factor short_factor",
+        "attention_factor original_max_position_embeddings",
+    ),
     "llama3": (
-        frozenset(
-            """factor high_freq_factor low_freq_factor
-            original_max_position_embeddings""".split()
-        ),
-        frozenset(),
+        "factor high_freq_factor low_freq_factor original_max_position_embeddings",
+        "",
     ),
 }
 
@@ -36,7 +35,7 @@ def rope_error(scaling: Any) -> str | None:
     """What is wrong with a config's `rope_scaling`, or None.
 
     Args:
-        scaling: the field as `config.json` stores it, or None.
+        scaling: the field as stored in `config.json`, or None.
     """
     if scaling is None:
         return None
@@ -47,14 +46,14 @@ def rope_error(scaling: Any) -> str | None:
         return (
             f"config.json has rope_scaling of type {kind!r}; supported are {', '.join(ROPE_TYPES)}"
         )
-    needed, optional = ROPE_TYPES[kind]
-    missing = sorted(key for key in needed if scaling.get(key) is None)
+    required, optional = (set(keys.split()) for keys in ROPE_TYPES[kind])
+    missing = sorted(key for key in required if scaling.get(key) is None)
     if missing:
         return f"config.json has rope_scaling of type {kind!r} without {', '.join(missing)}"
-    unknown = sorted(scaling.keys() - needed - optional - {"rope_type", "type"})
+    unknown = sorted(scaling.keys() - required - optional - {"rope_type", "type"})
     if unknown:
         return (
             f"config.json has rope_scaling of type {kind!r} with {', '.join(unknown)}, which this "
-            "type does not use; remove what the model does without"
+            "type does not use; remove those keys"
         )
     return None

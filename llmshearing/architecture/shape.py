@@ -1,22 +1,23 @@
-"""The shape of a decoder: all that decides its tensors' sizes."""
+"""The shape of a decoder: everything that determines the sizes of its tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from llmshearing.architecture.axes import Axis
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder, in units (not parameters).
+    """Sizes of a decoder, in units rather than parameters.
 
     Attributes:
         hidden: width of the residual stream.
         layers: number of decoder layers.
         heads: query heads per layer.
         kv_groups: key-value heads per layer; equal to `heads` under multi-head attention.
-        head_dim: size of one head; never pruned.
+        head_dim: size of a head; never pruned.
         intermediate: inner width of the MLP.
         vocabulary: rows of the token embedding; never pruned.
     """
@@ -36,7 +37,7 @@ class Shape:
 
 
 def implied_head_size_error(shape: Shape) -> str | None:
-    """Why a config that derives the head size as hidden / heads cannot state `shape`, or None."""
+    """Why a config that derives the head size as hidden / heads cannot hold `shape`, or None."""
     if shape.hidden == shape.heads * shape.head_dim:
         return None
     nearest = max(1, round(shape.hidden / shape.head_dim))
@@ -49,12 +50,12 @@ def implied_head_size_error(shape: Shape) -> str | None:
 
 
 def axis_sizes(shape: Shape, *, grouped: bool) -> dict[Axis, int]:
-    """Number of units on each axis (per layer, for the per-layer axes).
+    """The units of each axis (per layer, for the per-layer axes).
 
     Args:
-        shape: the decoder's shape.
-        grouped: whether the *source* uses grouped-query attention. A target keeps the axes of its
-            source, so that a group of one head is still addressed as a group.
+        shape: the shape of the decoder.
+        grouped: whether the *source* uses grouped-query attention. A target has the axes of its
+            source, so a group of one head still counts as a group.
     """
     sizes = {Axis.HIDDEN: shape.hidden, Axis.LAYER: shape.layers}
     if grouped:
@@ -62,3 +63,17 @@ def axis_sizes(shape: Shape, *, grouped: bool) -> dict[Axis, int]:
     else:
         sizes |= {Axis.HEAD: shape.heads}
     return sizes | {Axis.INTERMEDIATE: shape.intermediate}
+
+
+def sized(source: Shape, sizes: Mapping[Axis, int], *, grouped: bool) -> Shape:
+    """The source's shape with other sizes per axis; the inverse of `axis_sizes`."""
+    groups = sizes[Axis.KV_GROUP] if grouped else None
+    heads = sizes[Axis.HEAD] * (groups or 1)
+    return replace(
+        source,
+        hidden=sizes[Axis.HIDDEN],
+        layers=sizes[Axis.LAYER],
+        heads=heads,
+        kv_groups=groups or heads,
+        intermediate=sizes[Axis.INTERMEDIATE],
+    )

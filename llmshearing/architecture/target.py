@@ -1,4 +1,4 @@
-"""From the target that a user asks for to a shape that its source can reach."""
+"""The target that a user asks for, checked against the source that is to reach it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from llmshearing.typed_yaml import Section
 Size = Literal["hidden", "layers", "heads", "kv_groups", "intermediate"]
 AxisName = Literal["hidden", "layer", "head", "kv_group", "intermediate"]
 SIZES: tuple[Size, ...] = get_args(Size)
+AXIS_OF: dict[Size, Axis] = {
+    "hidden": Axis.HIDDEN,
+    "layers": Axis.LAYER,
+    "heads": Axis.HEAD,
+    "kv_groups": Axis.KV_GROUP,
+    "intermediate": Axis.INTERMEDIATE,
+}
 
 
 class TargetSettings(Section):
-    """The shape to prune to. What is not given stays as in the source."""
+    """The shape to prune to. Sizes that are not given stay as in the source."""
 
     hidden: Count | None = None
     """Width of the residual stream."""
@@ -34,7 +41,7 @@ class TargetSettings(Section):
     intermediate: Count | None = None
     """Inner width of the MLP."""
     multiple_of: dict[Size, Count] = Field(default_factory=dict)
-    """Divisor rules, e.g. `{intermediate: 64}`; each named size must be divisible."""
+    """Divisors, e.g. `{intermediate: 64}`: each named size must be a multiple of its divisor."""
     parameters: Quantity | None = None
     """A budget such as `1.3B`, instead of sizes: the masks choose the shape."""
     axes: list[AxisName] = Field(default_factory=list)
@@ -45,89 +52,83 @@ class TargetSettings(Section):
 def resolve_target(
     table: CouplingTable, settings: TargetSettings
 ) -> tuple[Shape | Budget, list[str]]:
-    """A shape, or a budget that leads to one, and what is wrong with it."""
-    if settings.parameters is not None:
-        return resolve_budget(table, settings)
-    if settings.axes:
-        return table.source, ["target.axes: goes with target.parameters only; remove it"]
-    return resolve_shape(table, settings)
-
-
-def resolve_budget(
-    table: CouplingTable, settings: TargetSettings
-) -> tuple[Shape | Budget, list[str]]:
-    """Check a budget of parameters."""
-    asked = [name for name in SIZES if getattr(settings, name) is not None]
-    if asked:
-        return table.source, [
-            f"target.parameters: found sizes beside it ({', '.join(asked)}); give either"
-        ]
-    if table.implied_head_size:
-        return table.source, [
-            "target.parameters: this family's config ties the hidden size to the heads, which the "
-            "masks do not know; give target.hidden and target.heads instead"
-        ]
-    parameters = count(settings.parameters or "")
-    own = list(table.sizes(table.source))
-    known = [axis for axis in own if axis.value in settings.axes] or own
-    unknown = sorted(set(settings.axes) - {axis.value for axis in own})
-    if unknown:
-        names = ", ".join(axis.value for axis in own)
-        return table.source, [
-            f"target.axes: unknown {', '.join(unknown)}, expected some of {names}"
-        ]
-    if table.grouped and settings.multiple_of.get("heads", 1) > 1:
-        return table.source, [
-            "target.multiple_of.heads: with a budget the masks choose KV groups and the heads "
-            "within them apart; give target.multiple_of.kv_groups instead"
-        ]
-    budget = Budget(parameters, tuple(known), _steps(settings.multiple_of))
-    if out_of_reach := [
-        f"target.multiple_of: found {budget.step(axis)} for {axis.value}, but the source has only "
-        f"{table.sizes(table.source)[axis]}; give a smaller divisor"
-        for axis in known
-        if budget.step(axis) > table.sizes(table.source)[axis]
-    ]:
-        return table.source, out_of_reach
-    shrinking = tuple(a for a in known if table.sizes(table.source)[a] > budget.step(a))
-    budget = replace(budget, axes=shrinking)  # one that cannot shrink is not masked
-    source, least = table.parameter_count(table.source), smallest(table, budget)
-    if parameters >= source:
-        return budget, [
-            f"target.parameters: found {parameters:,}, but the source has {source:,}; give fewer"
-        ]
-    if parameters < table.parameter_count(least):
-        return budget, [
-            f"target.parameters: found {parameters:,}, but the smallest model that these axes "
-            f"allow has {table.parameter_count(least):,}; give more, or more axes"
-        ]
-    return budget, _divisor_errors(replace(least), settings.multiple_of)
-
-
-def _steps(multiple_of: Mapping[Size, int]) -> dict[Axis, int]:
-    """The divisor rules by axis. Under grouped-query attention heads follow their groups."""
-    axes = {"hidden": Axis.HIDDEN, "layers": Axis.LAYER, "intermediate": Axis.INTERMEDIATE}
-    axes |= {"kv_groups": Axis.KV_GROUP, "heads": Axis.HEAD}
-    return {axes[name]: step for name, step in multiple_of.items()}
-
-
-def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
-    """Fill what the settings leave open and check what they ask.
+    """Resolve a target against its source.
 
     Args:
         table: the source's coupling table.
         settings: what the user asks for.
 
     Returns:
-        The target shape and the list of errors, empty when the source can reach the target.
+        The target shape, or the budget that leads to one, and the list of errors.
     """
+    if settings.parameters is not None:
+        return resolve_budget(table, settings)
+    if settings.axes:
+        return table.source, ["target.axes: only valid with target.parameters; remove it"]
+    return resolve_shape(table, settings)
+
+
+def resolve_budget(
+    table: CouplingTable, settings: TargetSettings
+) -> tuple[Shape | Budget, list[str]]:
+    """Resolve a budget of parameters; see `resolve_target`."""
+    sizes = table.sizes(table.source)
+    if error := _budget_error(table, settings):
+        return table.source, [error]
+    axes = [axis for axis in sizes if axis.value in settings.axes] or list(sizes)
+    steps = {AXIS_OF[name]: step for name, step in settings.multiple_of.items()}
+    if too_large := [
+        f"target.multiple_of: found {steps[axis]} for {axis.value}, but the source has only "
+        f"{sizes[axis]}; give a smaller divisor"
+        for axis in axes
+        if steps.get(axis, 1) > sizes[axis]
+    ]:
+        return table.source, too_large
+    shrinking = tuple(axis for axis in axes if sizes[axis] > steps.get(axis, 1))
+    budget = Budget(count(settings.parameters or ""), shrinking, steps)
+    most, least = table.parameter_count(table.source), smallest(table, budget)
+    if budget.parameters >= most:
+        return budget, [
+            f"target.parameters: found {budget.parameters:,}, but the source has {most:,}; give "
+            "fewer"
+        ]
+    if budget.parameters < table.parameter_count(least):
+        return budget, [
+            f"target.parameters: found {budget.parameters:,}, but the smallest model that these "
+            f"axes allow has {table.parameter_count(least):,}; give more, or more axes"
+        ]
+    return budget, _divisor_errors(least, settings.multiple_of)
+
+
+def _budget_error(table: CouplingTable, settings: TargetSettings) -> str | None:
+    """What keeps any budget from being used with these settings, or None."""
+    if given := [name for name in SIZES if getattr(settings, name) is not None]:
+        return f"target.parameters: found sizes as well ({', '.join(given)}); give either"
+    if table.implied_head_size:
+        return (
+            "target.parameters: this family's config ties the hidden size to the heads, which "
+            "masks choose independently; give target.hidden and target.heads instead"
+        )
+    known = [axis.value for axis in table.sizes(table.source)]
+    if unknown := sorted(set(settings.axes) - set(known)):
+        return f"target.axes: unknown {', '.join(unknown)}, expected some of {', '.join(known)}"
+    if table.grouped and settings.multiple_of.get("heads", 1) > 1:
+        return (
+            "target.multiple_of.heads: with a budget the masks choose KV groups and the heads "
+            "within them independently; give target.multiple_of.kv_groups instead"
+        )
+    return None
+
+
+def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
+    """Resolve the sizes of a shape; see `resolve_target`. Sizes not given are the source's."""
     source = table.source
-    asked = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
+    given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
     multi_head = source.heads == source.kv_groups
-    if multi_head and "heads" in asked:
-        asked.setdefault("kv_groups", asked["heads"])
-    target = replace(source, **asked)
-    named = [name for name in SIZES if name in asked and (name != "kv_groups" or not multi_head)]
+    if multi_head and "heads" in given:
+        given.setdefault("kv_groups", given["heads"])
+    target = replace(source, **given)
+    named = [name for name in SIZES if name in given and (name != "kv_groups" or not multi_head)]
     errors = [*_size_errors(source, target, named), *_divisor_errors(target, settings.multiple_of)]
     if not errors:
         errors = _head_errors(source, target, multi_head)
@@ -136,33 +137,30 @@ def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape
     if not errors and target == source:
         errors.append(
             "target: every size equals the source's, so there is nothing to prune; "
-            "name at least one smaller size or remove the section"
+            "give at least one smaller size or remove the section"
         )
     return target, errors
 
 
 def _size_errors(source: Shape, target: Shape, names: Sequence[str]) -> list[str]:
-    errors = []
-    for name in names:
-        have, want = getattr(source, name), getattr(target, name)
-        if want > have:
-            errors.append(
-                f"target.{name}: found {want}, but the source has {have}; "
-                f"pruning only makes a model smaller, so give at most {have}"
-            )
-    return errors
+    sizes = [(name, getattr(source, name), getattr(target, name)) for name in names]
+    return [
+        f"target.{name}: found {wanted}, but the source has {most}; pruning only makes a model "
+        f"smaller, so give at most {most}"
+        for name, most, wanted in sizes
+        if wanted > most
+    ]
 
 
 def _divisor_errors(target: Shape, rules: Mapping[Size, int]) -> list[str]:
     errors = []
     for name, divisor in rules.items():
-        key = f"target.multiple_of.{name}"
-        if remainder := getattr(target, name) % divisor:
-            found = getattr(target, name)
+        found = getattr(target, name)
+        if remainder := found % divisor:
             below, above = found - remainder, found - remainder + divisor
             errors.append(
-                f"target.{name}: found {found}, which is not a multiple of {divisor} as {key} "
-                f"asks; give {f'{below} or ' if below else ''}{above}"
+                f"target.{name}: found {found}, which is not a multiple of {divisor} as "
+                f"target.multiple_of.{name} asks; give {f'{below} or ' if below else ''}{above}"
             )
     return errors
 
@@ -175,13 +173,14 @@ def _head_errors(source: Shape, target: Shape, multi_head: bool) -> list[str]:
         ]
     if target.heads % target.kv_groups:
         return [
-            f"target.heads: {target.heads} heads do not fit {target.kv_groups} KV groups; "
+            f"target.heads: {target.heads} heads do not divide into {target.kv_groups} KV groups; "
             f"give a multiple of {target.kv_groups}, or another target.kv_groups"
         ]
     if target.heads_per_group > source.heads_per_group:
         return [
             f"target.heads: {target.heads} heads in {target.kv_groups} KV groups are "
-            f"{target.heads_per_group} a group, but the source has only {source.heads_per_group}; "
-            f"give at most {target.kv_groups * source.heads_per_group} heads or more KV groups"
+            f"{target.heads_per_group} per group, but the source has only "
+            f"{source.heads_per_group}; give at most {target.kv_groups * source.heads_per_group} "
+            "heads, or more KV groups"
         ]
     return []

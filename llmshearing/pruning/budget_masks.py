@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.budget import Budget, shape_within, sized
+from llmshearing.architecture.budget import Budget, shape_within
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.shape import Shape
+from llmshearing.architecture.shape import Shape, sized
 from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.scores import Scores

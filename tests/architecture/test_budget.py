@@ -43,7 +43,7 @@ def test_expected_sizes_that_fit_are_taken_as_they_are():
     expected = {a: float(n) for a, n in TABLE.sizes(TABLE.source).items()}
     expected |= {Axis.HIDDEN: 128.2, Axis.LAYER: 5.9, Axis.INTERMEDIATE: 344.4}
     want = {**expected, Axis.HIDDEN: 128, Axis.LAYER: 6, Axis.INTERMEDIATE: 344}
-    from llmshearing.architecture.budget import sized
+    from llmshearing.architecture.shape import sized
 
     shape = sized(TABLE.source, {a: int(n) for a, n in want.items()}, grouped=True)
     budget = Budget(TABLE.parameter_count(shape), AXES)
@@ -65,8 +65,8 @@ def test_only_the_named_axes_shrink():
     [
         ({"parameters": "9B"}, "the source has"),
         ({"parameters": "1K"}, "the smallest model that these axes allow has"),
-        ({"parameters": "4M", "hidden": 128}, "found sizes beside it"),
-        ({"hidden": 128, "axes": ["hidden"]}, "goes with target.parameters only"),
+        ({"parameters": "4M", "hidden": 128}, "found sizes as well (hidden)"),
+        ({"hidden": 128, "axes": ["hidden"]}, "only valid with target.parameters"),
         ({"parameters": "4M", "multiple_of": {"heads": 4}}, "give target.multiple_of.kv_groups"),
         ({"parameters": "4M", "multiple_of": {"hidden": 512}}, "found 512 for hidden, but the"),
     ],

@@ -66,9 +66,9 @@ def test_what_is_not_given_stays(source, settings, changes):
         (MULTI_HEAD, {"intermediate": 999}, "target.intermediate: found 999, but the source has"),
         (GROUPED, {"kv_groups": 4}, "target.kv_groups: found 4, but the source has 2"),
         (MULTI_HEAD, {"heads": 4, "kv_groups": 2}, "target.kv_groups: found 2 with 4 heads"),
-        (GROUPED, {"heads": 5}, "5 heads do not fit 2 KV groups"),
-        (GROUPED, {"heads": 8, "kv_groups": 1}, "are 8 a group, but the source has only 4"),
-        (GROUPED, {"kv_groups": 1}, "give at most 4 heads or more KV groups"),
+        (GROUPED, {"heads": 5}, "5 heads do not divide into 2 KV groups"),
+        (GROUPED, {"heads": 8, "kv_groups": 1}, "are 8 per group, but the source has only 4"),
+        (GROUPED, {"kv_groups": 1}, "give at most 4 heads, or more KV groups"),
         (MULTI_HEAD, {}, "nothing to prune"),
     ],
 )

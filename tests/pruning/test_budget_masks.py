@@ -30,7 +30,7 @@ AXES = (Axis.HIDDEN, Axis.LAYER, Axis.HEAD, Axis.INTERMEDIATE)
 def make(share=0.5) -> BudgetMasks:
     """Masks of a budget, with logits and multipliers in the middle of a run."""
     budget = Budget(round(share * SOURCE), AXES)
-    masks = build_masks(TABLE, budget, PruningSettings("paper"), seed=5)
+    masks = build_masks(TABLE, budget, PruningSettings(distribution="paper"), seed=5)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for logits in masks.log_alpha.values():

@@ -1,4 +1,4 @@
-"""Model families: every module here describes one, and nothing else in the package names it."""
+"""Model families: each module here describes one, and nothing else in the package names it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmshearing.errors import UserError
 
 @cache
 def all_families() -> dict[str, Family]:
-    """Every family by its Transformers `model_type`."""
+    """All families by their Transformers `model_type`."""
     modules = (
         importlib.import_module(f"{__name__}.{info.name}")
         for info in pkgutil.iter_modules(__path__)
@@ -25,10 +25,10 @@ def all_families() -> dict[str, Family]:
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """The `config.json` of a Hugging Face model directory whose family is known.
+    """The `config.json` of a Hugging Face model directory of a known family.
 
     Raises:
-        UserError: no such file, one that is no config, or a field that the family refuses.
+        UserError: there is no such file, it is not a config, or the family refuses a field.
     """
     file = Path(directory) / "config.json"
     if not file.is_file():
@@ -41,7 +41,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}); copy the model again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{file} holds no fields; expected the config of a model")
+        raise UserError(f"{file} is not a JSON object; expected the config of a model")
     family_of(config).check_fields(config)
     return config
 
@@ -57,6 +57,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if model_type not in families:
         raise UserError(
             f"found model_type {model_type!r}, expected one of {', '.join(sorted(families))}; "
-            "CONTRIBUTING.md tells how to add a family"
+            "CONTRIBUTING.md explains how to add a family"
         )
     return families[model_type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmshearing.architecture import family
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import LAYER_FIELD, Dim, Row
 from llmshearing.architecture.family import Family
@@ -15,42 +16,28 @@ BLOCKS = "gpt_neox.layers"
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
-    """The shape that a complete config states; every head has keys and values of its own."""
-    heads = config["num_attention_heads"]
-    return Shape(
-        hidden=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_groups=heads,
-        head_dim=config["hidden_size"] // heads,
-        intermediate=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
-    )
+    """The shape that a complete config states; each head has its own keys and values."""
+    return family.read_shape({**config, "num_key_value_heads": None, "head_dim": None})
 
 
 def write_shape(shape: Shape) -> dict[str, Any]:
     """The config fields of a shape.
 
     Raises:
-        UserError: the config has no field for a head size that is not hidden / heads.
+        UserError: the head size is not hidden / heads, and the config has no field for it.
     """
     if error := implied_head_size_error(shape):
         raise UserError(error)
-    return {
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.intermediate,
-        "vocab_size": shape.vocabulary,
-    }
+    fields = family.write_shape(shape)
+    return {n: size for n, size in fields.items() if n not in ("num_key_value_heads", "head_dim")}
 
 
 def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
     """One row per parameter of `GPTNeoXForCausalLM`, with parallel or sequential branches.
 
-    The fused projection is laid out head by head, [heads, 3, head_dim], so one head is one run of
-    3 x head_dim rows. A bias on the residual stream takes the stream's gates (hidden, layer), not
-    those of its projection's inputs.
+    The fused projection is stored as [heads, 3, head_dim], so a head is 3 x head_dim adjacent rows.
+    A bias on the residual stream takes the gates of the stream (hidden, layer), but not those of
+    the inputs of its projection.
     """
     hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))
     vocabulary = Dim(multiple=shape.vocabulary)
@@ -72,7 +59,7 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
         Row(mlp + "dense_h_to_4h.bias", (intermediate,)),
         Row(mlp + "dense_4h_to_h.weight", (stream, intermediate.with_gate), layer_gated=True),
         Row(mlp + "dense_4h_to_h.bias", (stream,), layer_gated=True),
-        # With tied embeddings the output head is the embedding, which already carries the gate.
+        # A tied output head is the embedding, which already contains the hidden gate.
         Row("gpt_neox.final_layer_norm.weight", (stream,), absorbs=not tied),
         Row("gpt_neox.final_layer_norm.bias", (stream,), absorbs=not tied),
     ]
@@ -86,12 +73,12 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
     return tuple(table)
 
 
-# The stock config overwrites the first of each pair by the second, whatever a file says.
+# The stock config overwrites the first field of each pair with the second.
 DERIVED_FIELDS = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
 
 
 def config_error(config: Mapping[str, Any]) -> str | None:
-    """A stored field that the stock model does not compute with, though it says otherwise."""
+    """Refuse a stored field that the stock model overwrites with another value."""
     for name, origin in DERIVED_FIELDS.items():
         if name in config and config[name] != config.get(origin):
             return (

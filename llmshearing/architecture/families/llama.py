@@ -15,8 +15,8 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
     """One row per parameter of `LlamaForCausalLM`."""
     attention_bias = bool(config.get("attention_bias"))
     return llama_like.rows(
+        config,
         shape,
-        tied=bool(config.get("tie_word_embeddings")),
         query_key_value_bias=attention_bias,
         output_bias=attention_bias,
         mlp_bias=bool(config.get("mlp_bias")),
@@ -26,8 +26,6 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
 FAMILY = Family(
     model_type="llama",
     blocks=llama_like.BLOCKS,
-    read_shape=llama_like.read_shape,
-    write_shape=llama_like.write_shape,
     rows=rows,
     fields=llama_like.FIELDS | {"attention_bias", "mlp_bias"},
     fixed={**llama_like.FIXED, "pretraining_tp": 1},

@@ -16,8 +16,8 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
     """One row per parameter of `Qwen3ForCausalLM`."""
     attention_bias = bool(config.get("attention_bias"))
     return llama_like.rows(
+        config,
         shape,
-        tied=bool(config.get("tie_word_embeddings")),
         query_key_value_bias=attention_bias,
         output_bias=attention_bias,
         query_key_norm=True,
@@ -27,7 +27,6 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
 FAMILY = Family(
     model_type="qwen3",
     blocks=llama_like.BLOCKS,
-    read_shape=llama_like.read_shape,
     write_shape=write_shape,
     rows=rows,
     fields=FIELDS | {"attention_bias"},
