@@ -78,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
         "out", type=_path, metavar="OUT_DIR", help="a new folder; paths in the recipes expect yamls"
     )
 
+    verb = _verb(verbs, "schema", schema, "JSON Schema of recipes, for editors", "preparation")
+    kinds = ("training", "preparation")
+    verb.add_argument("kind", nargs="?", choices=kinds, default="training", help="of recipe")
+
     _prepare_verbs(verbs)
     verb = _verb(verbs, "validate", validate, "all errors of a recipe at once", RECIPE_EXAMPLE)
     verb.add_argument("recipe", type=_path)
@@ -277,6 +281,18 @@ def recipes(options: argparse.Namespace) -> None:
     with new_directory(options.out) as directory:
         shutil.copytree(Path(llmshearing.__file__).parent / "yamls", directory, dirs_exist_ok=True)
     print(options.out)
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Print the JSON Schema of a kind of recipe."""
+    import json
+
+    from llmshearing import config
+    from llmshearing.preparation import recipe
+    from llmshearing.typed_yaml import json_schema
+
+    model = config.Recipe if options.kind == "training" else recipe.Recipe
+    print(json.dumps(json_schema(model), indent=1))
 
 
 def prepare(options: argparse.Namespace) -> int:

@@ -98,7 +98,7 @@ class Readable:
 
     def __get_pydantic_json_schema__(self, *_: Any) -> dict[str, Any]:
         kinds = ["string", "number"] if self.numbers else "string"
-        return {"type": kinds, "pattern": f"^({self.pattern})$"}
+        return {"type": kinds, "pattern": rf"^({self.pattern}|\?\?\?)$"}
 
 
 Steps = Annotated[str, Readable(steps, "steps with a unit, e.g. 300ba, below 1e9", "[0-9]{1,9}ba")]

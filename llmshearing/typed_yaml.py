@@ -198,6 +198,30 @@ def _rule_errors(section: Section, reported: Sequence[str], key: str = "") -> li
     return section.rules()
 
 
+def json_schema(model: type[Section]) -> dict[str, Any]:
+    """The JSON Schema of a recipe's files, with which editors complete and check keys.
+
+    Any key may be missing or `???` in a file, since overrides can give it.
+    """
+    return _tidy(model.model_json_schema())
+
+
+def _tidy(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_tidy(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidy = {name: _tidy(value) for name, value in schema.items()}
+    if isinstance(tidy.get("title"), str):
+        del tidy["title"]
+    if "properties" in tidy and "type" in tidy:  # a section, which may be without lines
+        tidy.pop("required", None)
+        tidy["type"] = ["object", "null"]
+    if isinstance(tidy.get("description"), str):
+        tidy["description"] = " ".join(tidy["description"].split())
+    return tidy
+
+
 def _field(model: type[Section], location: list[str]) -> tuple[list[str], type[Section]]:
     """The keys to the innermost field that a location leads to, and the section it is in."""
     end, owner, kind = 0, model, model

@@ -107,7 +107,7 @@ def test_each_row_of_the_troubleshooting_table_names_tests():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_recipe_loads_and_starts_with_its_command(path):
-    first = path.read_text().splitlines()[0]
+    first = path.read_text().splitlines()[1]
     assert first.startswith("# composer -n ")
     words = shlex.split(first[2:])
     assert ROOT / words[words.index("-m") + 2] == path

@@ -14,7 +14,7 @@ PLACES = ["source=a", "output=b", "tokenizer=c"]
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_load(path):
-    first = path.read_text(encoding="utf-8").splitlines()[0]
+    first = path.read_text(encoding="utf-8").splitlines()[1]
     assert first.startswith(f"# python data_prep/prepare.py yamls/data/{path.name} ")
     given = first.split(path.name)[1].split()
     recipe = recipes.load(path, given)

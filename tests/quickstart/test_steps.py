@@ -82,7 +82,7 @@ def test_extra_words_are_for_one_step():
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_recipe_opens_with_its_command(file):
-    first = file.read_text().splitlines()[0]
+    first = file.read_text().splitlines()[1]
     assert f"yamls/quickstart/{file.name}" in first
     assert first.startswith(("# composer -n 2 -m llmshearing.train", "# python data_prep/"))
 
