@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import itertools
 import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import orjson
 import zstandard
@@ -40,6 +41,9 @@ COMPRESSED_BLOCK_BYTES = 1 << 16
 # Each unit of a compressed file decompresses from the start of the file, which is cheap beside
 # the tokenising as long as they are few.
 MAX_COMPRESSED_UNITS = 4
+
+
+Seen: TypeAlias = dict[str, set[str]]  # values by field, as JSON
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Reads:
             return {"messages": record[self.field], "tools": tools}
         return record[self.field]
 
-    def of(self, record: dict[str, Any], seen: dict[str, set[str]]) -> bool:
+    def of(self, record: dict[str, Any], seen: Seen) -> bool:
         """Return whether a record is of the domain; a missing field counts as null.
 
         Args:
@@ -160,7 +164,7 @@ def documents(
     blocks: tuple[int, int],
     unit_bytes: int,
     reads: Reads,
-    seen: dict[str, set[str]] | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Document]:
     """Read the documents of a unit: the value of the field, or what is wrong with the record.
 
@@ -187,91 +191,67 @@ def documents(
         raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
 
 
-def _parse(number: int, line: bytes, reads: Reads, seen: dict[str, set[str]]) -> Document:
-    try:
-        record = orjson.loads(line)
-        if not reads.where or reads.of(record, seen):
-            return Document(number, reads.value(record), size=len(line))
-    except (ValueError, KeyError, TypeError):
-        return Document(number, *_parse_with_care(line, reads, seen), len(line))
-    return Document(number, None, None, True, len(line))
-
-
-def _parse_with_care(
-    line: bytes, reads: Reads, seen: dict[str, set[str]]
-) -> tuple[Any, str | None, bool]:
-    """Parse what the fast parser refuses, which may still be JSON, or say what is wrong.
-
-    Returns:
-        The value, the problem, and whether there is no document.
-    """
+def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
+    size = len(line)
     if not line or line.isspace():
-        return None, None, True
+        return Document(number, None, None, True, size)
     try:
-        record = json.loads(line.decode())
+        try:
+            record = orjson.loads(line)
+        except ValueError:  # the other parser takes more, such as NaN and long integers
+            record = json.loads(line.decode())
+        if not isinstance(record, dict):
+            problem = f"found {type(record).__name__}, expected an object"
+        elif reads.where and not reads.of(record, seen):
+            return Document(number, None, None, True, size)
+        else:
+            return Document(number, reads.value(record), size=size)
     except UnicodeDecodeError as error:
-        return None, f"invalid UTF-8 at byte {error.start}", False
+        problem = f"invalid UTF-8 at byte {error.start}"
     except (ValueError, RecursionError) as error:
-        return None, f"malformed JSON: {error}", False
-    if not isinstance(record, dict):
-        return None, f"found {type(record).__name__}, expected an object", False
-    if not reads.of(record, seen):
-        return None, None, True
-    if reads.field not in record:
-        return None, f"no field `{reads.field}`", False
-    return reads.value(record), None, False
+        problem = f"malformed JSON: {error}"
+    except KeyError:
+        problem = f"no field `{reads.field}`"
+    return Document(number, None, problem, size=size)
 
 
 def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
-    """Read the lines whose first byte lies in `blocks`, without their newlines."""
-    first, last = blocks
-    inside = False  # within a line that began before the unit
-    tail: list[bytes] = []  # the parts of the line under way
-    for index, piece in _pieces(source, first, unit_bytes):
-        if index < first:
-            inside = not piece.endswith(b"\n") if piece else inside
-            continue
-        data = piece
-        if inside:
-            _, newline, data = piece.partition(b"\n")
-            inside = not newline
-        if index >= last and not tail:
-            return
-        if not data:
-            continue
-        head, *rest = data.split(b"\n")
-        tail.append(head)
-        if not rest:
-            continue
-        line = b"".join(tail)
-        tail.clear()
-        yield line
-        if index >= last:
-            return
-        yield from rest[:-1]
-        if rest[-1]:
-            tail.append(rest[-1])
-    if tail:
-        yield b"".join(tail)
-
-
-def _pieces(source: Source, first: int, unit_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Read the blocks of a file with their numbers, from just before `first` at the latest."""
+    """Read the lines whose first byte is in `blocks`, without their newlines."""
     with source.path.open("rb") as file:
         if source.kind != "plain":
-            yield from _decompressed(source, file)
+            yield from _compressed_lines(source, file, *blocks)
             return
         block = plain_block_bytes(unit_bytes)
-        if first:
-            file.seek(first * block - 1)
-            yield first - 1, file.read(1)
-        index = first
-        while data := file.read(block):
-            yield index, data
-            index += 1
+        if blocks[0]:
+            file.seek(blocks[0] * block - 1)
+            file.readline()  # the end of a line that begins before
+        at = file.tell()
+        while at < blocks[1] * block and (line := file.readline()):
+            at += len(line)
+            yield line.removesuffix(b"\n")
 
 
-def _decompressed(source: Source, file: Any) -> Iterator[tuple[int, bytes]]:
+def _compressed_lines(source: Source, file: BinaryIO, first: int, last: int) -> Iterator[bytes]:
+    parts: list[bytes] = []  # of the current line
+    begins = 0  # block of its first byte
+    for index, text in _decompressed(source, file):
+        *ends, rest = text.split(b"\n")
+        for end in ends:
+            begins = begins if parts else index
+            if begins >= last:
+                return
+            if begins >= first:
+                yield b"".join([*parts, end])
+            parts = []
+        if rest:
+            begins = begins if parts else index
+            parts.append(rest)
+    if parts and first <= begins < last:
+        yield b"".join(parts)
+
+
+def _decompressed(source: Source, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Decompress a file of one or more members; each piece with the block that it ends in."""
     index, decoder = 0, None
     while data := file.read(COMPRESSED_BLOCK_BYTES):
         while data:
@@ -313,7 +293,7 @@ def _parquet(source: Source) -> Any:
 
 
 def _parquet_documents(
-    source: Source, blocks: tuple[int, int], reads: Reads, seen: dict[str, set[str]]
+    source: Source, blocks: tuple[int, int], reads: Reads, seen: Seen
 ) -> Iterator[Document]:
     import pyarrow
 
@@ -343,29 +323,21 @@ def _parquet_documents(
         raise UserError(f"found damaged data in {source.path} ({error}): get it again") from None
 
 
-def text_ratio(source: Source, reads: Reads) -> float:
-    """Guess the bytes of the domain's text in a byte of the file, from its beginning."""
+def expansion(source: Source, field: str) -> float:
+    """Estimate how many bytes a byte of a file stands for.
+
+    Returns:
+        Bytes of lines, from the first block of the file; of Parquet, bytes of the field.
+    """
     if source.kind == "parquet":
         file = _parquet(source).metadata
-        names = [file.row_group(0).column(i).path_in_schema for i in range(file.num_columns)]
-        column = names.index(reads.field) if reads.field in names else 0
-        groups = range(file.num_row_groups)
-        text = sum(file.row_group(i).column(column).total_uncompressed_size for i in groups)
-        return text / source.size
-    read = written = text = lines_read = 0
-    with source.path.open("rb") as handle:
-        if source.kind == "plain":
-            sample, expands = handle.read(BLOCK_BYTES), 1.0
-        else:
-            parts = []
-            for index, piece in _decompressed(source, handle):
-                parts.append(piece)
-                read, written = (index + 1) * COMPRESSED_BLOCK_BYTES, written + len(piece)
-                if written >= BLOCK_BYTES:
-                    break
-            sample, expands = b"".join(parts), written / min(read, source.size)
-    for line in sample.split(b"\n")[:-1] or [sample]:
-        value = _parse(0, line, reads, {}).value
-        text += len(value.encode("utf-8", "ignore")) if isinstance(value, str) else 0
-        lines_read += len(line) + 1
-    return expands * (text / lines_read if text else 0.0 if reads.where else 0.95)
+        groups = [file.row_group(number) for number in range(file.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        named = [one.total_uncompressed_size for one in columns if one.path_in_schema == field]
+        return sum(named) / source.size
+    if source.kind == "plain":
+        return 1.0
+    with source.path.open("rb") as file:
+        pieces = _decompressed(source, file)
+        text = sum(len(piece) for _, piece in itertools.takewhile(lambda one: not one[0], pieces))
+    return text / min(source.size, COMPRESSED_BLOCK_BYTES)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -125,6 +125,16 @@ class UnitSummary:
     problems: list[tuple[int, str]] = field(default_factory=list)
     values: dict[str, list[str]] = field(default_factory=dict)
 
+    def add_problem(self, document: sources.Document, problem: str) -> None:
+        """Count a document that cannot be used, and list it."""
+        if problem == EMPTY:
+            self.empty += 1
+        else:
+            self.bad += 1
+            self.bad_bytes += document.size
+        if len(self.problems) < LISTED_BAD_DOCUMENTS:
+            self.problems.append((document.line, problem))
+
 
 class UnitWorker:
     """Tokenises units; one in each process."""
@@ -138,7 +148,8 @@ class UnitWorker:
         """Tokenise `unit` and write its file.
 
         Raises:
-            UserError: the source cannot be read or the file cannot be written.
+            UserError: the source cannot be read.
+            OSError: the file cannot be written.
         """
         summary = UnitSummary(unit.index, unit.stamp, unit.keep)
         hashes: list[int] = []
@@ -156,44 +167,45 @@ class UnitWorker:
         summary.chunks = fingerprints.chunks(unit.source.path, unit.stamp, unit.part)
         table = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         summary.tokenised, summary.tokens = len(table), int(table.sum())
-        _write(self.settings.folder / unit.file_name, summary, hashes, table, tokens, loss)
+        head = json.dumps({**asdict(summary), "chat": bool(loss)}, ensure_ascii=False).encode()
+        path = self.settings.folder / unit.file_name
+        with files.writing(path, path.with_name(f".{path.name}.{os.getpid()}")) as file:
+            np.save(file, np.frombuffer(head, np.uint8))
+            np.save(file, np.array(hashes, np.uint64))
+            np.save(file, table.astype(np.uint32))
+            for part in (*tokens, *loss):
+                file.write(part.data)
         return summary
 
     def _batches(self, unit: Unit, summary: UnitSummary, hashes: list[int]) -> Iterator[list[Any]]:
-        """Read documents in batches, count them, and note the hashes of those that are kept."""
+        """Read documents in batches, count them, and collect the hashes of those that are kept."""
         settings = self.settings
         chat = self._chat if unit.domain in settings.chats else None
         reads, parquet = settings.reads[unit.domain], unit.source.kind == "parquet"
-        seed = settings.seed % (1 << 64)
-        digest = xxhash.xxh3_64_intdigest
         batch: list[Any] = []
-        size = line = 0
-        seen: dict[str, set[str]] = {}
+        size = 0
+        seen: sources.Seen = {}
         for document in sources.documents(
             unit.source, unit.blocks, settings.unit_bytes, reads, seen
         ):
-            line, value, problem, blank, read = document
-            summary.read_bytes += read
-            if blank:
+            summary.lines = document.line
+            summary.read_bytes += document.size
+            if document.blank:
                 continue
+            problem, value = document.problem, document.value
             content = canonical = b""
             if problem is None:
                 try:
-                    canonical = _canonical_chat(value) if chat else _canonical(value)
-                    content = canonical
+                    content = canonical = _canonical_chat(value) if chat else _canonical(value)
                     if chat:
                         content = chat.render(_without_nulls(value) if parquet else value)
                 except ValueError as error:
                     problem = str(error)
             if problem is not None:
-                summary.bad += problem != EMPTY
-                summary.bad_bytes += read * (problem != EMPTY)
-                summary.empty += problem == EMPTY
-                if len(summary.problems) < LISTED_BAD_DOCUMENTS:
-                    summary.problems.append((line, problem))
+                summary.add_problem(document, problem)
                 continue
             summary.documents += 1
-            number = digest(canonical, seed)
+            number = xxhash.xxh3_64_intdigest(canonical, settings.seed)
             if number >= unit.keep:
                 continue
             hashes.append(number)
@@ -204,7 +216,6 @@ class UnitWorker:
             if size >= BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
-        summary.lines = line
         summary.values = {name: sorted(values) for name, values in seen.items()}
         if batch:
             yield batch
@@ -237,24 +248,6 @@ def _canonical_chat(value: Any) -> bytes:
     return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
 
 
-def _write(
-    path: Path,
-    summary: UnitSummary,
-    hashes: list[int],
-    lengths: np.ndarray,
-    tokens: list[np.ndarray],
-    loss: list[np.ndarray],
-) -> None:
-    head = json.dumps({**asdict(summary), "chat": bool(loss)}, ensure_ascii=False).encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with files.writing(path, temporary) as file:
-        np.save(file, np.frombuffer(head, np.uint8))
-        np.save(file, np.array(hashes, np.uint64))
-        np.save(file, lengths.astype(np.uint32))
-        for part in (*tokens, *loss):
-            file.write(part.data)
-
-
 @dataclass(frozen=True)
 class UnitFile:
     """A finished unit, its token ids left on disk.
@@ -280,14 +273,8 @@ class UnitFile:
         Raises:
             UserError: the file is not as it was written.
         """
-        try:
-            with path.open("rb") as file:
-                head = _head(file)
-                hashes = np.load(file, allow_pickle=False)
-                lengths = np.load(file, allow_pickle=False).astype(np.int64)
-                unit = cls(path, head, hashes, lengths, file.tell())
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
+        head, hashes, lengths, offset = _read(path, 3)
+        unit = cls(path, head, hashes, lengths.astype(np.int64), offset)
         each = np.dtype(dtype).itemsize + (1 if head["chat"] else 0)
         if path.stat().st_size != unit.offset + int(lengths.sum()) * each:
             raise UserError(f"found {path} cut off: remove it and run again")
@@ -300,11 +287,7 @@ class UnitFile:
         Raises:
             UserError: the file is not as it was written.
         """
-        try:
-            with path.open("rb") as file:
-                return _head(file)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"cannot read {path} ({error}): remove it and run again") from None
+        return _read(path, 1)[0]
 
     def tokens(self, dtype: str) -> np.ndarray:
         """Map the ids."""
@@ -322,5 +305,11 @@ class UnitFile:
         return mapped.view(np.ndarray)  # whose slices are cheap
 
 
-def _head(file: BinaryIO) -> dict[str, Any]:
-    return json.loads(np.load(file, allow_pickle=False).tobytes())
+def _read(path: Path, arrays: int) -> tuple[Any, ...]:
+    """Read the first arrays of a unit's file and the place after them; the first holds JSON."""
+    try:
+        with path.open("rb") as file:
+            head, *others = (np.load(file, allow_pickle=False) for _ in range(arrays))
+            return json.loads(head.tobytes()), *others, file.tell()
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path} ({error}): remove it and run again") from None

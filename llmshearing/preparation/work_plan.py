@@ -237,10 +237,13 @@ def _estimate(
         if file.kind in ("plain", "parquet"):  # others are read from their beginning
             ranges = ranges[:: -(-len(ranges) // SAMPLED_PLACES)]
         texts: list[bytes] = []
+        text = raw = 0  # bytes of the text, and of the lines that it is in
         for blocks in ranges[:SAMPLED_PLACES]:
             size = 0
             for document in sources.documents(file, blocks, unit_bytes, reads):
+                raw += document.size
                 if isinstance(document.value, str):
+                    text += len(document.value.encode("utf-8", "ignore"))
                     value = document.value[: SAMPLED_CHARACTERS // SAMPLED_PLACES]
                     texts.append(value.encode("utf-8", "ignore"))
                     size += len(texts[-1])
@@ -249,6 +252,7 @@ def _estimate(
         if size := sum(map(len, texts)):
             encoded = encoders.fastest(facts).encode(texts)
             ids, _ = encoders.with_marks(*encoded, marks.text)
-            tokens += len(ids) / size * file.size * sources.text_ratio(file, reads)
-            sampled += file.size
+            part = 1.0 if file.kind == "parquet" else text / raw
+            tokens += len(ids) / size * part * file.size * sources.expansion(file, reads.field)
+        sampled += file.size
     return round(tokens / sampled * sum(file.size for file in files)) if sampled else 0
