@@ -5,8 +5,6 @@ Every shard is hashed. A lost `index.json` is rebuilt from its shards if they ar
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,14 +115,9 @@ def _shards(tree: DataTree, info: DomainInfo) -> int:
 
 def _rebuild_index(tree: DataTree, info: DomainInfo) -> None:
     """Write the index of a domain if its shards are the recorded ones."""
-    entries: list[dict[str, Any]] = []
+    shards = [info.path / mds_files.shard_name(number) for number in range(_shards(tree, info))]
     try:
-        for number in range(_shards(tree, info)):
-            data = (info.path / mds_files.shard_name(number)).read_bytes()
-            rows, begin = np.frombuffer(data, "<u4", 2).tolist()
-            config = json.loads(data[4 * (rows + 2) : begin])
-            digest = hashlib.sha256(data).hexdigest()
-            entries.append(mds_files.shard_entry(config, number, rows, len(data), digest))
+        entries = [mds_files.read_entry(path, number) for number, path in enumerate(shards)]
     except (OSError, ValueError):
         return  # the index is then reported as missing
     if fingerprint(entries) == info.fingerprint:

@@ -39,12 +39,9 @@ BAD_DOCUMENTS = "bad_documents.jsonl"
 UNRECORDED = {"output", "processes", "unit_bytes"}  # they do not change the result
 PACKAGES = ("llmshearing", "mosaicml-streaming", "numpy", "sentencepiece", "tokenizers")
 TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+    "tokenizer.model tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "chat_template.jinja"
+).split()
 
 PackingJob: TypeAlias = tuple[list[packing.Stream], Path, Path]
 
@@ -65,10 +62,9 @@ def finish(
         ]
     )
     digests = {name: one for domain in selected.values() for name, one in domain.digests.items()}
-    notes = _pack(plan, streams, processes, fingerprints.combined(digests))
+    packed = _pack(plan, streams, processes, fingerprints.combined(digests))
     described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
-    for stream in streams:
-        entries = [packing.entry(stream, index, notes) for index in range(stream.shards)]
+    for stream, entries in zip(streams, packed, strict=True):
         described[stream.cut.split][stream.domain] = _stream_record(stream, entries)
         _write(plan, plan.root / stream.folder / INDEX, mds_files.index_text(entries))
     problems = [problem for domain in selected.values() for problem in domain.problems]
@@ -148,28 +144,32 @@ def _may_be_empty(stream: packing.Stream, budgets: set[str]) -> bool:
     return stream.cut.asked == 0 or (shares and stream.domain in budgets)
 
 
-def _pack(plan: plans.Plan, streams: list[packing.Stream], processes: int, content: str) -> Path:
-    """Write all missing shards; return the folder of the notes on them."""
-    notes = plan.work / f"packed-{plans.digest([plan.identity, content])[:16]}"
-    if not notes.is_dir():  # the first time, or after other rules for the splits or an edit
-        for split in SPLITS:
+def _pack(
+    plan: plans.Plan, streams: list[packing.Stream], processes: int, content: str
+) -> list[list[dict[str, Any]]]:
+    """Write all missing shards; return the index entries of each stream."""
+    state, identity = plan.work / "packed", plans.digest([plan.identity, content])
+    if not state.is_file() or state.read_text(encoding="utf-8") != identity:
+        for split in SPLITS:  # of other rules for the splits, or from before an edit
             shutil.rmtree(plan.root / split, ignore_errors=True)
-        notes.mkdir()
+        files.write_text(state, identity)
     jobs = [
         (number, shard) for number, stream in enumerate(streams) for shard in range(stream.shards)
     ]
     total = sum(stream.rows * stream.layout.row.itemsize for stream in streams)
     small = total < plan.settings.unit_bytes  # starting a process takes longer
+    entries: dict[tuple[int, int], dict[str, Any]] = {}
     with Progress("pack", total / 1e6, "MB") as progress:
-        about = (streams, plan.root, notes)
-        for size in workers.results(processes, _packer, about, jobs, small=small):
-            progress.advance(size / 1e6)
-    return notes
+        about = (streams, plan.root, plan.work)
+        for job, entry in workers.results(processes, _packer, about, jobs, small=small):
+            entries[job] = entry
+            progress.advance(entry["raw_data"]["bytes"] / 1e6)
+    return [[entries[n, shard] for shard in range(one.shards)] for n, one in enumerate(streams)]
 
 
-def _packer(about: PackingJob) -> Callable[[tuple[int, int]], int]:
-    streams, root, notes = about
-    return lambda job: packing.pack(streams[job[0]], job[1], root, notes)
+def _packer(about: PackingJob) -> Callable[[tuple[int, int]], Any]:
+    streams, root, work = about
+    return lambda job: (job, packing.pack(streams[job[0]], job[1], root, work))
 
 
 def _stream_record(stream: packing.Stream, entries: list[dict[str, Any]]) -> dict[str, Any]:

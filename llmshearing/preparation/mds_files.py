@@ -6,8 +6,10 @@ the end. Rows of fixed length need neither: a shard is a header and an array.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,11 +72,18 @@ def shard_name(index: int) -> str:
     return f"shard.{index:05}.mds"
 
 
-def shard_entry(
-    config: dict[str, Any], index: int, rows: int, size: int, digest: str
-) -> dict[str, Any]:
-    """Return the index entry of a shard."""
-    raw = {"basename": shard_name(index), "bytes": size, "hashes": {HASH: digest}}
+def read_entry(path: Path, index: int) -> dict[str, Any]:
+    """Return the index entry of a shard file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no shard.
+    """
+    data = path.read_bytes()
+    rows, begin = np.frombuffer(data, "<u4", 2).tolist()
+    config = json.loads(data[4 * (rows + 2) : begin])
+    hashes = {HASH: hashlib.new(HASH, data).hexdigest()}
+    raw = {"basename": shard_name(index), "bytes": len(data), "hashes": hashes}
     return {"samples": rows, "raw_data": raw, "zip_data": None, **config}
 
 

@@ -6,8 +6,6 @@ fixed range of that stream, so any process can write any shard, with the same by
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,46 +68,32 @@ def chosen(hashes: np.ndarray, cut: splits.Cut, excluded: np.ndarray) -> np.ndar
     return (bucket >= cut.begin) & (bucket < cut.end) & ~splits.contains(excluded, hashes)
 
 
-def entry(stream: Stream, index: int, notes: Path) -> dict[str, Any]:
-    """Return the index entry of a shard that `pack` wrote."""
-    note = json.loads(_note(stream, index, notes).read_text(encoding="utf-8"))
-    return mds_files.shard_entry(
-        stream.layout.config, index, note["rows"], note["bytes"], note["hash"]
-    )
+def pack(stream: Stream, index: int, root: Path, work: Path) -> dict[str, Any]:
+    """Write a shard of the stream, unless it is there.
 
-
-def pack(stream: Stream, index: int, root: Path, notes: Path) -> int:
-    """Write a shard of the stream, and a note of its size and hash that marks it as finished.
+    Args:
+        stream: the documents.
+        index: number of the shard.
+        root: the tree.
+        work: folder for a file that is being written, so that a kill leaves nothing in the tree.
 
     Returns:
-        The bytes of its rows.
+        The shard's index entry.
 
     Raises:
         OSError: the file cannot be written.
     """
-    note, layout = _note(stream, index, notes), stream.layout
+    layout = stream.layout
     path = root / stream.folder / mds_files.shard_name(index)
-    first = index * layout.rows_per_shard
-    count = min(layout.rows_per_shard, stream.rows - first)
-    size = count * layout.row.itemsize
-    if note.is_file() and path.is_file():
-        return size
-    header, rows = layout.header(count), _rows(stream, first, count)
-    digest = hashlib.sha256(header)
-    digest.update(rows.data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = notes / f".{note.name}.{os.getpid()}"  # a kill leaves nothing in the tree
-    with files.writing(path, temporary) as file:
-        file.write(header)
-        file.write(rows.data)
-    about = {"rows": count, "bytes": len(header) + size, "hash": digest.hexdigest()}
-    with files.writing(note, temporary) as file:
-        file.write(json.dumps(about).encode())
-    return size
-
-
-def _note(stream: Stream, index: int, notes: Path) -> Path:
-    return notes / f"{stream.cut.split}.{stream.domain}.{index:05}.json"
+    if not path.is_file():
+        first = index * layout.rows_per_shard
+        count = min(layout.rows_per_shard, stream.rows - first)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = f".{stream.cut.split}.{stream.domain}.{path.name}.{os.getpid()}"
+        with files.writing(path, work / name) as file:
+            file.write(layout.header(count))
+            file.write(_rows(stream, first, count).data)
+    return mds_files.read_entry(path, index)
 
 
 def _rows(stream: Stream, first: int, count: int) -> np.ndarray:
