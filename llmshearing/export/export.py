@@ -31,7 +31,7 @@ from llmshearing.export.verification import gated_logits, verify
 from llmshearing.files import write_text
 from llmshearing.huggingface import tokenizer_files
 from llmshearing.huggingface.weight_files import parse_size, weight_records
-from llmshearing.pruning.distributions import distribution_of
+from llmshearing.pruning.distributions import DISTRIBUTIONS
 from llmshearing.pruning.gates import Gates
 from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, decided_gates, select
 from llmshearing.pruning.surgery import cut_model
@@ -179,7 +179,7 @@ def decide(checkpoint: Checkpoint, table: CouplingTable) -> Decision:
             f"{checkpoint.path} belongs to a run that prunes to a number of parameters and has not "
             "fixed its shape yet; train further, past pruning.fix_shape"
         )
-    distribution = distribution_of(manifest.recipe["pruning"]["distribution"])
+    distribution = DISTRIBUTIONS[manifest.recipe["pruning"]["distribution"]]
     sharpness = manifest.masks.sharpness
     kept = select(logits, table.sizes(manifest.target))
     gates = decided_gates(distribution, logits, kept, sharpness)

@@ -29,11 +29,8 @@ class BudgetMasks(Masks):
     drives the masks.
 
     Args:
-        table: the source's coupling table.
         budget: the parameters that the model may have, and the axes that may shrink.
-        settings: how the masks learn.
-        seed: seed of the noise.
-        scores: the masks start in the order of these scores; without them all units start alike.
+        table, settings, seed, scores: as for `Masks`.
 
     Attributes:
         chosen: the sizes of the fixed shape, in the order of the axes; zeros before. A checkpoint

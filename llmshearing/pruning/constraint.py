@@ -8,95 +8,52 @@ maximise it, so they grow for as long as a gap remains.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.errors import UserError
 
-
-@dataclass(frozen=True)
-class ConstraintForm:
-    """How the gaps of an axis become its penalty.
-
-    Attributes:
-        counts: whether a gap is a number of units; otherwise it is a fraction of the source's size.
-        per_layer: whether each layer of a per-layer axis has its own multipliers and penalties are
-            summed over layers; otherwise all layers share one pair and penalties are averaged.
-    """
-
-    counts: bool
-    per_layer: bool
-
-    def pairs(self, axis: Axis, layers: int) -> int:
-        """The number of (linear, quadratic) multiplier pairs of an axis."""
-        return layers if self.per_layer and axis.per_layer else 1
-
-    def gap(self, expected: Tensor, target: float, size: int) -> Tensor:
-        """The signed gap of each layer [L], or of an axis that all layers share [1]."""
-        return expected - target if self.counts else (expected - target) / size
-
-    def reduce(self, penalties: Tensor) -> Tensor:
-        """The penalty of an axis, a scalar, from the penalties of its layers."""
-        return penalties.sum() if self.per_layer else penalties.mean()
-
-    def rate_divisors(self, axis: Axis, size: int, layers: int) -> tuple[int, int]:
-        """What to divide the linear and the quadratic learning rate by.
-
-        Adam's step does not depend on the scale of the gap. Dividing the learning rates by these
-        factors makes both forms pull equally hard.
-        """
-        unit = size if self.counts else 1
-        return self.pairs(axis, layers) * unit, self.pairs(axis, layers) * unit**2
-
-
-CONSTRAINTS = {
-    "paper": ConstraintForm(counts=True, per_layer=True),
-    "released": ConstraintForm(counts=False, per_layer=False),
-}
-
-
-def constraint_of(name: str) -> ConstraintForm:
-    """The constraint registered under `name`.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in CONSTRAINTS:
-        raise UserError(
-            f"pruning.constraint: found {name!r}, expected one of {', '.join(CONSTRAINTS)}"
-        )
-    return CONSTRAINTS[name]
+BUDGET = "budget"  # the name of the multipliers of a parameter count
 
 
 class Multipliers(nn.Module):
     """The linear and quadratic Lagrange multipliers, all 0 at the start.
 
-    Their optimizer groups set `maximize`. Each multiplier has one dimension, because FSDP does not
-    accept parameters without dimensions.
+    In the paper's form a gap is a number of units, each layer of a per-layer axis has its own pair
+    of multipliers, and penalties are summed over layers. In the released code's form a gap is a
+    fraction of the source's size, all layers share a pair, and penalties are averaged over layers.
+
+    The optimizer groups of multipliers set `maximize`. Each multiplier has one dimension, because
+    FSDP does not accept parameters without dimensions.
 
     Args:
-        form: how gaps become a penalty.
+        form: `paper` or `released`.
         sizes: units in the source of each axis that shrinks.
         layers: layers of the source.
         budget: whether to add a pair for the parameter count of the whole model.
     """
 
-    BUDGET = "budget"
-
     def __init__(
-        self, form: ConstraintForm, sizes: Mapping[Axis, int], layers: int, *, budget: bool = False
+        self,
+        form: Literal["paper", "released"],
+        sizes: Mapping[Axis, int],
+        layers: int,
+        *,
+        budget: bool = False,
     ) -> None:
         super().__init__()
-        self.form = form
-        counts = {axis.value: form.pairs(axis, layers) for axis in sizes}
-        self.divisors = {a.value: form.rate_divisors(a, n, layers) for a, n in sizes.items()}
+        self.as_in_paper = form == "paper"
+        pairs = {a.value: layers if self.as_in_paper and a.per_layer else 1 for a in sizes}
+        units = {a.value: size if self.as_in_paper else 1 for a, size in sizes.items()}
         if budget:  # its gap is a fraction in both forms
-            counts[self.BUDGET], self.divisors[self.BUDGET] = 1, (1, 1)
-        self.linear = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
-        self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in counts.items()})
+            pairs[BUDGET] = units[BUDGET] = 1
+        # Adam's step does not depend on the scale of the gap. Dividing the learning rates by these
+        # factors makes both forms pull equally hard.
+        self.rate_divisors = {n: (pairs[n] * units[n], pairs[n] * units[n] ** 2) for n in pairs}
+        self.linear = nn.ParameterDict({name: torch.zeros(n) for name, n in pairs.items()})
+        self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in pairs.items()})
 
     def penalty(self, axis: Axis, expected: Tensor, target: float, size: int) -> Tensor:
         """The penalty of one axis, a scalar.
@@ -107,8 +64,9 @@ class Multipliers(nn.Module):
             target: units to keep at this point of the sparsity warmup.
             size: units in the source.
         """
-        gap = self.form.gap(expected, target, size)
-        return self.form.reduce(self._of_gap(axis.value, gap))
+        gap = expected - target if self.as_in_paper else (expected - target) / size
+        penalties = self._of_gap(axis.value, gap)
+        return penalties.sum() if self.as_in_paper else penalties.mean()
 
     def budget_penalty(self, expected: Tensor, budget: float, size: int) -> Tensor:
         """The penalty of a parameter count, whatever the shape, a scalar.
@@ -118,7 +76,7 @@ class Multipliers(nn.Module):
             budget: parameters that the model may have at this point of the sparsity warmup.
             size: parameters of the source.
         """
-        return self._of_gap(self.BUDGET, (expected - budget) / size).sum()
+        return self._of_gap(BUDGET, (expected - budget) / size).sum()
 
     def _of_gap(self, name: str, gap: Tensor) -> Tensor:
         return self.linear[name] * gap + self.quadratic[name] * gap.square()
@@ -136,7 +94,7 @@ class Multipliers(nn.Module):
         for number, (kind, multipliers, rate) in enumerate(kinds):
             groups: dict[int, list[nn.Parameter]] = {}
             for name, multiplier in multipliers.items():
-                groups.setdefault(self.divisors[name][number], []).append(multiplier)
+                groups.setdefault(self.rate_divisors[name][number], []).append(multiplier)
             for divisor, members in groups.items():
                 yield kind, rate / divisor, members
 

@@ -9,8 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llmshearing.errors import UserError
-
 
 class Distribution(Protocol):
     """Maps mask logits of any shape to gates of the same shape.
@@ -18,11 +16,6 @@ class Distribution(Protocol):
     `sharpness` multiplies the logits. It is 1 at the start of a run and grows, so that fewer units
     stay between off and on.
     """
-
-    @property
-    def off_below(self) -> float:
-        """At or below this logit the gate is always 0 and the loss has no gradient."""
-        ...
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Gates for uniform noise in (0, 1), differentiable in `log_alpha`."""
@@ -47,13 +40,11 @@ class HardConcrete:
         beta: temperature; 0.83 in the paper, 2/3 in its released code.
         gamma: lower end of the stretched interval.
         zeta: upper end.
-        off_below: no such logit, since some noise always switches a unit on.
     """
 
     beta: float = 0.83
     gamma: float = -0.1
     zeta: float = 1.1
-    off_below: float = -math.inf
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Stretch and clamp s = sigmoid((log(u / (1 - u)) + log_alpha) / beta)."""
@@ -89,18 +80,16 @@ class Linear:
     """A gate without noise, linear in its logit, that may exceed 1.
 
     A unit that matters keeps learning its scale, where the hard concrete gate stops at 1. A unit
-    that is off is off in every forward pass. The idea is that of the deterministic gates of
-    arXiv 2603.08065; the form is our own.
+    with a logit of 0 or less is off in every forward pass and gets no gradient. The idea is that of
+    the deterministic gates of arXiv 2603.08065; the form is our own.
 
     Attributes:
         unit: the logit at which the gate is 1; the masks start there.
         width: width of the sigmoid that counts a unit as kept.
-        off_below: at logit 0 and below the gate is 0.
     """
 
     unit: float = 4.0
     width: float = 1.0
-    off_below: float = 0.0
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """The gate without noise."""
@@ -122,16 +111,3 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "released": ReleasedHardConcrete(),
     "linear": Linear(),
 }
-
-
-def distribution_of(name: str) -> Distribution:
-    """The distribution registered under `name`.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in DISTRIBUTIONS:
-        raise UserError(
-            f"pruning.distribution: found {name!r}, expected one of {', '.join(DISTRIBUTIONS)}"
-        )
-    return DISTRIBUTIONS[name]

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.shape import Shape
-from llmshearing.pruning.constraint import Multipliers, constraint_of
-from llmshearing.pruning.distributions import distribution_of
+from llmshearing.pruning.constraint import Multipliers
+from llmshearing.pruning.distributions import DISTRIBUTIONS
 from llmshearing.pruning.mask_report import MaskReport, axis_report
 from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.scores import Scores, start_logits
@@ -99,7 +99,7 @@ class Masks(nn.Module):
     ) -> None:
         super().__init__()
         self.table, self.target, self.settings, self.seed = table, target, settings, seed
-        self.distribution = distribution_of(settings.distribution)
+        self.distribution = DISTRIBUTIONS[settings.distribution]
         self.sizes = table.sizes(table.source)
         self.layers = table.source.layers
         shrinking = [a for a in self.sizes if self.target_sizes[a] < self.sizes[a]]
@@ -113,7 +113,7 @@ class Masks(nn.Module):
             }
         )
         self.multipliers = Multipliers(
-            constraint_of(settings.constraint),
+            settings.constraint,
             {axis: self.sizes[axis] for axis in self.axes},
             self.layers,
             budget=target is None,

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from llmshearing.errors import UserError
-from llmshearing.pruning.distributions import DISTRIBUTIONS, distribution_of
+from llmshearing.pruning.distributions import DISTRIBUTIONS
 
 NAMES = sorted(DISTRIBUTIONS)
 SAMPLED = [name for name in NAMES if name.startswith("paper")]
@@ -13,7 +12,7 @@ SAMPLED = [name for name in NAMES if name.startswith("paper")]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sampler_and_probabilities_pass_gradcheck(name):
-    distribution = distribution_of(name)
+    distribution = DISTRIBUTIONS[name]
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(6, dtype=torch.float64, generator=generator, requires_grad=True)
     # Noise near one half keeps the gates inside (0, 1), where the clamp is differentiable.
@@ -25,7 +24,7 @@ def test_sampler_and_probabilities_pass_gradcheck(name):
 
 @pytest.mark.parametrize(("name", "beta"), [("paper", 0.83), ("released", 2 / 3)])
 def test_closed_forms(name, beta):
-    distribution = distribution_of(name)
+    distribution = DISTRIBUTIONS[name]
     logits = torch.linspace(-4, 4, 9, dtype=torch.float64)
     uniform = torch.full_like(logits, 0.3)
     for i, a in enumerate(logits.tolist()):
@@ -38,7 +37,7 @@ def test_closed_forms(name, beta):
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_keep_probability_is_the_frequency_of_nonzero_gates(name):
-    distribution = distribution_of(name)
+    distribution = DISTRIBUTIONS[name]
     uniform = torch.rand(400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for a in (-2.0, 0.0, 1.5):
         logits = torch.full_like(uniform, a)
@@ -50,7 +49,7 @@ def test_keep_probability_is_the_frequency_of_nonzero_gates(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_deterministic_gate_ranks_as_the_logits_do(name):
     logits = torch.linspace(-1.0, 1.0, 50, dtype=torch.float64)
-    gates = distribution_of(name).deterministic(logits)
+    gates = DISTRIBUTIONS[name].deterministic(logits)
     assert (gates[gates > 0].diff() > 0).all()
     assert (gates.diff() >= 0).all()
     assert (gates[25:] > 0).all()
@@ -61,7 +60,7 @@ def test_deterministic_gate_ranks_as_the_logits_do(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_sharpness_decides_units_without_changing_their_order(name):
     logits = torch.linspace(-5.0, 5.0, 101, dtype=torch.float64)
-    distribution = distribution_of(name)
+    distribution = DISTRIBUTIONS[name]
     undecided = []
     for sharpness in (1.0, 4.0, 16.0):
         keep = distribution.keep_probability(logits, sharpness)
@@ -71,7 +70,7 @@ def test_sharpness_decides_units_without_changing_their_order(name):
 
 
 def test_linear_gate_exceeds_one_and_has_no_noise():
-    gate = distribution_of("linear")
+    gate = DISTRIBUTIONS["linear"]
     logits = torch.tensor([-1.0, 0.0, 2.0, 4.0, 6.0], dtype=torch.float64, requires_grad=True)
     for noise in (0.1, 0.9):
         drawn = gate.sample(logits, torch.full_like(logits, noise))
@@ -84,10 +83,5 @@ def test_linear_gate_exceeds_one_and_has_no_noise():
 
 def test_released_evaluation_gate():
     logits = torch.tensor([4.605], dtype=torch.float64)
-    gate = distribution_of("released").deterministic(logits).item()
+    gate = DISTRIBUTIONS["released"].deterministic(logits).item()
     assert gate == pytest.approx(1 / (1 + math.exp(-0.8 * 4.605 * 1.5)), abs=1e-12)
-
-
-def test_unknown_name_is_refused():
-    with pytest.raises(UserError, match=r"hard_concret'.*expected one of paper"):
-        distribution_of("hard_concret")

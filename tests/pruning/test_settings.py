@@ -1,12 +1,11 @@
 """The `pruning` section: presets, and names that have to exist elsewhere."""
 
-import math
 from typing import get_args
 
 import pytest
+import torch
 
 from llmshearing.config import load_recipe
-from llmshearing.pruning.constraint import CONSTRAINTS
 from llmshearing.pruning.distributions import DISTRIBUTIONS
 from llmshearing.pruning.settings import PruningSettings
 from llmshearing.typed_yaml import build
@@ -37,15 +36,14 @@ def test_a_key_given_next_to_a_preset_wins(recipe_file):
 def test_names_are_those_that_exist():
     fields = PruningSettings.model_fields
     assert {*get_args(fields["distribution"].annotation)} == {*DISTRIBUTIONS}
-    assert {*get_args(fields["constraint"].annotation)} == {*CONSTRAINTS}
+    assert {*get_args(fields["constraint"].annotation)} == {"paper", "released"}
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_logits_that_leave_every_unit_off_are_refused(name):
-    """The rule knows without torch from which logit on a distribution's units are on."""
-    off = DISTRIBUTIONS[name].off_below
-    lowest = PruningSettings(distribution=name, init_log_alpha=max(off, -4.9))
-    assert bool(lowest.rules()) == (off > -math.inf)
-    assert not PruningSettings(distribution=name, init_log_alpha=max(off, -4.9) + 0.01).rules()
-    spread = {"importance": "scores", "importance_spread": 1.0}
-    assert not PruningSettings(distribution=name, init_log_alpha=max(off, -4.9), **spread).rules()
+@pytest.mark.parametrize("start", [-4.9, -1.0, 0.0, 0.01, 3.0])
+def test_initial_logits_are_refused_if_no_noise_switches_a_unit_on(name, start):
+    logits, most_noise = torch.tensor([start]), torch.tensor([1 - 1e-6])
+    off = DISTRIBUTIONS[name].sample(logits, most_noise).item() == 0
+    assert bool(PruningSettings(distribution=name, init_log_alpha=start).rules()) == off
+    spread = {"importance": "scores", "importance_spread": 0.02 - min(start, 0.0)}
+    assert not PruningSettings(distribution=name, init_log_alpha=start, **spread).rules()
