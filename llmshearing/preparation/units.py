@@ -196,9 +196,10 @@ class UnitWorker:
             content = canonical = b""
             if problem is None:
                 try:
+                    if chat and parquet:
+                        value = _without_nulls(value)
                     content = canonical = _canonical_chat(value) if chat else _canonical(value)
-                    if chat:
-                        content = chat.render(_without_nulls(value) if parquet else value)
+                    content = chat.render(value) if chat else canonical
                 except ValueError as error:
                     problem = str(error)
             if problem is not None:

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from corpus import contents, prepare, text, write_jsonl
 
@@ -92,6 +94,34 @@ def test_held_out_text_is_trained_on_in_no_domain(
         assert in_splits == about["documents"] - left_out, "no other document is lost"
     repeats = [one["repeats_of_held_out_text"] for one in tree.manifest["domains"].values()]
     assert sum(repeats) or bits < 16, "the texts differ in the buckets they hold out"
+
+
+def test_chats_in_parquet_equal_the_same_chats_in_json_lines(config, source, json_folder, tmp_path):
+    """In Parquet every message has every field, null where it is not given."""
+    chats = [
+        [{"role": "user", "content": text(i, 9)}, {"role": "assistant", "content": text(-i, 20)}]
+        for i in range(400)
+    ]
+    for name in ("lines", "table"):
+        (source / name).mkdir()
+    lines = (json.dumps({"messages": chat}) + "\n" for chat in chats[:100])
+    (source / "lines" / "a.jsonl").write_text("".join(lines))
+    padded = [[{**message, "name": None} for message in chat] for chat in chats]
+    padded[-1][0]["name"] = "x"  # so that the column is there
+    table = pyarrow.table({"messages": padded})
+    pyarrow.parquet.write_table(table, source / "table" / "a.parquet")
+    settings = {
+        **json.loads(config.read_text()),
+        "tokenizer": str(json_folder),
+        "domains": {name: {"messages_field": "messages"} for name in ("lines", "table")},
+        "splits": {"eval": {"share": 0.3}, "continue": {"share": 1}},
+    }
+    settings["domains"]["lines"]["eval_files"] = "lines/a.jsonl"
+    settings["domains"]["lines"]["files"] = "table"
+    config.write_text(json.dumps(settings))
+    assert prepare(config) == 0
+    domains = DataTree.open(tmp_path / "tree").manifest["domains"]
+    assert domains["table"]["repeats_of_held_out_text"] == 100
 
 
 def test_the_same_with_several_shards(shared_text, tmp_path):
