@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
@@ -22,6 +24,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 # The unpickler written in Python. The one in C does not let a subclass override single opcodes.
 PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """Tensors created in the block have shapes and storages but no data, as in torch.compile.
+
+    On the meta device, which is public, attention would take another kernel than on a device.
+    """
+    return FakeTensorMode()
 
 
 def keep_float32(module: nn.Module) -> None:

@@ -67,10 +67,9 @@ def test_imports_go_one_way(path):
 def test_ground_floors_need_neither_torch_nor_composer(path):
     if room(path) in {
         "architecture",
-        "loading",
+        "mixture",
         "errors",
         "files",
-        "planning",
         "typed_yaml",
         "yaml_files",
         "quantities",

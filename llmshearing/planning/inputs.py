@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class PlanInputs:
 
     Attributes:
         recipe: checked.
+        config: of the model that is trained, complete.
         table: of the model that is trained.
         target: what to prune to, or None.
         sequence_length: tokens in a row.
@@ -56,6 +57,7 @@ class PlanInputs:
     """
 
     recipe: Recipe
+    config: dict[str, Any] = field(repr=False)
     table: CouplingTable
     target: Target
     sequence_length: int
@@ -103,7 +105,7 @@ def read_inputs(
     if errors or table is None:
         raise UserError(error_list(str(path), errors))
     length = _length(tree, config, sequence_length, notes)
-    return PlanInputs(recipe, table, target, length, domains, tree, notes)
+    return PlanInputs(recipe, config, table, target, length, domains, tree, notes)
 
 
 def _lenient_recipe(path: str | Path, overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.config import ModelSettings
@@ -15,7 +16,6 @@ from llmshearing.planning.activations import (
     Batch,
     Numbers,
     activations,
-    gated_weights,
     largest_matrix,
     layer_elements,
     numbers_of,
@@ -47,7 +47,8 @@ class Job:
     """What decides the memory of a rank.
 
     Attributes:
-        table: of the model that is trained.
+        config: of the model that is trained, complete.
+        table: of the same model.
         target: what to prune to, or None.
         constraint: form of the pruning constraint.
         microbatch: rows per forward pass of a rank.
@@ -61,9 +62,9 @@ class Job:
         shards: ranks that share each tensor; 1 where nothing is sharded.
         gpu: whether the device is one.
         loss_chunk: tokens whose logits exist at the same time; 0 for all of a microbatch.
-        attention_mask: whether attention gets a mask tensor rather than a causal flag.
     """
 
+    config: Mapping[str, Any] = field(repr=False)
     table: CouplingTable
     target: Target
     constraint: str
@@ -78,7 +79,6 @@ class Job:
     shards: int = 1
     gpu: bool = True
     loss_chunk: int = ModelSettings.model_fields["loss_chunk"].default
-    attention_mask: bool = True
 
     @property
     def sharded(self) -> bool:
@@ -161,7 +161,7 @@ class _Walk:
         self.layers = table.source.layers
         self.axes = pruned_axes(table, job.target)
         self.state = state_bytes(table, job.target, job.constraint, job.shards)
-        self.kept = activations(table, batch, self.numbers, self.axes, job.attention_mask)
+        self.kept = activations(job.config, table, batch, self.numbers, self.axes)
         self.logits = _chunk_bytes(job, batch)
         self.outer, self.layer = outer_elements(table), layer_elements(table)
         self.head = table.source.vocabulary * table.source.hidden
@@ -207,9 +207,9 @@ class _Walk:
         shape, tokens = self.job.table.source, self.job.train_batch.tokens
         flow = tokens * (2 * shape.hidden + 2 * shape.intermediate) * self.numbers.compute
         weight = 4 * largest_matrix(self.job.table)
-        if gated_weights(self.job.table, self.numbers, self.axes):
+        if self.axes:
             return flow + 3 * weight
-        return flow + (weight if self.job.accumulates or self.numbers.copies else 0)
+        return flow + (weight if self.job.accumulates or self.numbers.casts else 0)
 
     def _head_gradients(self) -> int:
         """The loss forms the gradients of the output head and of its input in the forward pass."""
@@ -228,13 +228,12 @@ class _Walk:
         shape, size = self.job.table.source, self.numbers.compute
         units = 3 * shape.intermediate + 2 * shape.hidden
         flow = batch.tokens * (units * size + 2 * shape.hidden * self.numbers.stream)
-        if self.job.attention_mask:
-            flow += batch.rows * batch.length**2 * (1 + size)
+        flow += batch.rows * batch.length**2 * (1 + size)  # attention's mask
         return self._moment(
             "evaluation",
             gradients=self.state.gradients,
             activations=flow,
-            logits=_chunk_bytes(self.job, batch) + (2 * self.head if self.numbers.copies else 0),
+            logits=_chunk_bytes(self.job, batch) + (2 * self.head if self.numbers.casts else 0),
         )
 
     def _moment(self, name: str, **parts: int) -> Moment:

@@ -154,6 +154,7 @@ def job_of(inputs: PlanInputs, machine: Machine) -> Job:
             "expected a multiple of them: give another --gpus or data.global_batch"
         )
     return Job(
+        config=inputs.config,
         table=inputs.table,
         target=inputs.target,
         constraint=recipe.pruning.constraint,

@@ -38,6 +38,7 @@ def training(family, *, masked, recompute, passes):
     target = replace(table.source, hidden=64, layers=3, intermediate=172) if masked else None
     masks = Masks(table, target, PruningSettings(), seed=0) if target else None
     job = Job(
+        config=config.to_dict(),
         table=table,
         target=target,
         constraint="released",

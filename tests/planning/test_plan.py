@@ -46,8 +46,8 @@ def test_a_7b_run_is_planned_from_a_config_alone(capsys, tmp_path):
     assert sum(plan["moments"][moment].values()) == plan["peak"]["bytes"]
 
 
-def test_no_torch_is_needed():
-    code = "import sys; sys.modules['torch'] = None; from llmshearing.cli import main; main()"
+def test_plan_needs_neither_weights_nor_composer():
+    code = "import sys; sys.modules['composer'] = None; from llmshearing.cli import main; main()"
     command = [sys.executable, "-c", code, "plan", str(PRUNE), SEVEN]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
