@@ -121,8 +121,7 @@ def build_loaders(
     Raises:
         UserError: an index or the mixture file cannot be read or does not fit.
     """
-    by_hash = data.verify == "hash"
-    domains = open_domains(tree, data.split, remote=data.remote, by_hash=by_hash)
+    domains = open_domains(tree, data.split, remote=data.remote, by_hash=data.verify == "hash")
     names = [rows.name for rows in domains]
     start = starting_weights(mixture, names, [len(rows) for rows in domains])
     sampler = Sampler(
@@ -140,17 +139,7 @@ def build_loaders(
         rank=rank,
         world_size=world_size,
     )
-    held_out = build_eval_loaders(
-        tree,
-        data.eval_split,
-        names,
-        batch=data.eval_batch,
-        limit=data.eval_rows,
-        remote=data.remote,
-        by_hash=by_hash,
-        rank=rank,
-        world_size=world_size,
-    )
+    held_out = build_held_out_loaders(data, tree, names, rank, world_size)
     return Loaders(sampler, start, train, held_out)
 
 
@@ -194,42 +183,30 @@ def build_train_loader(
     )
 
 
-def build_eval_loaders(
-    tree: DataTree,
-    split: str,
-    domains: Sequence[str],
-    *,
-    batch: int,
-    limit: int | None = None,
-    remote: str | None = None,
-    by_hash: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
+def build_held_out_loaders(
+    data: DataSettings, tree: DataTree, domains: Sequence[str], rank: int = 0, world_size: int = 1
 ) -> dict[str, DataLoader]:
     """Build one loader per domain; over all ranks they give every held-out row once.
 
     Args:
+        data: the recipe's `data` section.
         tree: the data.
-        split: name of the held-out split.
         domains: names; their order in the run is their numbering.
-        batch: maximum rows per batch of one rank.
-        limit: rows per domain, evenly spread; None for all.
-        remote: the tree that this one is a cache of, if any.
-        by_hash: hash each shard when it is first read.
         rank: of this process.
         world_size: number of processes.
     """
-    if others := [name for name in tree.split(split) if name not in domains]:
+    if others := [name for name in tree.split(data.eval_split) if name not in domains]:
         log.info(
-            "held out, but not trained on and so not evaluated during the run: %s; "
-            "llmshearing evaluate measures them",
+            "held out but not trained on, so not evaluated during the run: %s; to measure them, "
+            "use llmshearing evaluate",
             ", ".join(others),
         )
     loaders = {}
-    opened = open_domains(tree, split, domains, remote=remote, by_hash=by_hash)
+    by_hash = data.verify == "hash"
+    opened = open_domains(tree, data.eval_split, domains, remote=data.remote, by_hash=by_hash)
     for number, domain in enumerate(opened):
-        rows = HeldOutRows(domain, number, tree.sequence_length, tree.vocabulary, limit)
-        order = HeldOutOrder(rows, batch, rank, world_size)
+        rows = HeldOutRows(domain, number, tree.sequence_length, tree.vocabulary, data.eval_rows)
+        order = HeldOutOrder(rows, data.eval_batch, rank, world_size)
         loaders[domain.name] = DataLoader(
             rows, batch_size=order.batch_size, sampler=order, collate_fn=_unchanged
         )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ConfigDict, Field
 
 from llmshearing.errors import UserError
 from llmshearing.files import write_text
-from llmshearing.yaml_files import read_yaml
+from llmshearing.quantities import NotNegative
+from llmshearing.typed_yaml import Section, load
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +38,21 @@ class RunData:
     fingerprints: dict[str, str]
 
 
-@dataclass(frozen=True)
-class References:
-    """Losses in nats per token by domain, and what they were measured on.
+class References(Section):
+    """Losses in nats per token by domain, and what they were measured on, as far as it is known."""
 
-    Attributes:
-        losses: by domain.
-        source: `measured` or `fit`, and of what.
-        tokenizer: fingerprint of the tokenizer; None if it is not known.
-        sequence_length: tokens in a row; None if it is not known.
-        fingerprints: of the held-out rows by domain; empty if they are not known.
-    """
+    model_config = ConfigDict(extra="ignore")
 
-    losses: dict[str, float]
+    losses: dict[str, NotNegative] = Field(min_length=1)
+    """Nats per token, by domain."""
     source: str = ""
+    """`measured` or `fit`, and of what."""
     tokenizer: str | None = None
+    """Fingerprint of the tokenizer."""
     sequence_length: int | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Tokens in a row."""
+    fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Of the held-out rows, by domain."""
 
     def write(self, path: str | Path) -> None:
         """Write the file."""
@@ -62,30 +60,16 @@ class References:
 
     def to_yaml(self) -> str:
         """The file's text, without what is not known."""
-        known = {key: value for key, value in asdict(self).items() if value}
-        return yaml.safe_dump(known, sort_keys=False)
+        return yaml.safe_dump(self.model_dump(exclude_defaults=True), sort_keys=False)
 
     @classmethod
     def read(cls, path: str | Path) -> References:
         """Read a file.
 
         Raises:
-            UserError: no such file, no `losses` in it, or a loss that is negative or not a number.
+            UserError: no such file, or every missing or wrong value in it.
         """
-        content = read_yaml(path, "reference file")
-        losses = content.get("losses")
-        if not isinstance(losses, dict) or not losses:
-            raise UserError(
-                f"found no `losses` in {path}, expected a loss for each domain under it"
-            )
-        numbers = {str(name): _loss(path, name, value) for name, value in losses.items()}
-        return cls(
-            losses=numbers,
-            source=str(content.get("source", "")),
-            tokenizer=content.get("tokenizer"),
-            sequence_length=content.get("sequence_length"),
-            fingerprints=dict(content.get("fingerprints") or {}),
-        )
+        return load(cls, path, what="reference file")
 
     @classmethod
     def for_run(cls, path: str | Path, data: RunData) -> References:
@@ -155,13 +139,3 @@ def read_references(path: str | Path | None, data: RunData) -> np.ndarray | None
             path,
         )
     return np.array([found.losses[name] for name in data.domains])
-
-
-def _loss(path: str | Path, name: Any, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise UserError(f"{path}: found loss {value!r} of {name}, expected a number, 0 or more")
-    return number

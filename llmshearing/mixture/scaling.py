@@ -12,30 +12,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, Field
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.errors import UserError
 from llmshearing.mixture.references import References
+from llmshearing.quantities import NotNegative, Positive
 from llmshearing.tables import Table
-from llmshearing.yaml_files import read_yaml
+from llmshearing.typed_yaml import Section, load
 
 START = (406.4, 0.336, 0.69)  # of Chinchilla (arXiv 2203.15556)
 EVALUATIONS = 20_000
-FEWEST_MODELS = 3
 FAR = 4.0  # factor outside the measured sizes from which on a warning says so
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A model's losses.
+class Measured(BaseModel):
+    """A model's losses."""
 
-    Attributes:
-        parameters: its size.
-        losses: in nats per token, by domain.
-    """
+    model_config = Section.model_config
 
-    parameters: float
-    losses: dict[str, float]
+    parameters: Positive
+    """Its size."""
+    losses: dict[str, NotNegative] = Field(min_length=1)
+    """Nats per token, by domain."""
+
+
+class MeasuredModels(Section):
+    """A file of measured losses."""
+
+    models: list[Measured] = Field(min_length=3)
+    """Three or more, for the three unknowns of a curve."""
+
+    def rules(self) -> list[str]:
+        """Compare the models."""
+        sizes = [model.parameters for model in self.models]
+        if len(set(sizes)) < len(sizes):
+            return [f"models: found sizes {sizes}, expected each size once"]
+        names = [set(model.losses) for model in self.models]
+        odd = sorted(set.union(*names) - set.intersection(*names))
+        if odd:
+            return [
+                f"models: found {', '.join(odd)} in some only, expected the same domains in each"
+            ]
+        return []
+
+    @property
+    def by_size(self) -> list[Measured]:
+        """The models, smallest first."""
+        return sorted(self.models, key=lambda model: model.parameters)
 
 
 @dataclass(frozen=True)
@@ -52,52 +76,11 @@ class Curve:
         return self.a / parameters**self.b + self.c
 
 
-def read_models(path: str | Path) -> list[Measured]:
-    """Read a file with a list `models:` of `{parameters: N, losses: {domain: loss}}`.
-
-    Raises:
-        UserError: it has another form, fewer than three models, equal sizes, different domains or
-            impossible losses.
-    """
-    models = read_yaml(path, "file of measured losses").get("models")
-    if not isinstance(models, list):
-        raise UserError(
-            f"found no list `models` in {path}, expected {{parameters, losses}} in each"
-        )
-    return checked([_measured(m, f"{path}, model {i}") for i, m in enumerate(models, 1)], path)
-
-
-def checked(models: Sequence[Measured], where: str | Path) -> list[Measured]:
-    """The models, smallest first.
-
-    Raises:
-        UserError: fewer than three models, equal sizes or different domains.
-    """
-    if len(models) < FEWEST_MODELS:
-        raise UserError(
-            f"found {len(models)} models in {where}, expected at least {FEWEST_MODELS}: "
-            "a curve with three unknowns needs three sizes"
-        )
-    models = sorted(models, key=lambda model: model.parameters)
-    sizes = [model.parameters for model in models]
-    if len(set(sizes)) < len(sizes):
-        raise UserError(f"found sizes {sizes} in {where}, expected each size once")
-    domains = set(models[0].losses)
-    for model in models[1:]:
-        odd = domains ^ set(model.losses)
-        if odd:
-            raise UserError(
-                f"found {', '.join(sorted(odd))} for some models of {where} only, "
-                "expected the same domains for each"
-            )
-    return list(models)
-
-
 def fit(models: Sequence[Measured]) -> dict[str, Curve]:
     """Fit a curve for each domain.
 
     Args:
-        models: three or more, of different sizes, with the same domains.
+        models: three or more, of different sizes, with the same domains; smallest first.
 
     Raises:
         UserError: the fit for a domain does not converge.
@@ -138,7 +121,7 @@ def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
     """Reference losses for a size from a file of measured ones.
 
     Args:
-        path: see `read_models`.
+        path: see `MeasuredModels`.
         parameters: size of the target model.
 
     Returns:
@@ -149,11 +132,11 @@ def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
     """
     if not parameters > 0 or not math.isfinite(parameters):
         raise UserError(f"found {parameters} parameters, expected a number above 0")
-    models = read_models(path)
+    models = load(MeasuredModels, path, what="file of measured losses").by_size
     curves = fit(models)
     losses = {domain: round(curve.at(parameters), 6) for domain, curve in curves.items()}
     warned = [f"warning: {text}\n" for text in fit_warnings(curves, models, parameters)]
-    references = References(losses, source=f"fit to {len(models)} models at {parameters:g}")
+    references = References(losses=losses, source=f"fit to {len(models)} models at {parameters:g}")
     return references, f"{residual_table(curves, models)}\n{''.join(warned)}"
 
 
@@ -165,28 +148,6 @@ def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> T
         for domain, c in curves.items()
     ]
     return Table("loss = a / N^b + c, and its residuals in nats", header, lines)
-
-
-def _measured(entry: object, where: str) -> Measured:
-    given = entry.get("losses") if isinstance(entry, dict) else None
-    if not isinstance(entry, dict) or not isinstance(given, dict) or not given:
-        raise UserError(
-            f"found {entry} ({where}), expected {{parameters: N, losses: {{domain: loss}}}}"
-        )
-    try:
-        size = float(entry["parameters"])
-        losses = {str(name): float(loss) for name, loss in given.items()}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"found {entry} ({where}), expected a number for parameters and each loss"
-        ) from None
-    bad = [name for name, loss in losses.items() if not math.isfinite(loss) or loss < 0]
-    if bad or not math.isfinite(size) or size <= 0:
-        raise UserError(
-            f"found an impossible number ({where}: {', '.join(bad) or 'parameters'}), "
-            "expected finite losses, 0 or more, and a size above 0"
-        )
-    return Measured(size, losses)
 
 
 def _curve(domain: str, sizes: np.ndarray, losses: np.ndarray) -> Curve:

@@ -1,5 +1,6 @@
 """Loaders: the same batches for any number of workers and ranks, every held-out row once."""
 
+import logging
 from itertools import islice
 
 import pytest
@@ -8,11 +9,12 @@ from mds_trees import LENGTH, VOCABULARY, make_tree
 
 from llmshearing.data.dataloaders import (
     HeldOutOrder,
-    build_eval_loaders,
+    build_held_out_loaders,
     build_train_loader,
 )
 from llmshearing.data.dataset import TrainRows
 from llmshearing.data.domains import open_domains
+from llmshearing.data.settings import DataSettings
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture.mixture_plan import MixturePlan
@@ -36,6 +38,10 @@ def loader_of(tree, passes=None, **settings):
     sampler = Sampler(sources, MixturePlan.start([0.7, 0.3]), 17)
     rows = TrainRows(domains, LENGTH, VOCABULARY, sampler)
     return build_train_loader(rows, global_batch=8, **settings)
+
+
+def data_settings(tree, **given):
+    return DataSettings(root=str(tree.root), split="prune", global_batch=8, microbatch=8, **given)
 
 
 def batches_of(spec, count):
@@ -116,12 +122,11 @@ def test_a_microbatch_may_be_larger_than_the_batch_of_a_rank(tree):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_every_held_out_row_counts_once(tree, world_size, batch):
+    settings = data_settings(tree, eval_batch=batch)
     for name, rows in (("cc", 23), ("wiki", 7)):
         seen, batches = [], set()
         for rank in range(world_size):
-            loaders = build_eval_loaders(
-                tree, "eval", ["cc", "wiki"], batch=batch, rank=rank, world_size=world_size
-            )
+            loaders = build_held_out_loaders(settings, tree, ["cc", "wiki"], rank, world_size)
             found = list(loaders[name])
             batches.add(len(found))
             assert all(len(part["input_ids"]) <= batch for part in found)
@@ -132,10 +137,11 @@ def test_every_held_out_row_counts_once(tree, world_size, batch):
         assert len(batches) == 1, "every rank must run as many batches"
 
 
-def test_a_domain_that_is_only_held_out_is_named(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_a_domain_that_is_only_held_out_is_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llmshearing"), "propagate", True)
+    caplog.set_level("INFO", logger="llmshearing")
     tree = DataTree.open(make_tree(tmp_path / "tree", {"cc": 20}, {"cc": 5, "wiki": 7}))
-    assert list(build_eval_loaders(tree, "eval", ["cc"], batch=4)) == ["cc"]
+    assert list(build_held_out_loaders(data_settings(tree), tree, ["cc"])) == ["cc"]
     assert "not evaluated during the run: wiki" in caplog.text
 
 

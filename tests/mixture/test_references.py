@@ -17,7 +17,13 @@ def warnings(caplog, monkeypatch):
     return caplog
 
 
-MEASURED = References({"cc": 2.0, "wiki": 1.5}, "measured", "a" * 64, 256, {"cc": "1", "wiki": "2"})
+MEASURED = References(
+    losses={"cc": 2.0, "wiki": 1.5},
+    source="measured",
+    tokenizer="a" * 64,
+    sequence_length=256,
+    fingerprints={"cc": "1", "wiki": "2"},
+)
 
 
 def test_a_written_file_is_read_back(tmp_path):
@@ -59,12 +65,12 @@ def test_references_that_do_not_fit_give_one_error(change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("losses: {cc: -1}", "found loss -1 of cc"),
-        ("losses: {cc: .nan}", "found loss nan of cc"),
-        ("losses: {cc: high}", "found loss 'high' of cc"),
-        ("losses: {cc: null}", "found loss None of cc"),
-        ("losses: {}", "found no `losses`"),
-        ("cc: 1.0", "found no `losses`"),
+        ("losses: {cc: -1}", "losses.cc: found -1, expected 0 or more"),
+        ("losses: {cc: .nan}", "losses.cc: found nan, expected a finite number"),
+        ("losses: {cc: high}", "losses.cc: found 'high', expected a number"),
+        ("losses: {cc: null}", "losses.cc: found None, expected a number"),
+        ("losses: {}", "losses: found {}, expected at least 1 entries"),
+        ("cc: 1.0", "losses: not given"),
         ("1.0", "holds no mapping of keys, expected a reference file"),
         ("losses: [", "not valid YAML"),
     ],

@@ -6,7 +6,7 @@ import yaml
 from llmshearing import cli
 from llmshearing.errors import UserError
 from llmshearing.mixture.references import References
-from llmshearing.mixture.scaling import Measured, checked, fit, fit_file, fit_warnings
+from llmshearing.mixture.scaling import Measured, MeasuredModels, fit, fit_file, fit_warnings
 
 DOMAINS = ("cc", "github", "book", "stackexchange", "wiki", "arxiv", "c4-rp")
 MEASURED = {
@@ -20,7 +20,8 @@ PUBLISHED = {
     373_867_520: (2.1401, 0.8694, 2.3625, 1.7791, 2.0470, 1.6637, 2.3139),
 }
 MODELS = [
-    Measured(size, dict(zip(DOMAINS, losses, strict=True))) for size, losses in MEASURED.items()
+    Measured(parameters=size, losses=dict(zip(DOMAINS, losses, strict=True)))
+    for size, losses in MEASURED.items()
 ]
 
 
@@ -59,7 +60,7 @@ def test_an_exact_curve_is_found():
     def loss(size):
         return 300 / size**0.3 + 1.1
 
-    models = [Measured(size, {"a": loss(size)}) for size in (1e8, 1e9, 3e9, 1e10)]
+    models = [Measured(parameters=size, losses={"a": loss(size)}) for size in (1e8, 1e9, 3e9, 1e10)]
     curve = fit(models)["a"]
     assert curve.at(5e9) == pytest.approx(loss(5e9), abs=1e-6)
     assert max(map(abs, curve.residuals)) < 1e-6
@@ -75,9 +76,9 @@ def test_a_target_far_outside_the_measured_sizes_gives_a_warning():
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (MODELS[:2], "found 2 models"),
+        (MODELS[:2], "expected at least 3 entries"),
         ([MODELS[0], MODELS[1], MODELS[1]], "expected each size once"),
-        ([*MODELS[:2], Measured(7e10, {"cc": 1.0})], "the same domains"),
+        ([*MODELS[:2], Measured(parameters=7e10, losses={"cc": 1.0})], "the same domains"),
     ],
 )
 def test_models_that_do_not_determine_a_curve_are_refused(models, message, tmp_path, capsys):
@@ -88,12 +89,18 @@ def test_models_that_do_not_determine_a_curve_are_refused(models, message, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models: 3", "no list `models`"),
-        ("models: [{parameters: 1}]", "expected {parameters: N"),
-        ("models: [{parameters: x, losses: {a: 1}}]", "expected a number"),
-        ("models: [{parameters: 10, losses: {a: -1}}]", "impossible number"),
-        ("models: [{parameters: 10, losses: {a: .nan}}]", "impossible number"),
-        ("models: [{parameters: 0, losses: {a: 1}}]", "impossible number"),
+        ("models: 3", "models: found 3, expected a list"),
+        ("models: [{parameters: 1}]", "models.0.losses: not given"),
+        ("models: [{parameters: x, losses: {a: 1}}]", "models.0.parameters: found 'x', expected a"),
+        (
+            "models: [{parameters: 10, losses: {a: -1}}]",
+            "models.0.losses.a: found -1, expected 0 or",
+        ),
+        ("models: [{parameters: 10, losses: {a: .nan}}]", "models.0.losses.a: found nan"),
+        (
+            "models: [{parameters: 0, losses: {a: 1}}]",
+            "models.0.parameters: found 0, expected more",
+        ),
         ("- 1", "holds no mapping of keys, expected a file of measured losses"),
         ("a: [", "not valid YAML"),
     ],
@@ -104,7 +111,7 @@ def test_a_file_of_another_form_is_refused(text, message, tmp_path, capsys):
     assert run_fit([str(path), "--parameters", "1e9"]) == 2
     err = capsys.readouterr().err
     assert message in err
-    assert err.count("\n") == 1
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("size", [-1.0, float("inf")])
@@ -114,4 +121,5 @@ def test_a_size_must_be_a_finite_number_above_zero(size, tmp_path):
 
 
 def test_models_are_sorted_by_size():
-    assert [m.parameters for m in checked(MODELS[::-1], "here")] == list(MEASURED)
+    models = MeasuredModels(models=MODELS[::-1])
+    assert [model.parameters for model in models.by_size] == list(MEASURED)

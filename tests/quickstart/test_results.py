@@ -21,7 +21,7 @@ def make_finished(out):
         write_json(out / f"models/{name}/config.json", config)
         losses = {"a": loss - 0.1, "b": loss + 0.1}
         if name == "source":
-            References(losses).write(out / "references.yaml")
+            References(losses=losses).write(out / "references.yaml")
         domains = {domain: {"loss": value} for domain, value in losses.items()}
         write_json(out / f"losses/{name}.json", {"domains": domains})
     for name, tokens in TOKENS.items():

@@ -100,7 +100,7 @@ def tokenizer(tmp_path_factory):
 def references(tmp_path_factory):
     """Losses to reach for the recipes that have none published."""
     file = tmp_path_factory.mktemp("references") / "references.yaml"
-    References(dict.fromkeys(DOMAINS, 2.0), "made up").write(file)
+    References(losses=dict.fromkeys(DOMAINS, 2.0), source="made up").write(file)
     return file
 
 
@@ -123,7 +123,7 @@ def arguments(stage, tokenizer, references, model):
         losses = References.read(published).losses
         assert set(losses) == set(DOMAINS)
         copy = Path(references).with_name(Path(published).name)
-        References(losses, "published").write(copy)
+        References(losses=losses, source="published").write(copy)
         found.append(f"mixture.references={copy}")
     return found
 
