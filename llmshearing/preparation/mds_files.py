@@ -19,19 +19,12 @@ from llmshearing.data.schema import HASH, LOSS, TOKENS, columns
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """Layout of the shards of a domain.
+    """Layout of the shards of a domain."""
 
-    Attributes:
-        sequence_length: tokens per row.
-        dtype: type of the tokens.
-        chat: whether rows have the column `loss`.
-        size_limit: maximum bytes of a shard.
-    """
-
-    sequence_length: int
-    dtype: str
-    chat: bool
-    size_limit: int
+    sequence_length: int  # tokens per row
+    dtype: str  # of the tokens
+    chat: bool  # whether rows have the column `loss`
+    size_limit: int  # bytes of a shard
 
     @property
     def row(self) -> np.dtype:

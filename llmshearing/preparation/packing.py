@@ -21,23 +21,13 @@ from llmshearing.preparation import mds_files, splits, units
 
 @dataclass(frozen=True)
 class Stream:
-    """The documents of a split of a domain, in order.
-
-    Attributes:
-        domain: name of the domain.
-        cut: the split, and the hash buckets it takes.
-        excluded: sorted hashes of documents that another domain holds out.
-        files: unit files that hold the domain's text.
-        before: number of tokens of the stream before each unit, and in all of them.
-        documents: number of documents.
-        layout: layout of the shards.
-    """
+    """The documents of a split of a domain, in order."""
 
     domain: str
-    cut: splits.Cut
-    excluded: np.ndarray
-    files: tuple[Path, ...]
-    before: tuple[int, ...]
+    cut: splits.Cut  # the split, and the hash buckets it takes
+    excluded: np.ndarray  # sorted hashes of documents that another domain holds out
+    files: tuple[Path, ...]  # unit files that hold the domain's text
+    before: tuple[int, ...]  # tokens of the stream before each unit, and in all of them
     documents: int
     layout: mds_files.ShardFormat
 

@@ -29,29 +29,21 @@ FILE_COUNTED = ("read_bytes", "bad_bytes", "documents")
 
 @dataclass
 class DomainSelection:
-    """What the units of a domain hold, and what each split takes of it.
+    """What the units of a domain hold, and what each split takes of it."""
 
-    Attributes:
-        counts: sums of the units' counts.
-        tokens: number of tokens by pool and hash bucket, without excluded documents [buckets].
-        problems: file, line and problem of bad documents.
-        files: bytes read, bytes lost and good documents of each file.
-        values: values found in the fields of `where`, as JSON.
-        digests: digests of the raw files.
-        excluded: sorted hashes of documents of the train pool that are held out elsewhere.
-        repeats: number of these documents.
-        cuts: pool and stretch of each split.
-    """
-
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    counts: Counter[str] = field(default_factory=Counter)  # sums of the units' counts
+    # tokens of each pool by hash bucket [buckets], without excluded documents
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
-    problems: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[dict[str, Any]] = field(default_factory=list)  # of bad documents
+    # bytes read, bytes lost and good documents of each raw file
     files: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    # values found in the fields of `where`, as JSON
     values: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # of the raw files
+    # sorted hashes of documents of the train pool that are held out elsewhere, and their number
     excluded: np.ndarray = field(default_factory=lambda: NONE)
     repeats: int = 0
-    cuts: list[tuple[str, splits.Cut]] = field(default_factory=list)
+    cuts: list[tuple[str, splits.Cut]] = field(default_factory=list)  # pool, and what a split takes
 
 
 Found = Mapping[str, DomainSelection]  # by domain
@@ -165,10 +157,8 @@ def _count(plan: plans.Plan, domain: plans.Domain, held_out: np.ndarray) -> Doma
         chunks: dict[str, list[str]] = defaultdict(list)
         for unit, file in unit_files(plan, domain.name, pool):
             head, name = file.head, unit.source.name
-            for key in COUNTED:
-                selection.counts[key] += head[key]
-            for key in FILE_COUNTED:
-                selection.files[name][key] += head[key]
+            selection.counts.update({key: head[key] for key in COUNTED})
+            selection.files[name].update({key: head[key] for key in FILE_COUNTED})
             for key, values in head["values"].items():
                 selection.values[key].update(values)
             where = {"domain": domain.name, "file": name}

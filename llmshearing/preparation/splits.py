@@ -25,21 +25,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Cut:
-    """A split's stretch of a domain's hashes.
-
-    Attributes:
-        split: the split.
-        begin: first bucket.
-        end: bucket after the last.
-        tokens: number of tokens of the documents in it.
-        asked: number of tokens asked for; None for a share.
-    """
+    """A split's stretch of a domain's hashes."""
 
     split: str
-    begin: int
-    end: int
-    tokens: int
-    asked: int | None
+    begin: int  # first bucket
+    end: int  # bucket after the last
+    tokens: int  # of the documents in it
+    asked: int | None  # tokens asked for; None for a share
 
     @property
     def lacks(self) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,52 +26,34 @@ SMALL = 64_000_000  # a domain of fewer tokens is tokenised whole
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain to prepare.
-
-    Attributes:
-        name: its name.
-        pools: its files: `train`, and `eval` if held-out files are given.
-        reads: what to read of a record.
-        chat: whether records are chats.
-        asks: what each split asks of each pool.
-        estimate: about how many tokens the train pool has; None if no budget needs to know.
-        keep: bound on the hashes of the documents to tokenise at first.
-        skipped: files and folders that are not read, and why.
-    """
+    """A domain to prepare."""
 
     name: str
-    pools: dict[str, list[sources.Source]]
-    reads: sources.Reads
-    chat: bool
-    asks: dict[str, list[splits.Ask]]
-    estimate: int | None
-    keep: int
-    skipped: dict[str, str]
+    pools: dict[str, list[sources.Source]]  # `train`, and `eval` if held-out files are given
+    reads: sources.Reads  # what to read of a record
+    chat: bool  # whether records are chats
+    asks: dict[str, list[splits.Ask]]  # what each split asks of each pool
+    estimate: int | None  # tokens of the train pool, about; None if no budget needs to know
+    keep: int  # bound on the hashes of the documents to tokenise at first
+    skipped: dict[str, str]  # files and folders that are not read, and why
 
 
 @dataclass(frozen=True)
 class Plan:
     """A preparation, planned.
 
-    Attributes:
-        recipe: the settings.
-        root: the tree to write.
-        tokenizer: facts about the tokenizer.
-        domains: the domains.
-        units: the pieces of work, in the order of the text.
-        settings: what the units share.
-        identity: digest of all that the result depends on, except the content of the files.
-        work_identity: digest of all that finished units depend on, except the same.
+    The two digests cover all that the tree, or finished units, depend on, except the content of the
+    raw files.
     """
 
     recipe: recipes.Recipe
-    root: Path
+    root: Path  # the tree to write
     tokenizer: encoders.TokenizerFacts
     domains: list[Domain]
-    units: list[units.Unit] = field(repr=False)
-    settings: units.UnitSettings = field(repr=False)
-    identity: str = ""
-    work_identity: str = ""
+    units: list[units.Unit]  # the pieces of work, in the order of the text
+    settings: units.UnitSettings
+    identity: str
+    work_identity: str
 
     @property
     def files(self) -> fingerprints.Files:
