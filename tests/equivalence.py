@@ -1,7 +1,7 @@
-"""The checks that tie a coupling table to its stock model; the mutation test runs them too.
+"""Checks that a coupling table describes its stock model; the mutation test runs them too.
 
-A `Specimen` is one small stock model in float64. Each `check_*` takes it with a table and raises
-where the table does not describe it.
+A `Specimen` is a small stock model in float64. Each `check_*` takes a specimen and a table, and
+raises if the table does not describe the specimen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llmshearing.pruning.surgery import cut_model
 Gates = dict[Axis, Tensor]
 Axes = tuple[Axis, ...]
 
-# Units that stay; `HEAD` per group where heads are grouped.
+# Units to keep; `HEAD` counts the heads of a group under grouped-query attention.
 SMALL = {Axis.LAYER: 2, Axis.KV_GROUP: 3, Axis.INTERMEDIATE: 9}
 SOFT = (0.2, 1.5)
 
@@ -88,7 +88,7 @@ class RMSNorm(nn.Module):
 
 
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in float64, its RMS norms too, which the stock ones compute in float32."""
+    """The model in float64, including its RMS norms, which otherwise compute in float32."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "variance_epsilon"):
             parent, _, child = name.rpartition(".")
@@ -97,7 +97,7 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def target_shape(table: CouplingTable, axes: Sequence[Axis]) -> Shape:
-    """The shape in which just these axes have shrunk; hidden goes with the heads where it must."""
+    """The shape in which these axes are smaller; hidden follows the heads if it must."""
     sizes = table.sizes(table.source)
     heads = 1 if table.grouped else 2
     hidden = heads * table.source.head_dim if table.implied_head_size else 14
@@ -107,7 +107,7 @@ def target_shape(table: CouplingTable, axes: Sequence[Axis]) -> Shape:
 
 
 def subsets(table: CouplingTable) -> Iterator[Axes]:
-    """Every subset of the axes, but those whose shape the family's config cannot state."""
+    """All subsets of the axes whose shape the family's config can state."""
     axes = [axis for axis, size in table.sizes(table.source).items() if size > 1]
     for count in range(1, len(axes) + 1):
         for some in itertools.combinations(axes, count):
@@ -118,7 +118,7 @@ def subsets(table: CouplingTable) -> Iterator[Axes]:
 def draw(
     table: CouplingTable, axes: Axes, generator: torch.Generator, *, hard: bool
 ) -> tuple[Gates, Kept]:
-    """Random gates with zeros where `select` drops a unit, as in evaluation; some above 1."""
+    """Random gates, some above 1, with zeros for units that `select` drops."""
     sizes, layers = table.sizes(table.source), table.source.layers
     low, high = SOFT
     values = {}
@@ -132,7 +132,7 @@ def draw(
 
 
 def check_names_and_sizes(specimen: Specimen, table: CouplingTable) -> None:
-    """The table names exactly the stock model's parameters, of the source's shape and a smaller."""
+    """The table names exactly the stock model's parameters, in two shapes."""
     *_, every = subsets(specimen.table)
     target = target_shape(specimen.table, every)
     for shape, model in ((table.source, specimen.model), (target, specimen.small(target))):
@@ -142,7 +142,7 @@ def check_names_and_sizes(specimen: Specimen, table: CouplingTable) -> None:
 
 
 def check_expected_count(specimen: Specimen, table: CouplingTable, axes: Axes) -> None:
-    """At gates of 0 and 1 the expected parameter count is that of the exported model."""
+    """With gates of 0 and 1, the expected count is the exported model's count."""
     gates, _ = draw(specimen.table, axes, specimen.generator, hard=True)
     sizes = {
         axis: gates[axis].sum(-1) if axis in gates else torch.tensor(float(size)).double()
@@ -155,7 +155,7 @@ def check_expected_count(specimen: Specimen, table: CouplingTable, axes: Axes) -
 
 
 def export(specimen: Specimen, table: CouplingTable, kept: Kept, gates: Gates) -> PreTrainedModel:
-    """The exported tensors in a stock model; the next export of that shape overwrites them."""
+    """A stock model with the exported tensors; the next export of its shape overwrites it."""
     small = specimen.small(target_shape(specimen.table, tuple(gates)))
     tensors = dict(cut_model(table, kept, gates, specimen.weights.__getitem__))
     missing, unexpected = small.load_state_dict(tensors, strict=False)
@@ -179,7 +179,7 @@ def check_gated_equals_exported(
 
 
 def check_gates_act_on_activations(specimen: Specimen, table: CouplingTable, axes: Axes) -> None:
-    """The gated model is the stock one with its activations multiplied, and not otherwise."""
+    """The gated model computes what the stock model does with multiplied activations."""
     gates, _ = draw(specimen.table, axes, specimen.generator, hard=False)
     gated = specimen.logits(table, gates)
     difference = (gated - reference_logits(specimen, gates)).abs().max().item()
@@ -187,7 +187,7 @@ def check_gates_act_on_activations(specimen: Specimen, table: CouplingTable, axe
 
 
 def reference_logits(specimen: Specimen, gates: Gates) -> Tensor:
-    """Logits of the stock model under hooks that multiply activations; no table is asked."""
+    """Logits of the stock model with hooks that multiply activations, without any table."""
     model, places, shape = specimen.model, specimen.places, specimen.table.source
     hidden = gates.get(Axis.HIDDEN, torch.ones(shape.hidden, dtype=torch.float64))
     handles = []
@@ -227,7 +227,7 @@ def reference_logits(specimen: Specimen, gates: Gates) -> Tensor:
 
 
 def head_gate(table: CouplingTable, gates: Gates, layer: int) -> Tensor:
-    """The gates of a layer's heads, group by group, each as wide as a head."""
+    """The gates of a layer's heads, group by group, repeated for each entry of a head."""
     shape = table.source
     groups = shape.kv_groups if table.grouped else 1
     group, head = torch.ones(groups).double(), torch.ones(shape.heads // groups).double()
@@ -239,7 +239,7 @@ def head_gate(table: CouplingTable, gates: Gates, layer: int) -> Tensor:
 
 
 def kept_norm(module: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
-    """A norm of the dimensions whose gate is not 0 by themselves, multiplied by their gates."""
+    """A norm over the dimensions whose gate is not 0, multiplied by their gates."""
     kept = gate.nonzero().squeeze(-1)
     some, weight = x[..., kept], module.weight[kept]
     if isinstance(module, nn.LayerNorm):

@@ -1,4 +1,4 @@
-"""Small random models of every registered family, in the variants that its table must describe."""
+"""Small random models of every family, in all variants that its table must describe."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Places:
-    """Where gates act in a stock model, stated apart from the coupling table.
+    """Where gates act in a stock model, stated independently of the coupling table.
 
-    The reference that `equivalence.py` computes with hooks on activations takes them from here.
+    `equivalence.py` places the hooks of its reference computation here.
 
     Attributes:
         embedding, final_norm, layers: module names in the model.
@@ -55,7 +55,7 @@ LLAMA_PLACES = Places(
 
 @dataclass(frozen=True)
 class Entry:
-    """What the suite has to know of a family.
+    """What the tests need to know of a family.
 
     Attributes:
         kinds: config fields per kind of attention; each kind is tested tied and untied.
@@ -94,7 +94,7 @@ ZOO: dict[str, Entry] = {
             | {"head_dim": 8},
             "one_group": {"num_key_value_heads": 1},
             **{
-                # Rows of the suite are longer than 8 tokens, where the scalings begin to differ.
+                # Test rows are longer than 8 tokens, from where the scalings differ.
                 name: {**GROUPED, "rope_scaling": scaling}
                 | ({"max_position_embeddings": 8} if name == "dynamic" else {})
                 for name, scaling in ROPE.items()
@@ -124,11 +124,11 @@ ZOO: dict[str, Entry] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One config of one family.
+    """A config of a family.
 
     Attributes:
         family: its `model_type`.
-        name: the family and what sets it apart.
+        name: the family and what distinguishes the variant.
         config: its fields beyond `COMMON`.
     """
 
@@ -174,7 +174,7 @@ def extras() -> list[Variant]:
 
 
 def missing_families() -> list[str]:
-    """Registered families that the zoo does not know."""
+    """Registered families without an entry."""
     return sorted(all_families().keys() - ZOO.keys())
 
 

@@ -1,3 +1,5 @@
+"""Budgets of parameters: the shapes within them, and budgets that are refused."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ AXES = tuple(TABLE.sizes(TABLE.source))
     wishes=st.lists(st.floats(0.05, 1.0), min_size=5, max_size=5),
     step=st.sampled_from([1, 8]),
 )
-def test_a_shape_never_exceeds_its_budget_and_leaves_little_of_it(share, wishes, step):
+def test_a_shape_is_within_its_budget_and_its_divisors(share, wishes, step):
     sizes = TABLE.sizes(TABLE.source)
     expected = {axis: wish * sizes[axis] for axis, wish in zip(AXES, wishes, strict=True)}
     budget = Budget(round(share * SOURCE), AXES, {Axis.INTERMEDIATE: step, Axis.HIDDEN: step})
@@ -39,7 +41,7 @@ def test_a_shape_never_exceeds_its_budget_and_leaves_little_of_it(share, wishes,
         assert 1 <= size <= sizes[axis]
 
 
-def test_expected_sizes_that_fit_are_taken_as_they_are():
+def test_expected_sizes_that_fit_the_budget_are_kept():
     expected = {a: float(n) for a, n in TABLE.sizes(TABLE.source).items()}
     expected |= {Axis.HIDDEN: 128.2, Axis.LAYER: 5.9, Axis.INTERMEDIATE: 344.4}
     want = {**expected, Axis.HIDDEN: 128, Axis.LAYER: 6, Axis.INTERMEDIATE: 344}
@@ -71,7 +73,7 @@ def test_only_the_named_axes_shrink():
         ({"parameters": "4M", "multiple_of": {"hidden": 512}}, "found 512 for hidden, but the"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(settings, message):
+def test_an_impossible_budget_is_refused(settings, message):
     _, errors = resolve_target(TABLE, TargetSettings(**settings))
     assert message in errors[0]
 

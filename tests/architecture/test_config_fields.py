@@ -1,4 +1,4 @@
-"""Config fields that change the computation are honoured or refused by name, in every family."""
+"""Config fields that change the computation are supported or refused by name, in every family."""
 
 import json
 
@@ -15,7 +15,7 @@ FAMILIES = sorted(all_families())
 
 
 def stored(model_type: str, **fields) -> dict:
-    """A config as a model directory stores it, every default written out."""
+    """A config as stored in a model directory, with all defaults."""
     config = AutoConfig.for_model(model_type, **fields).to_dict()
     return {key: value for key, value in config.items() if value is not None}
 
@@ -70,7 +70,7 @@ def test_a_value_that_is_not_supported_is_refused_by_name(family, field, value):
         ("gpt_neox", "rope_theta", 500_000),
     ],
 )
-def test_what_one_family_does_not_honour(family, field, value):
+def test_a_field_that_another_family_supports_is_refused_by_name(family, field, value):
     with pytest.raises(UserError, match=field):
         all_families()[family].check_fields(stored(family) | {field: value})
 
@@ -94,7 +94,7 @@ def test_known_rotary_scalings_pass(family, name):
         ("linear", "expected a mapping"),
     ],
 )
-def test_another_rotary_scaling_is_refused_by_name(family, scaling, message):
+def test_unknown_rotary_scalings_are_refused_by_name(family, scaling, message):
     with pytest.raises(UserError, match=message):
         all_families()[family].check_fields(stored(family) | {"rope_scaling": scaling})
 
@@ -184,5 +184,5 @@ def test_pythia_has_its_published_parameter_count(fields, count):
     assert table.parameter_count(table.source) == count
 
 
-def test_zoo_knows_no_family_that_is_gone():
+def test_every_family_of_the_zoo_exists():
     assert set(ZOO) <= set(FAMILIES)

@@ -1,3 +1,5 @@
+"""Operations per token, compared with those that torch counts."""
+
 import pytest
 import torch
 from models_zoo import build, variants
@@ -16,9 +18,9 @@ LLAMA2_7B = {
 }
 
 
-def test_llama_2_7b():
+def test_counts_of_llama2_7b():
     table = family_of(LLAMA2_7B).table(LLAMA2_7B)
-    # All parameters but the embedding and the 65 norms.
+    # All parameters except the embedding and the 65 norms.
     assert matrix_parameters(table) == 6_738_415_616 - 32000 * 4096 - 65 * 4096
     assert training_flops_per_token(table, 4096) == (
         6 * matrix_parameters(table) + 12 * 32 * 4096 * 4096
@@ -26,10 +28,10 @@ def test_llama_2_7b():
 
 
 @pytest.mark.parametrize("variant", variants(), ids=str)
-def test_the_count_is_what_the_stock_model_computes(variant):
+def test_counted_operations_are_those_of_the_stock_model(variant):
     model, table = build(variant)
     ids = torch.zeros(1, 32, dtype=torch.long)
-    model.config._attn_implementation = "eager"  # whose products the counter sees
+    model.config._attn_implementation = "eager"  # the counter sees its products
     with FlopCounterMode(display=False) as counter:
         model(ids).logits.sum().backward()
     rotary = 2 * (table.source.head_dim // 2) * 32  # positions times frequencies, once

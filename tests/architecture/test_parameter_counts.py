@@ -1,3 +1,5 @@
+"""Parameter counts and shapes from coupling tables."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -48,7 +50,7 @@ def test_published_shapes_have_their_published_counts(hidden, heads, layers, int
     assert expected_parameter_count(table.rows, sizes, kept) == count
 
 
-def test_removing_any_row_of_any_table_changes_the_count():
+def test_removing_a_row_changes_the_parameter_count():
     for family in all_families():
         config = {**LLAMA2_7B, "model_type": family, "num_key_value_heads": 8, "head_dim": 128}
         table = family_of(config).table(config)
@@ -58,7 +60,7 @@ def test_removing_any_row_of_any_table_changes_the_count():
             assert rest.parameter_count(table.source) < whole
 
 
-def test_shape_is_derived_from_tensors_alone():
+def test_the_shape_is_derived_from_the_tensors_alone():
     config = {**LLAMA2_7B, "num_key_value_heads": 8}
     table = family_of(config).table(config)
     shape = replace(table.source, hidden=2048, heads=12, kv_groups=4, layers=20, intermediate=5504)

@@ -1,3 +1,5 @@
+"""Targets resolved against their source, and targets that are refused."""
+
 from dataclasses import replace
 
 import pytest
@@ -19,7 +21,7 @@ GROUPED = table(Shape(256, 8, 8, 2, 32, 688, 4096))
 IMPLIED = table(MULTI_HEAD.source, implied_head_size=True)
 
 
-def test_a_budget_masks_only_what_can_shrink():
+def test_a_budget_masks_only_axes_that_can_shrink():
     config = {
         "model_type": "llama",
         "vocab_size": 64,
@@ -51,7 +53,7 @@ def test_a_budget_masks_only_what_can_shrink():
     ids=["heads", "intermediate", "layers and hidden", "heads within groups", "groups",
          "groups and heads within them", "implied: others", "implied: both"],
 )  # fmt: skip
-def test_what_is_not_given_stays(source, settings, changes):
+def test_sizes_that_are_not_given_stay(source, settings, changes):
     target, errors = resolve_target(source, TargetSettings(**settings))
     assert not errors
     assert target == replace(source.source, **changes)
@@ -87,29 +89,29 @@ def test_a_target_out_of_reach_is_refused(source, settings, message):
          "asks; give 512"),
     ],
 )  # fmt: skip
-def test_a_broken_divisor_rule_is_told(rules, message):
+def test_a_size_that_breaks_a_divisor_rule_is_refused(rules, message):
     settings = TargetSettings(intermediate=100, multiple_of=rules)
     _, errors = resolve_target(MULTI_HEAD, settings)
     assert len(errors) == 1
     assert message in errors[0]
 
 
-def test_divisor_rules_that_hold():
+def test_sizes_that_keep_the_divisor_rules_pass():
     rules = {"hidden": 64, "layers": 2, "heads": 2, "kv_groups": 2, "intermediate": 8}
     settings = TargetSettings(hidden=128, layers=4, heads=4, intermediate=344, multiple_of=rules)
     assert resolve_target(MULTI_HEAD, settings)[1] == []
 
 
 @pytest.mark.parametrize("settings", [{"heads": 4}, {"hidden": 128}, {"heads": 4, "hidden": 160}])
-def test_a_head_size_that_the_config_would_imply_wrongly_is_refused(settings):
-    """GPT-NeoX has no field for it: heads alone would make heads of another size."""
+def test_a_target_with_a_wrong_implied_head_size_is_refused(settings):
+    """GPT-NeoX has no field for the head size: fewer heads alone would change it."""
     _, errors = resolve_target(IMPLIED, TargetSettings(**settings))
     assert len(errors) == 1
     assert "derives the head size as hidden / heads" in errors[0]
     assert not resolve_target(MULTI_HEAD, TargetSettings(**settings))[1]
 
 
-def test_head_only_pruning_says_what_would_do():
+def test_the_refusal_of_head_only_pruning_names_valid_sizes():
     _, (error,) = resolve_target(IMPLIED, TargetSettings(heads=4))
     assert error == (
         "target: found hidden 256 with 4 heads of size 32, but this family's config derives the "
@@ -118,13 +120,13 @@ def test_head_only_pruning_says_what_would_do():
     )
 
 
-def test_no_config_is_written_with_a_wrong_head_size():
+def test_no_config_with_a_wrong_implied_head_size_is_written():
     shape = replace(IMPLIED.source, heads=4, kv_groups=4)
     with pytest.raises(UserError, match="derives the head size"):
         family_of({"model_type": "gpt_neox"}).write_shape(shape)
 
 
-def test_every_error_is_told():
+def test_all_errors_of_a_target_are_reported():
     _, errors = resolve_target(MULTI_HEAD, TargetSettings(hidden=999, layers=9, intermediate=9999))
     assert len(errors) == 3
 
@@ -141,7 +143,7 @@ def test_every_error_is_told():
         ({"parameters": -1}, "parameters: found -1, expected a number such as 1.3B"),
     ],
 )
-def test_a_size_that_no_model_has_is_refused(given, message):
+def test_invalid_values_of_a_target_are_refused(given, message):
     _, errors = build(TargetSettings, given)
     assert len(errors) == 1
     assert errors[0].startswith(message)

@@ -10,11 +10,11 @@ from llmshearing import preflight
 from llmshearing.callbacks.gradients import by_name, total_norm
 from llmshearing.train import build_trainer
 
-pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+pytestmark = pytest.mark.filterwarnings("default")  # allow Composer's own warnings
 
 
 class NormObserver(Callback):
-    """Notes the norm of each group's gradient as the optimizer is about to see it."""
+    """Records the gradient norm of each group right before the optimizer step."""
 
     def __init__(self):
         self.norms = []
@@ -29,7 +29,7 @@ class NormObserver(Callback):
 
 
 def one_step(recipe_file, *overrides):
-    """Norms as the optimizer sees them, and as logged, of the first step."""
+    """The norms of the first step: as the optimizer sees them, and as logged."""
     short = ("run.duration=1ba", "run.eval_interval=8ba", "data.eval_rows=1")
     recipe, inputs = preflight.check(recipe_file, (*short, *overrides))
     observer = NormObserver()

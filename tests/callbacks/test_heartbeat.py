@@ -7,7 +7,7 @@ from llmshearing import preflight
 from llmshearing.train import build_trainer
 from llmshearing.watchdog import Watchdog
 
-pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+pytestmark = pytest.mark.filterwarnings("default")  # allow Composer's own warnings
 
 
 def test_the_start_has_the_start_timeout_and_later_parts_the_step_timeout(

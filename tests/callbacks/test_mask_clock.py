@@ -13,11 +13,11 @@ from llmshearing.optimization import mask_schedule
 from llmshearing.pruning.masks import LOG_ALPHA_BOUND
 from llmshearing.train import build_trainer
 
-pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+pytestmark = pytest.mark.filterwarnings("default")  # allow Composer's own warnings
 
 
 class MaskObserver(Callback):
-    """Notes the masks' state in each training forward and evaluation, and the logits' extremes."""
+    """Records the masks' state in each training forward and evaluation, and extreme logits."""
 
     def __init__(self):
         self.trained, self.evaluated, self.extremes = [], [], []

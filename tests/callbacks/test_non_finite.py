@@ -14,7 +14,7 @@ from llmshearing.errors import UserError
 from llmshearing.models.shearing import unwrapped
 from llmshearing.train import build_trainer
 
-pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
+pytestmark = pytest.mark.filterwarnings("default")  # allow Composer's own warnings
 
 
 def test_source_weights_that_are_not_finite_are_named(recipe_file, tiny_model, tmp_path):
@@ -50,7 +50,7 @@ class Planter(Callback):
         return spoiled
 
 
-def test_the_row_at_fault_is_named_before_the_optimizer_sees_its_gradient(recipe_file, tmp_path):
+def test_the_sample_at_fault_is_named_before_the_optimizer_step(recipe_file, tmp_path):
     given = ("data.microbatch=8", "run.checkpoint_interval=1ba", "data.eval_rows=1")
     recipe, inputs = preflight.check(recipe_file, given)
     trainer = build_trainer(recipe, inputs, extra_callbacks=[Planter(step=2, row=3)])
@@ -68,6 +68,6 @@ def test_gradients_of_rows_are_summed_over_tokens_and_dimensions():
     embedding.register_forward_hook(rows._follow)
     for factor in (torch.tensor([1.0, torch.inf]), torch.tensor([torch.nan, 1.0])):
         (embedding(torch.zeros(2, 4, dtype=torch.long)).sum((1, 2)) * factor).sum().backward()
-    assert rows.odd_rows() == [1, 2]  # rows of two microbatches, numbered through
+    assert rows.odd_rows() == [1, 2]  # two microbatches of two rows, numbered together
     rows.clear()
     assert rows.odd_rows() == []

@@ -112,9 +112,7 @@ def test_a_run_signalled_twice_equals_the_uninterrupted_run_to_the_bit(start, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_stops_after_its_step_with_a_checkpoint_and_a_resumed_run_finishes(
-    recipe, tmp_path, monkeypatch, number
-):
+def test_a_signalled_run_saves_a_checkpoint_and_resumes(recipe, tmp_path, monkeypatch, number):
     def signal_itself(self, state, logger):
         if state.timestamp.batch.value == 1:
             for _ in range(2):  # Slurm signals twice

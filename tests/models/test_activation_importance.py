@@ -16,7 +16,7 @@ def tokens(rows: int = 6) -> torch.Tensor:
 
 
 def silence(model, table, axis: Axis, layer: int, unit: int) -> None:
-    """Make a unit of one layer add nothing to the stream."""
+    """Make a unit of one layer add nothing to the residual stream."""
     for row in table.rows:
         if row.layer_gated and len(row.dims) == 2 and axis in row.dims[1].axes:
             weight = model.get_parameter(row.name.format(layer=layer)).data
@@ -27,7 +27,7 @@ def silence(model, table, axis: Axis, layer: int, unit: int) -> None:
 
 
 @pytest.mark.parametrize("variant", variants(), ids=str)
-def test_a_unit_that_adds_nothing_scores_zero_and_only_it(variant: Variant):
+def test_only_units_that_add_nothing_score_zero(variant: Variant):
     model, table = build(variant)
     chosen = {axis: 1 for axis in table.sizes(table.source) if axis.per_layer}
     for axis, unit in chosen.items():
@@ -61,7 +61,7 @@ def test_scores_are_the_mean_square_of_what_a_unit_adds():
     torch.testing.assert_close(scores[Axis.HEAD][2], heads.sum(0))
 
 
-def test_any_cut_into_batches_gives_the_same_scores():
+def test_scores_do_not_depend_on_the_batch_size():
     model, table = build(GROUPED)
     whole = activation_importance(model, table, [tokens()])
     cut = activation_importance(model, table, tokens().split(2))
@@ -69,7 +69,7 @@ def test_any_cut_into_batches_gives_the_same_scores():
         torch.testing.assert_close(cut[axis], score)
 
 
-def test_a_layer_that_does_nothing_has_no_importance_and_hooks_leave_the_model():
+def test_a_layer_without_effect_scores_zero_and_hooks_are_removed():
     model, table = build(GROUPED)
     for module in (model.model.layers[1].mlp.down_proj, model.model.layers[1].self_attn.o_proj):
         module.weight.data.zero_()
@@ -79,7 +79,7 @@ def test_a_layer_that_does_nothing_has_no_importance_and_hooks_leave_the_model()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_hidden_dimension_that_no_norm_passes_on_scores_zero():
+def test_a_hidden_dimension_with_zero_norm_weights_scores_zero():
     model, table = build(GROUPED)
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -88,7 +88,7 @@ def test_a_hidden_dimension_that_no_norm_passes_on_scores_zero():
     assert (scores[Axis.HIDDEN] == 0).nonzero().flatten().tolist() == [5]
 
 
-def test_each_norm_counts_alike_in_the_importance_of_a_hidden_dimension():
+def test_all_norms_have_equal_weight_in_the_importance_of_hidden_dimensions():
     model, table = build(GROUPED)
     squares = []
     norms = [m for name, m in model.named_modules() if name.endswith("norm")]

@@ -13,7 +13,7 @@ from llmshearing.models.shearing import ShearingModel
 def test_a_family_names_its_decoder_blocks(variant):
     decoder, table = build(variant)
     named = family_of({"model_type": variant.family}).blocks
-    # A longer list than that of the blocks.
+    # A list that is longer than that of the blocks.
     decoder.base_model.adapters = nn.ModuleList([nn.Linear(2, 2) for _ in range(9)])
     ShearingModel(decoder, masks=None, domains=1)
     assert decoder_blocks(decoder) is decoder.get_submodule(named)

@@ -11,7 +11,7 @@ from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks, PruningSettings
 from llmshearing.pruning.schedule import MaskState
 
-pytestmark = pytest.mark.filterwarnings("default")  # the compiler's own warnings are not ours
+pytestmark = pytest.mark.filterwarnings("default")  # allow the compiler's own warnings
 
 
 def steps(compiled, backend="aot_eager"):
@@ -47,21 +47,21 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def test_a_gated_block_is_one_graph_with_the_same_loss():
+def test_a_compiled_gated_block_is_one_graph_with_the_same_loss():
     expected = steps(compiled=False)
     before = graphs()
     assert steps(compiled=True) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    # Training and evaluation: neither the steps nor the blocks are compiled anew.
+    # One graph for training and one for evaluation, for all steps and blocks.
     assert 1 <= graphs() - before <= 2
 
 
 @pytest.mark.slow
-def test_the_inductor_gives_the_same_loss():
+def test_inductor_gives_the_same_loss():
     expected = steps(compiled=False)
     assert steps(compiled=True, backend="inductor") == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_what_is_not_one_graph_is_refused():
+def test_a_graph_break_is_an_error():
     decoder, _ = build(variants()[0])
     mlp = decoder_blocks(decoder)[0].mlp
     original = mlp.forward

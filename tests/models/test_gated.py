@@ -1,4 +1,4 @@
-"""Gated modules by themselves: values, gradients, precision, and one graph without a sync."""
+"""Gated modules: values, gradients, precision, and tracing without a sync."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ KEPT = [0, 2, 3, 7, 8, 11]
 
 
 def gated_layer_norm(dtype=torch.float64, bias=True) -> tuple[GatedLayerNorm, nn.LayerNorm]:
-    """A norm of 12 dimensions of which 6 stay, and the norm that export makes of it."""
+    """A norm of 12 dimensions, 6 of which are kept, and the norm that export writes."""
     torch.manual_seed(0)
     gated = GatedLayerNorm(12, eps=1e-3, bias=bias, dtype=dtype)
     small = nn.LayerNorm(len(KEPT), eps=1e-3, bias=bias, dtype=dtype)
@@ -51,7 +51,7 @@ def test_layer_norm_over_the_kept_dimensions_and_its_gradient(bias):
     assert (gated.weight.grad[dropped] == 0).all()
 
 
-def test_layer_norm_is_as_precise_as_the_stock_kernel_where_the_mean_is_large():
+def test_layer_norm_is_as_precise_as_the_stock_kernel_at_a_large_mean():
     gated, small = gated_layer_norm(torch.float32)
     x = stream(torch.float32, mean=1000.0)
     exact = small.double()(x[..., KEPT].double())
@@ -68,8 +68,8 @@ def test_layer_norm_in_bfloat16_computes_in_float32():
 
 
 @pytest.mark.parametrize("family", ZOO)
-def test_a_gated_model_is_one_graph_without_a_sync(family):
-    """Traced whole: a shape that depends on data or a value read back would break the graph."""
+def test_a_gated_block_traces_as_one_graph_without_a_sync(family):
+    """A data-dependent shape or a value read from the device would break the graph."""
     variant = next(v for v in variants() if v.family == family)
     model, table = build(variant)
     sites = insert_gates(model, table)

@@ -1,4 +1,4 @@
-"""The loss in chunks is the loss, and its gradient is its gradient."""
+"""The loss head equals the loss over whole logits, in value and gradients."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def head_of(bias: bool, dtype: torch.dtype, chunk: int) -> LossHead:
 @pytest.mark.parametrize("chunk", [2, 0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_gradient_is_that_of_the_loss(chunk, bias, gated):
+def test_gradients_equal_those_of_the_loss_over_whole_logits(chunk, bias, gated):
     head = head_of(bias, torch.float64, chunk)
     generator = torch.Generator().manual_seed(2)
     hidden = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -47,7 +47,7 @@ def test_the_gradient_is_that_of_the_loss(chunk, bias, gated):
 
 
 def stock_losses(model, tokens, labels):
-    """Through whole logits, as anyone would write it."""
+    """The losses computed from whole logits."""
     logits, targets = model(tokens).logits, shifted(labels)
     losses = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED
@@ -57,7 +57,7 @@ def stock_losses(model, tokens, labels):
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("variant", variants(), ids=str)
-def test_chunks_change_neither_losses_nor_gradients(variant, dtype, close):
+def test_losses_and_gradients_do_not_depend_on_the_chunk_size(variant, dtype, close):
     model, _ = build(variant)
     model.to(dtype)
     tokens = torch.randint(0, COMMON["vocab_size"], (2, 11), generator=torch.Generator())
@@ -83,7 +83,7 @@ def test_chunks_change_neither_losses_nor_gradients(variant, dtype, close):
     assert list(model.state_dict()) == keys
 
 
-def test_the_stock_head_s_logits_are_there_without_targets():
+def test_without_targets_the_head_returns_the_stock_logits():
     model, _ = build(variants()[0])
     tokens = torch.arange(22).reshape(2, 11)
     with torch.no_grad():
@@ -92,13 +92,13 @@ def test_the_stock_head_s_logits_are_there_without_targets():
         assert torch.equal(model(tokens).logits, expected)
 
 
-def test_tied_weights_stay_one_parameter():
+def test_tied_weights_remain_one_parameter():
     model, _ = build(next(v for v in variants() if v.config.get("tie_word_embeddings")))
     insert_loss_head(model, chunk=4)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_evaluation_forms_no_gradient():
+def test_no_gradient_is_computed_in_evaluation():
     head = head_of(bias=False, dtype=torch.float32, chunk=2)
     head.targets = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_evaluation_forms_no_gradient():
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_bfloat16_autocast_computes_logits_narrow_and_losses_wide(chunk):
+def test_under_autocast_logits_are_bfloat16_and_losses_float32(chunk):
     head = head_of(bias=False, dtype=torch.float32, chunk=chunk)
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(2, 11, 6, generator=generator, requires_grad=True)
@@ -128,7 +128,7 @@ def test_bfloat16_autocast_computes_logits_narrow_and_losses_wide(chunk):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
 
 
-def test_no_target_at_all_is_a_loss_of_zero():
+def test_a_batch_without_targets_has_a_loss_of_zero():
     head = head_of(bias=False, dtype=torch.float32, chunk=2)
     head.targets = torch.full((1, 3), IGNORED)
     hidden = torch.randn(1, 3, 6, requires_grad=True)

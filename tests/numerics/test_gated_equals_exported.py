@@ -54,7 +54,7 @@ def test_only_the_axes_of_a_subset_are_masked(specimen):
         assert masks.axes == axes
 
 
-def test_gates_act_where_the_model_says(specimen):
+def test_gates_act_on_the_activations_that_the_zoo_names(specimen):
     *_, every = subsets(specimen.table)
     check_gates_act_on_activations(specimen, specimen.table, every)
 
@@ -63,7 +63,7 @@ def test_table_names_every_parameter_with_its_size(specimen):
     check_names_and_sizes(specimen, specimen.table)
 
 
-def test_options_of_a_family(extra):
+def test_options_of_a_family_keep_all_equalities(extra):
     *_, every = subsets(extra.table)
     check_names_and_sizes(extra, extra.table)
     check_gates_act_on_activations(extra, extra.table, every)
@@ -73,7 +73,7 @@ def test_options_of_a_family(extra):
 
 
 def test_options_change_the_computation(extra):
-    """An option that the stock model ignores would be tested in vain."""
+    """Otherwise the other tests would not test the option at all."""
     fields = extra.variant.config
     changed = {"rope_scaling", "sliding_window", "use_parallel_residual"} & fields.keys()
     for name in changed:
@@ -86,7 +86,7 @@ def test_options_change_the_computation(extra):
 
 
 @pytest.mark.parametrize("variant", [*variants(), *extras()], ids=str)
-def test_ungated_logits_are_stock_to_the_bit(variant):
+def test_ungated_logits_equal_the_stock_model_to_the_bit(variant):
     model, table = build(variant)
     tokens = torch.arange(22).reshape(2, 11)
     with torch.no_grad():

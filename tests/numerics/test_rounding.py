@@ -1,4 +1,4 @@
-"""After rounding to bfloat16 the export errs no more than the source model does.
+"""Rounding to bfloat16 adds no more error to the export than to the source.
 
 bfloat16 has 8 significant bits, so rounding to nearest changes a weight w by at most u |w| with
 u = 2**-8. To first order a logit z then moves by the sum over all weights of (relative error) times
@@ -34,7 +34,7 @@ def rounded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sensitivity(model, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Some logits [n], and for each the norm over all weights of w dz/dw [n]."""
+    """Some logits [n], and for each of them the norm of w dz/dw over all weights [n]."""
     logits = model(tokens).logits[:, -1].flatten()
     logits = logits[:: len(logits) // LOGITS]
     parameters = list(model.parameters())
@@ -47,7 +47,7 @@ def sensitivity(model, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_weight_is_rounded_once_however_many_gates_it_absorbs(specimen, dtype):
+def test_a_weight_is_rounded_once_for_all_its_gates(specimen, dtype):
     *_, every = subsets(specimen.table)
     gates, kept = draw(specimen.table, every, specimen.generator, hard=False)
     gates = {axis: gate.float() for axis, gate in gates.items()}
@@ -85,8 +85,8 @@ def test_logits_of_the_export_are_within_the_rounding_error_of_the_source(specim
     assert (found != exact).any()
 
 
-def test_a_bfloat16_run_of_the_export_errs_no_more_than_one_of_the_source(specimen):
-    """Activations rounded too: root mean square over all logits of four draws, within a half."""
+def test_a_bfloat16_export_errs_no_more_than_the_bfloat16_source(specimen):
+    """With rounded activations: root mean square of all logits of four draws, to 50 %."""
     *_, every = subsets(specimen.table)
     source = build(specimen.variant)[0].bfloat16()
     sites = insert_gates(source, specimen.table)

@@ -20,7 +20,7 @@ from llmshearing.architecture.coupling import CouplingTable, Dim, Row
 
 
 def checks(specimen: Specimen, table: CouplingTable) -> None:
-    """The equivalence suite on one table, cheap checks first."""
+    """All checks of `equivalence.py` on a table, the cheap ones first."""
     *_, every = subsets(specimen.table)
     check_names_and_sizes(specimen, table)
     check_expected_count(specimen, table, every)
@@ -29,7 +29,7 @@ def checks(specimen: Specimen, table: CouplingTable) -> None:
 
 
 def other_dims(dim: Dim, sizes: dict[Axis, int]) -> Iterator[tuple[str, Dim]]:
-    """The dimension with another axis, multiple or gate; where it can be, of the same size."""
+    """The dimension with another axis, multiple or gate, of the same size if possible."""
     entries = dim.size(sizes)
     yield "multiple + 1", replace(dim, multiple=dim.multiple + 1)
     if dim.axes:
@@ -52,7 +52,7 @@ def other_dims(dim: Dim, sizes: dict[Axis, int]) -> Iterator[tuple[str, Dim]]:
 
 
 def other_rows(row: Row, sizes: dict[Axis, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What to replace in the row, one thing at a time."""
+    """Single replacements in a row."""
     yield "renamed", {"name": row.name.replace("weight", "gain").replace("bias", "shift")}
     yield "layer gate flipped", {"layer_gated": not row.layer_gated}
     if row.gated:
@@ -66,7 +66,7 @@ def other_rows(row: Row, sizes: dict[Axis, int]) -> Iterator[tuple[str, dict[str
 
 
 def mutants(table: CouplingTable) -> Iterator[tuple[str, tuple[dict[str, Any] | None, int]]]:
-    """What to replace in which row; None takes the row away."""
+    """All changes of a table: what to replace in which row. None removes the row."""
     for place, row in enumerate(table.rows):
         yield f"{row.name} gone", (None, place)
         for what, change in other_rows(row, table.sizes(table.source)):
@@ -74,7 +74,7 @@ def mutants(table: CouplingTable) -> Iterator[tuple[str, tuple[dict[str, Any] | 
 
 
 def mutated(table: CouplingTable, change: dict[str, Any] | None, place: int) -> CouplingTable:
-    """The table with one row changed or gone; raises where the table itself refuses it."""
+    """The table with one row changed or removed; raises if the table refuses the change."""
     row = table.rows[place]
     changed = () if change is None else (replace(row, **change),)
     return replace(table, rows=(*table.rows[:place], *changed, *table.rows[place + 1 :]))
@@ -87,7 +87,7 @@ def mutated_variants() -> list[Variant]:
 
 
 @pytest.mark.parametrize("variant", mutated_variants(), ids=str)
-def test_no_change_to_a_row_goes_unnoticed(variant):
+def test_every_change_to_a_row_is_noticed(variant):
     specimen = Specimen(variant)
     checks(specimen, specimen.table)
     survivors, count = [], 0

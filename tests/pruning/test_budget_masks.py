@@ -1,4 +1,4 @@
-"""Masks that a number of parameters drives until it has led to a shape."""
+"""Masks driven to a number of parameters, then to the shape that it leads to."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ AXES = (Axis.HIDDEN, Axis.LAYER, Axis.HEAD, Axis.INTERMEDIATE)
 
 
 def make(share=0.5) -> BudgetMasks:
-    """Masks of a budget, with logits and multipliers in the middle of a run."""
+    """Budget masks with logits and multipliers as in the middle of a run."""
     budget = Budget(round(share * SOURCE), AXES)
     masks = build_masks(TABLE, budget, PruningSettings(distribution="paper"), seed=5)
     generator = torch.Generator().manual_seed(2)
@@ -41,7 +41,7 @@ def make(share=0.5) -> BudgetMasks:
 
 
 @pytest.mark.parametrize("ramp", [0.0, 0.25, 1.0])
-def test_before_the_shape_is_fixed_the_parameters_above_the_ramped_budget_are_the_gap(ramp):
+def test_until_the_shape_is_fixed_the_ramped_budget_is_the_constraint(ramp):
     masks = make()
     masks.set_state(MaskState(1, ramp, shaped=False))
     drawn = masks()
@@ -57,7 +57,7 @@ def test_before_the_shape_is_fixed_the_parameters_above_the_ramped_budget_are_th
             assert (multiplier.grad.abs().sum() > 0) == (name == "budget")
 
 
-def test_evaluation_is_cut_to_the_ramped_budget_until_the_shape_is_fixed():
+def test_until_the_shape_is_fixed_evaluation_cuts_to_the_ramped_budget():
     masks = make().eval()
     masks.set_state(MaskState(1, 0.0, shaped=False))
     assert masks.sizes_now()[Axis.HIDDEN] <= 24
@@ -79,7 +79,7 @@ def test_evaluation_is_cut_to_the_ramped_budget_until_the_shape_is_fixed():
     assert counts == sorted(counts, reverse=True)
 
 
-def test_once_the_shape_is_fixed_it_drives_the_masks_as_a_target_shape_would():
+def test_a_fixed_shape_drives_the_masks_like_a_target_shape():
     masks = make()
     masks.set_state(MaskState(4, 1.0, shaped=True))
     assert TABLE.parameter_count(masks.target) <= masks.budget.parameters
@@ -100,7 +100,7 @@ def test_once_the_shape_is_fixed_it_drives_the_masks_as_a_target_shape_would():
     assert masks.multipliers.linear["budget"].grad.item() == 0.0
 
 
-def test_a_fixed_shape_stays_when_the_logits_move_on():
+def test_a_fixed_shape_survives_later_steps_and_a_resume():
     masks = make()
     masks.set_state(MaskState(4, 1.0, shaped=True))
     target = masks.target

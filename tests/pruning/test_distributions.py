@@ -1,3 +1,5 @@
+"""Gate distributions: closed forms, gradients, and their order in the logits."""
+
 import math
 
 import pytest
@@ -47,7 +49,7 @@ def test_keep_probability_is_the_frequency_of_nonzero_gates(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_deterministic_gate_ranks_as_the_logits_do(name):
+def test_deterministic_gates_have_the_order_of_the_logits(name):
     logits = torch.linspace(-1.0, 1.0, 50, dtype=torch.float64)
     gates = DISTRIBUTIONS[name].deterministic(logits)
     assert (gates[gates > 0].diff() > 0).all()
@@ -58,7 +60,7 @@ def test_deterministic_gate_ranks_as_the_logits_do(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sharpness_decides_units_without_changing_their_order(name):
+def test_sharpness_leaves_fewer_units_undecided_in_the_same_order(name):
     logits = torch.linspace(-5.0, 5.0, 101, dtype=torch.float64)
     distribution = DISTRIBUTIONS[name]
     undecided = []
@@ -69,7 +71,7 @@ def test_sharpness_decides_units_without_changing_their_order(name):
     assert undecided[0] > 2 * undecided[1] > 4 * undecided[2]
 
 
-def test_linear_gate_exceeds_one_and_has_no_noise():
+def test_linear_gates_exceed_one_and_have_no_noise():
     gate = DISTRIBUTIONS["linear"]
     logits = torch.tensor([-1.0, 0.0, 2.0, 4.0, 6.0], dtype=torch.float64, requires_grad=True)
     for noise in (0.1, 0.9):
@@ -81,7 +83,7 @@ def test_linear_gate_exceeds_one_and_has_no_noise():
     assert keep.tolist() == pytest.approx([1 / (1 + math.exp(-2 * x)) for x in (-1, 0, 2, 4, 6)])
 
 
-def test_released_evaluation_gate():
+def test_deterministic_gate_of_the_released_code():
     logits = torch.tensor([4.605], dtype=torch.float64)
     gate = DISTRIBUTIONS["released"].deterministic(logits).item()
     assert gate == pytest.approx(1 / (1 + math.exp(-0.8 * 4.605 * 1.5)), abs=1e-12)

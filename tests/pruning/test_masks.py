@@ -1,3 +1,5 @@
+"""Masks of a target shape: start, noise, gates, penalty, deciding and freezing."""
+
 from dataclasses import replace
 
 import pytest
@@ -38,7 +40,7 @@ def test_noise_is_keyed_by_seed_and_step_alone():
         for logits in masks.log_alpha.values():
             logits.data.zero_()
     second.set_state(MaskState(3, 0.0))
-    second()  # another step in between must not matter
+    second()  # another step in between has no effect
     for masks in (first, second):
         masks.set_state(MaskState(4, 0.5))
     for axis, gate in first().gates.items():
@@ -52,13 +54,13 @@ def test_noise_is_keyed_by_seed_and_step_alone():
     assert not torch.equal(shared, second().gates[Axis.HIDDEN])
 
 
-def test_an_axis_that_stays_has_no_mask():
+def test_an_axis_that_does_not_shrink_has_no_mask():
     masks = make(intermediate=20)
     assert masks.axes == (Axis.INTERMEDIATE,)
     assert set(masks().gates) == {Axis.INTERMEDIATE}
 
 
-def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
+def test_evaluation_cuts_to_the_ramped_size():
     masks = make().eval()
     for ramp, hidden in ((0.0, 24), (0.5, 18), (1.0, 12)):
         masks.set_state(MaskState(1, ramp))
@@ -69,8 +71,8 @@ def test_evaluation_is_cut_to_the_size_of_now_and_in_the_end_to_the_target():
     assert gates[Axis.LAYER].count_nonzero() == 3
 
 
-def test_a_kept_unit_is_never_switched_off():
-    """A unit that stays counts in the norm's mean, so its gate must not be 0."""
+def test_gates_of_kept_units_are_never_zero():
+    """A kept unit counts in the norms' means, so its gate must not be 0."""
     masks = make().eval()
     for logits in masks.log_alpha.values():
         logits.data.fill_(-100.0)
@@ -80,7 +82,7 @@ def test_a_kept_unit_is_never_switched_off():
         assert (gate.count_nonzero(dim=-1) == masks.target_sizes[axis]).all()
 
 
-def test_start_breaks_symmetry_within_the_bound():
+def test_initial_logits_differ_and_stay_within_the_bound():
     masks = make()
     for logits in masks.log_alpha.values():
         assert logits.std() > 0
@@ -121,12 +123,12 @@ def test_penalty_is_the_formula_of_the_paper_or_the_released_code(constraint):
     assert drawn.penalty.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_no_parameter_has_zero_dimensions():
+def test_every_parameter_has_a_dimension():
     assert all(parameter.ndim > 0 for parameter in make("paper").parameters())
 
 
 @pytest.mark.parametrize("name", ["paper", "released", "linear"])
-def test_a_settled_mask_trains_the_model_that_export_writes(name):
+def test_frozen_masks_train_the_model_that_export_writes(name):
     masks = make(distribution=name)
     for logits in masks.log_alpha.values():
         logits.data.copy_(torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))
@@ -143,7 +145,7 @@ def test_a_settled_mask_trains_the_model_that_export_writes(name):
     assert training.expected_parameters.item() == count
 
 
-def test_nothing_pulls_at_a_settled_choice():
+def test_frozen_logits_get_a_zero_gradient():
     masks = make()
     masks.set_state(MaskState(90, 1.0, 8.0, frozen=True))
     drawn = masks()
@@ -168,8 +170,8 @@ def test_masks_start_in_the_order_of_importance():
         assert logits.mean().item() == pytest.approx(3.0, abs=0.1)
 
 
-def test_a_constraint_pulls_at_sharp_logits_far_from_the_step():
-    """Sharpened, the keep probability itself is flat there, so that a missed target would stay."""
+def test_the_constraint_has_a_gradient_at_saturated_logits():
+    """The sharpened keep probability has none there, so a missed target would stay missed."""
     masks = make()
     for logits in masks.log_alpha.values():
         logits.data.fill_(-4.0)
@@ -185,8 +187,8 @@ def test_a_constraint_pulls_at_sharp_logits_far_from_the_step():
 
 @pytest.mark.parametrize("name", ["paper", "released", "linear"])
 @pytest.mark.parametrize("start", [-2.0, 0.0, 2.0])
-def test_units_that_decide_come_to_exactly_the_target(name, start):
-    """From any logits, on the wrong side of the target too, and with logits that no loss moves."""
+def test_deciding_reaches_the_target_exactly(name, start):
+    """From logits on any side of the target, and without a loss that moves them."""
     masks = make("paper", name)
     generator = torch.Generator().manual_seed(3)
     for logits in masks.log_alpha.values():
@@ -195,20 +197,19 @@ def test_units_that_decide_come_to_exactly_the_target(name, start):
         for multiplier in pair.values():
             multiplier.data.fill_(30.0)
     optimizer = torch.optim.Adam(masks.log_alpha.parameters(), lr=0.3, betas=(0.9, 0.95))
-    for step in range(40):  # Adam remembers the constraint's gradients when the pull begins
+    for step in range(40):  # Adam's moments still contain the constraint when deciding begins
         masks.set_state(MaskState(step, 1.0, 8.0, deciding=step >= 10))
         optimizer.zero_grad()
         masks().penalty.backward()
         optimizer.step()
         masks.clamp_logits()
-    verdict = masks.report()
-    for one in verdict.axes.values():
+    for one in masks.report().axes.values():
         assert one.undecided == 0
         assert one.furthest == pytest.approx(one.target, rel=SIZE_TOLERANCE)
 
 
 def constrained(constraint: str, steps: int = 60) -> list[dict[str, torch.Tensor]]:
-    """Logits after every step of masks that the constraint alone moves, all layers alike."""
+    """Logits after each step, moved by the constraint alone; all layers are equal."""
     masks = make(constraint)
     with torch.no_grad():
         for logits in masks.log_alpha.values():
@@ -224,8 +225,8 @@ def constrained(constraint: str, steps: int = 60) -> list[dict[str, torch.Tensor
     return found
 
 
-def test_one_rate_means_the_same_pull_in_counts_and_in_fractions():
-    """Counts of hundreds of units, each multiplied, would else drown the loss of the model."""
+def test_a_learning_rate_has_the_same_effect_in_both_forms_of_the_constraint():
+    """Without the divisors, gaps in counts would pull hundreds of times harder."""
     for ours, theirs in zip(constrained("paper"), constrained("released"), strict=True):
         for name, logits in ours.items():
             assert logits.numpy() == pytest.approx(theirs[name].numpy(), abs=1e-3), name

@@ -1,3 +1,5 @@
+"""The phases of a pruning run, step by step."""
+
 from pathlib import Path
 
 import pytest
@@ -13,24 +15,24 @@ def test_the_target_moves_linearly_over_the_warmup():
     assert [SCHEDULE.at(step).ramp for step in (0, 5, 20, 99)] == [0.0, 0.25, 1.0, 1.0]
 
 
-def test_sharpness_grows_by_an_equal_factor_between_warmup_and_its_end():
+def test_sharpness_grows_by_the_same_factor_each_step_after_the_warmup():
     found = [SCHEDULE.at(step).sharpness for step in (0, 20, 35, 50, 80, 99)]
     assert found == pytest.approx([1.0, 1.0, 2.0, 4.0, 16.0, 16.0])
 
 
-def test_the_choice_is_settled_from_its_step_on():
+def test_masks_are_frozen_from_their_step_on():
     assert not SCHEDULE.at(89).frozen
     assert SCHEDULE.at(90).frozen
 
 
-def test_units_decide_between_sharpening_and_settling():
+def test_masks_decide_between_sharpening_and_freezing():
     assert [SCHEDULE.at(step).deciding for step in (79, 80, 89, 90)] == [False, True, True, False]
 
 
-def test_the_papers_schedule_neither_sharpens_nor_settles():
+def test_the_schedule_of_the_paper_neither_sharpens_nor_freezes():
     schedule = MaskSchedule(warmup=0, sharpen_until=0, decide=101, freeze=101, sharpness=1.0)
-    moments = [schedule.at(step) for step in range(101)]
-    found = {(m.ramp, m.sharpness, m.deciding, m.frozen) for m in moments}
+    states = [schedule.at(step) for step in range(101)]
+    found = {(m.ramp, m.sharpness, m.deciding, m.frozen) for m in states}
     assert found == {(1.0, 1.0, False, False)}
 
 
@@ -38,7 +40,7 @@ RECIPE = Path(__file__).parents[2] / "yamls/prune/tiny-llama-to-half.yaml"
 
 
 @pytest.mark.parametrize("freeze", ["0.25dur", "0.5dur", "0.9dur"])
-def test_masks_are_sharp_and_decide_before_they_settle_at_any_time(freeze):
+def test_masks_are_sharp_and_decide_before_they_freeze(freeze):
     given = ("model.path=M", "data.root=D", f"pruning.freeze={freeze}")
     schedule = mask_schedule(load_recipe(RECIPE, given))
     last = schedule.at(schedule.freeze - 1)

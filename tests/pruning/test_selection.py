@@ -54,4 +54,4 @@ def test_the_decision_penalty_moves_only_unsure_units_each_to_its_own_side():
     penalty.backward()
     sure, up, down, off = logits.grad.tolist()
     assert sure == off == 0.0
-    assert up == -down < 0.0  # descent raises the unit that stays and lowers the one that does not
+    assert up == -down < 0.0  # gradient descent raises the unit that stays and lowers the other
