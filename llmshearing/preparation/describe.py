@@ -97,8 +97,6 @@ def check(tree: DataTree) -> list[str]:
         known = {mds_files.shard_name(number) for number in range(_shards(tree, info))} | {INDEX}
         extra = sorted(path.name for path in info.path.glob("*") if path.name not in known)
         problems += [f"{info.path / name}: does not belong to the tree" for name in extra]
-        if not problems:
-            problems += _ids_out_of_range(tree, info)
     try:
         kind, file = tokenizer_file(tree.root / TOKENIZER_FOLDER)
         recorded = tree.tokenizer.get("sha256", tree.tokenizer["fingerprint"])
@@ -131,19 +129,6 @@ def shard_rows(tree: DataTree, info: DomainInfo, number: int) -> np.ndarray:
     rows, begin = np.fromfile(path, "<u4", 2).tolist()
     layout = mds_files.ShardFormat(tree.sequence_length, tree.token_dtype, info.chat, 0)
     return np.memmap(path, layout.row, mode="r", offset=begin, shape=(rows,))
-
-
-def _ids_out_of_range(tree: DataTree, info: DomainInfo) -> Iterator[str]:
-    for number in range(_shards(tree, info)):
-        rows = shard_rows(tree, info, number)
-        for first in range(0, len(rows), 4096):
-            highest = int(rows[first : first + 4096][TOKENS].max())
-            if highest >= tree.vocabulary:
-                yield (
-                    f"{info.path / mds_files.shard_name(number)}: token {highest} in rows {first} "
-                    f"to {first + 4095}, the vocabulary has {tree.vocabulary}"
-                )
-                return
 
 
 def samples(tree: DataTree, number: int, domain: str | None) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Damage to a tree is found and named."""
 
-import json
-
 import pytest
 from corpus import contents, prepare
 
@@ -80,11 +78,3 @@ def test_a_lost_index_over_changed_shards_is_not_rebuilt(tree, capsys):
     assert describe(tree) == 2
     assert "index.json: not a readable index" in capsys.readouterr().err
     assert not (tree / "prune" / "web" / "index.json").exists()
-
-
-def test_ids_beyond_the_vocabulary_are_reported(tree, capsys):
-    manifest = json.loads((tree / "manifest.json").read_text())
-    manifest["vocabulary"] = 300
-    (tree / "manifest.json").write_text(json.dumps(manifest))
-    assert describe(tree) == 2
-    assert "the vocabulary has 300" in capsys.readouterr().err

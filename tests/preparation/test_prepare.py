@@ -54,12 +54,7 @@ def test_rows_hold_the_documents_as_sentencepiece_encodes_them(
 
 @pytest.mark.parametrize(
     "cut",
-    [
-        ["unit_bytes=100"],
-        ["unit_bytes=1MiB"],
-        ["processes=2"],
-        ["processes=2", "unit_bytes=700"],
-    ],
+    [["unit_bytes=300"], ["unit_bytes=1MiB"], ["processes=2", "unit_bytes=700"]],
     ids="-".join,
 )
 def test_bytes_do_not_depend_on_units_or_processes(config, tmp_path, cut):
