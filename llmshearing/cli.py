@@ -22,6 +22,8 @@ EVALUATE_OPTIONS = {
     "dry_run": (False, "benchmarks"),
     "include_path": (None, "benchmarks"),
     "limit": (None, "benchmarks"),
+    "cache": (None, "benchmarks"),
+    "rows": (None, "--data"),
     "against": (None, "--throughput"),
     "batch_sizes": ([1, 8], "--throughput"),
     "prompt": (128, "--throughput"),
@@ -186,6 +188,8 @@ def _evaluate_verb(verbs) -> None:
     verb.add_argument("--dry-run", action="store_true", help="print what the benchmarks would be")
     verb.add_argument("--include-path", type=_path, metavar="DIR", help="lm-eval task files")
     verb.add_argument("--limit", type=_count, help="documents of each task, for a quick look")
+    verb.add_argument("--cache", type=_path, metavar="DIR", help="keep answers for a next time")
+    verb.add_argument("--rows", type=_count, help="rows of each domain at most; default all")
     verb.add_argument("--against", type=_path, metavar="HF_DIR", help="a model to time beside it")
     verb.add_argument("--batch-sizes", type=_count, nargs="+", help="to time; default 1 and 8")
     verb.add_argument("--prompt", type=_count, help="tokens of a prompt to time; default 128")
@@ -372,19 +376,16 @@ def export(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Loss per domain, benchmark scores, or speed."""
-    from composer.utils import dist
-
+    from llmshearing.evaluation.ranks import rank_and_count
     from llmshearing.files import write_json
 
     forms = {"--data": _domain_losses, "--throughput": _speed, "benchmarks": _benchmarks}
     form = "--data" if options.data else "--throughput" if options.throughput else "benchmarks"
     _refuse_options_of_others(options, form)
-    if form != "--data" and dist.get_world_size() > 1:
-        raise UserError(f"evaluate: found {dist.get_world_size()} ranks, expected one for {form}")
     result = forms[form](options)
-    if result is None or dist.get_global_rank() != 0:
+    if result is None or rank_and_count()[0] != 0:
         return
-    print(result.as_table())
+    result.as_table().show()
     if options.json is not None:
         write_json(options.json, result.as_dict())
 
@@ -400,13 +401,15 @@ def _refuse_options_of_others(options: argparse.Namespace, form: str) -> None:
 def _domain_losses(options: argparse.Namespace) -> Any:
     from llmshearing.evaluation.domain_loss import evaluate as evaluate_domains
 
-    return evaluate_domains(options.model, options.data, batch_size=options.batch_size)
+    return evaluate_domains(
+        options.model, options.data, batch_size=options.batch_size, rows=options.rows
+    )
 
 
 def _speed(options: argparse.Namespace) -> Any:
-    from llmshearing.evaluation.throughput import measure as time_generation
+    from llmshearing.evaluation.throughput import measure_throughput
 
-    return time_generation(
+    return measure_throughput(
         options.model,
         options.against,
         batch_sizes=options.batch_sizes,
@@ -419,27 +422,25 @@ def _speed(options: argparse.Namespace) -> Any:
 def _benchmarks(options: argparse.Namespace) -> Any:
     from llmshearing.evaluation import benchmarks
 
-    if options.suite is None:
-        suite = benchmarks.suite_of_tasks(options.tasks)
-    else:
-        suite = benchmarks.suite_of(options.suite).only(options.tasks)
+    suite = benchmarks.read_suite(options.suite, options.tasks)
     if options.dry_run:
-        print(benchmarks.describe(suite, options.include_path))
+        benchmarks.describe(suite, options.include_path).show()
         return None
-    return benchmarks.run_suite(
+    return benchmarks.benchmark(
         options.model,
         suite,
         batch_size=options.batch_size,
         include=options.include_path,
         limit=options.limit,
+        cache=options.cache,
     )
 
 
 def measure_reference(options: argparse.Namespace) -> None:
     """A model's held-out losses, as a file that a recipe takes."""
-    from llmshearing.evaluation.reference_loss import measure
+    from llmshearing.evaluation.reference_loss import measure_references
 
-    references = measure(options.model, options.data, options.batch_size)
+    references = measure_references(options.model, options.data, options.batch_size)
     if options.out is None:
         sys.stdout.write(references.to_yaml())
     else:
@@ -457,7 +458,7 @@ def fit_reference(options: argparse.Namespace) -> None:
 
 def importance(options: argparse.Namespace) -> None:
     """Score every unit, for masks that start from it and for one-shot pruning."""
-    from llmshearing.evaluation.importance import measure_importance
+    from llmshearing.evaluation.score_units import measure_importance
 
     scores = measure_importance(
         options.model,

@@ -177,7 +177,8 @@ def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
                 errors.append(_message(entry, names, owner))
             inside: Any = given
             for name in names[:-1]:
-                inside = inside.setdefault(name, {})
+                is_list = isinstance(inside, list)
+                inside = inside[int(name)] if is_list else inside.setdefault(name, {})
             inside.pop(names[-1], None)
             info = owner.model_fields.get(names[-1])
             if info is not None and info.is_required():

@@ -1,1 +1,1 @@
-"""What an exported model is worth: held-out loss per domain."""
+"""Measures exported models: held-out loss, benchmark scores, speed, importance of units."""

@@ -1,192 +1,199 @@
-"""Benchmark tasks through lm-eval, a named suite of them beside the scores that were published.
+"""Benchmark tasks through lm-eval, and named suites of them with published scores.
 
-A suite is a YAML file: tasks with their shots and metrics, and rows of published scores. The one of
-the paper ships with the package; any other is given by its path.
+A suite is a YAML file: tasks with their shots and metrics, and rows of published scores. The
+paper's suite is part of the package; any other is given by its path.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import xxhash
+from pydantic import Field
 
 from llmshearing.errors import UserError
+from llmshearing.evaluation.ranks import own_device, refuse_several
 from llmshearing.huggingface.source import read_source
+from llmshearing.tables import Table
+from llmshearing.typed_yaml import Section, load
 
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).with_name("suites")
-SCORES = ("acc_norm", "acc", "exact_match")  # taken for a task without a suite, the first it has
+USUAL_METRICS = ("acc_norm", "acc", "exact_match")  # of a task without a metric: the first it has
+BOOTSTRAPS = 1000  # resamplings for the standard errors that have no closed form
 
 
-@dataclass(frozen=True)
-class Task:
-    """One column of a table.
-
-    Attributes:
-        column: its head.
-        task: the name in lm-eval of a task or a group.
-        shots: examples in the prompt; None for the task's own number.
-        metric: which of the task's metrics is the score; None for the usual one.
-    """
+class Task(Section):
+    """One column of a table."""
 
     column: str
+    """Its header."""
     task: str
+    """The name of a task or a group in lm-eval."""
     shots: int | None = None
+    """Examples in the prompt; None for the task's own number."""
     metric: str | None = None
+    """Which of the task's metrics is the score; None for the usual one."""
 
 
-@dataclass(frozen=True)
-class Suite:
-    """Tasks that belong together.
+class Suite(Section):
+    """Tasks that belong together, in the order of the columns."""
 
-    Attributes:
-        tasks: in the order of the columns.
-        source: where the published scores are from.
-        published: by model, a score in percent for each task, then their average as printed.
-    """
-
-    tasks: tuple[Task, ...]
+    tasks: list[Task] = Field(min_length=1)
+    """At least one."""
     source: str = ""
-    published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Where the published scores are from."""
+    published: dict[str, list[float]] = Field(default_factory=dict)
+    """By model: a score in percent for each task, then their average as printed."""
+
+    def rules(self) -> list[str]:
+        """Errors of rows that do not fit the tasks."""
+        return [
+            f"published.{model}: found {len(row)} numbers, expected one for each of the "
+            f"{len(self.tasks)} tasks and their average"
+            for model, row in self.published.items()
+            if len(row) != len(self.tasks) + 1
+        ]
 
     def only(self, names: Sequence[str]) -> Suite:
-        """The suite cut to some tasks, named by column or by lm-eval's name.
+        """Some of the tasks, named by column or by lm-eval's name; all if none is named.
 
         Raises:
-            UserError: it has no such task.
+            UserError: a name is none of them.
         """
         if not names:
             return self
-        known = {key for task in self.tasks for key in (task.column, task.task)}
-        for name in names:
-            if name not in known:
-                tasks = ", ".join(task.task for task in self.tasks)
-                raise UserError(f"found --tasks {name}, expected some of {tasks}")
+        known = {name for task in self.tasks for name in (task.column, task.task)}
+        if unknown := [name for name in names if name not in known]:
+            tasks = ", ".join(task.task for task in self.tasks)
+            raise UserError(f"found --tasks {', '.join(unknown)}, expected some of {tasks}")
         kept = [i for i, task in enumerate(self.tasks) if {task.column, task.task} & set(names)]
-        rows = {model: tuple(row[i] for i in kept) for model, row in self.published.items()}
-        published = {model: (*row, sum(row) / len(row)) for model, row in rows.items()}
-        return Suite(tuple(self.tasks[i] for i in kept), self.source, published)
+        rows = {model: [row[i] for i in kept] for model, row in self.published.items()}
+        published = {model: [*row, sum(row) / len(row)] for model, row in rows.items()}
+        return Suite(tasks=[self.tasks[i] for i in kept], source=self.source, published=published)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's score on one task, in percent.
+
+    Attributes:
+        value: of the task's metric.
+        error: its standard error over the documents; None if lm-eval gives none.
+    """
+
+    value: float
+    error: float | None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model reached.
+    """A model's scores on a suite.
 
     Attributes:
         model: the Hugging Face directory.
         suite: what it was measured on.
-        scores: percent, by column.
+        scores: by column.
         limit: documents of each task that were used; None for all.
     """
 
     model: Path
     suite: Suite
-    scores: dict[str, float]
+    scores: dict[str, Score]
     limit: int | None
 
     @property
-    def average(self) -> float:
+    def average(self) -> Score:
         """Mean over the tasks."""
-        return sum(self.scores.values()) / len(self.scores)
+        count, errors = len(self.scores), [score.error for score in self.scores.values()]
+        known = [error for error in errors if error is not None]
+        error = math.hypot(*known) / count if len(known) == count else None
+        return Score(sum(score.value for score in self.scores.values()) / count, error)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "model": str(self.model),
-            "scores": self.scores,
-            "average": self.average,
+            "scores": {column: score.value for column, score in self.scores.items()},
+            "standard_errors": {column: score.error for column, score in self.scores.items()},
+            "average": self.average.value,
             "limit": self.limit,
-            "tasks": [asdict(task) for task in self.suite.tasks],
-            "published": {model: list(row) for model, row in self.suite.published.items()},
+            "tasks": [task.model_dump() for task in self.suite.tasks],
+            "published": self.suite.published,
             "published_source": self.suite.source,
         }
 
-    def as_table(self) -> str:
-        """Lines for a terminal: the published rows, then the model's own."""
-        own = (*self.scores.values(), self.average)
-        rows = {**self.suite.published, self.model.name: own}
-        lines = [_heading(self.suite, rows), *(_row(rows, model) for model in rows)]
-        if self.suite.published:
-            lines.append(f"all rows but the last: {self.suite.source}")
+    def as_table(self) -> Table:
+        """The published rows, then the model's own with its standard errors."""
+        tasks = [f"{t.column}({t.shots})" if t.shots else t.column for t in self.suite.tasks]
+        own = [*self.scores.values(), self.average]
+        errors = ["-" if score.error is None else f"{score.error:.1f}" for score in own]
+        published = self.suite.published.items()
+        rows = [
+            *((model, *(f"{value:.1f}" for value in row)) for model, row in published),
+            (self.model.name, *(f"{score.value:.1f}" for score in own)),
+            ("standard error", *errors),
+        ]
+        notes = [f"all rows but the last two: {self.suite.source}"] if published else []
         if self.limit is not None:
-            lines.append(f"{self.model.name}: the first {self.limit} documents of each task only")
-        return "\n".join(lines)
+            notes.append(f"{self.model.name}: only the first {self.limit} documents of each task")
+        return Table("", ("model", *tasks, "average"), rows, notes)
 
 
-def suite_of(name: str) -> Suite:
-    """A suite by its name or by the path of its file.
+def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
+    """A suite by its name or the path of its file, or some tasks with their own shots and metrics.
+
+    Args:
+        name: of a suite of the package, or a path; None for tasks of lm-eval.
+        tasks: some of the suite's, or of lm-eval's.
 
     Raises:
-        UserError: there is none, or the file is not one.
+        UserError: no such suite, a file that is none, an unknown task, or nothing is named.
     """
+    if name is None:
+        if not tasks:
+            raise UserError("found neither --suite nor --tasks, expected one of them")
+        return Suite(tasks=[Task(column=task, task=task) for task in tasks])
     shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     path = SHIPPED / f"{name}.yaml" if name in shipped else Path(name)
     if not path.is_file():
         raise UserError(
             f"found no suite {name}, expected {' or '.join(shipped)} or the path of a YAML file"
         )
-    try:
-        read: Any = OmegaConf.to_container(OmegaConf.load(path))
-        tasks = tuple(Task(**task) for task in read["tasks"])
-        rows = {model: tuple(map(float, row)) for model, row in read.get("published", {}).items()}
-    except (OmegaConfBaseException, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"found no suite in {path} ({error}), expected `tasks:` with a list of "
-            "{column, task, shots, metric}"
-        ) from error
-    for model, row in rows.items():
-        if len(row) != len(tasks) + 1:
-            raise UserError(
-                f"found {len(row)} numbers for {model} in {path}, expected one for each of the "
-                f"{len(tasks)} tasks and their average"
-            )
-    return Suite(tasks, read.get("source", ""), rows)
+    return load(Suite, path, what="suite of benchmarks").only(tasks)
 
 
-def suite_of_tasks(names: Sequence[str]) -> Suite:
-    """Tasks of lm-eval with their own shots and usual metrics.
-
-    Raises:
-        UserError: none is named.
-    """
-    if not names:
-        raise UserError("expected one of --data, --suite, --tasks and --throughput")
-    return Suite(tuple(Task(name, name) for name in names))
-
-
-def describe(suite: Suite, include: Path | None = None) -> str:
+def describe(suite: Suite, include: Path | None = None) -> Table:
     """What would be evaluated, without reading a model or data.
 
     Raises:
         UserError: no lm-eval, or a task that it does not know.
     """
     _task_manager(suite, include)
-    width = max(len(task.task) for task in suite.tasks)
-    lines = [f"{'task':<{width}}  column      shots  metric"]
-    for task in suite.tasks:
-        shots = "own" if task.shots is None else task.shots
-        lines.append(
-            f"{task.task:<{width}}  {task.column:<10}  {shots:>5}  {task.metric or 'usual'}"
-        )
-    lines.append(f"{len(suite.tasks)} tasks, all known to lm-eval")
+    rows = [
+        (t.task, t.column, "own" if t.shots is None else str(t.shots), t.metric or "usual")
+        for t in suite.tasks
+    ]
+    notes = [f"{len(suite.tasks)} tasks, all known to lm-eval"]
     if suite.published:
-        lines.append(f"{len(suite.published)} published rows beside them: {suite.source}")
-    return "\n".join(lines)
+        notes.append(f"{len(suite.published)} rows of published scores: {suite.source}")
+    return Table("", ("task", "column", "shots", "metric"), rows, notes)
 
 
-def run_suite(
+def benchmark(
     model_directory: str | Path,
     suite: Suite,
     *,
     batch_size: int = 16,
     include: Path | None = None,
     limit: int | None = None,
+    cache: Path | None = None,
 ) -> Scores:
     """Score a model on a suite.
 
@@ -194,85 +201,98 @@ def run_suite(
         model_directory: a Hugging Face directory with its tokenizer.
         suite: the tasks.
         batch_size: requests of a forward pass.
-        include: a folder of task files; they come before lm-eval's own of the same name.
+        include: a folder of task files, which take precedence over lm-eval's of the same name.
         limit: documents of each task; None for all.
+        cache: a folder for lm-eval's cache of answers, so that a run that was killed computes only
+            what is missing. lm-eval stores pickles there.
 
     Raises:
-        UserError: no model, no lm-eval, a task that it does not know, data that cannot be had, or
-            a metric that a task does not have.
+        UserError: no model, no lm-eval, a task that it does not know, data that it cannot load, a
+            metric that a task does not have, an impossible number, or several ranks.
     """
+    refuse_several("benchmark")
     model_directory = Path(model_directory)
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise UserError(f"found batch size {batch_size}, limit {limit}; expected at least 1 each")
     read_source(model_directory)
     manager = _task_manager(suite, include)
     loaded = {task.task: _loaded(manager, task.task) for task in suite.tasks}
     model = _language_model(model_directory, batch_size)
+    settings = {"task_manager": manager, "limit": limit, "bootstrap_iters": BOOTSTRAPS}
+    if cache is not None:
+        settings["use_cache"] = str(cache / fingerprint(model_directory) / "answers")
     scores = {}
-    for task in suite.tasks:
-        log.info("%s: %s", task.column, task.task)
-        scores[task.column] = _score(model, manager, loaded[task.task], task, limit)
+    for number, task in enumerate(suite.tasks, 1):
+        log.info("%s (%d of %d)", task.task, number, len(suite.tasks))
+        scores[task.column] = _score(model, loaded[task.task], task, settings)
     return Scores(model_directory, suite, scores, limit)
 
 
-def _score(model: Any, manager: Any, loaded: Any, task: Task, limit: int | None) -> float:
-    """One task's score in percent."""
+def fingerprint(model_directory: Path) -> str:
+    """A name for a model's files, since lm-eval's cache does not tell models apart.
+
+    Files count by name, size and time of change: hashing weights takes as long as a short task.
+    """
+    digest = xxhash.xxh3_64()
+    for file in sorted(path for path in model_directory.iterdir() if path.is_file()):
+        state = file.stat()
+        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n")
+    return digest.hexdigest()
+
+
+def _score(model: Any, loaded: Any, task: Task, settings: dict[str, Any]) -> Score:
+    """One task's score.
+
+    Raises:
+        UserError: the name stands for several tasks, or the task does not have the metric.
+    """
     import lm_eval
 
     harness: Any = lm_eval  # its decorators hide the signatures
     found = harness.simple_evaluate(
-        model=model,
-        tasks=loaded,
-        num_fewshot=task.shots,
-        task_manager=manager,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=False,
+        model=model, tasks=loaded, num_fewshot=task.shots, log_samples=False, **settings
     )
     metrics = found["results"].get(task.task)
     if metrics is None:
         names = ", ".join(found["results"])
-        raise UserError(f"found that {task.task} stands for {names}: give these one by one")
+        raise UserError(f"found that {task.task} is a name for {names}: give these one by one")
     values = {key.partition(",")[0]: value for key, value in metrics.items()}
-    wanted = [task.metric] if task.metric else SCORES
+    wanted = [task.metric] if task.metric else USUAL_METRICS
     for metric in wanted:
         if isinstance(values.get(metric), int | float):
-            return 100 * values[metric]
+            error = values.get(f"{metric}_stderr")  # "N/A" if there is none
+            known = isinstance(error, int | float)
+            return Score(100 * values[metric], 100 * error if known else None)
     have = ", ".join(k for k in values if isinstance(values[k], float) and "stderr" not in k)
     raise UserError(f"found the metrics {have} of {task.task}, expected {' or '.join(wanted)}")
 
 
 def _task_manager(suite: Suite, include: Path | None) -> Any:
-    """lm-eval's register of tasks; of all that it ships only where `include` lacks a task.
+    """lm-eval's list of tasks. Its own tasks are read only if `include` does not have them all.
 
     Raises:
-        UserError: no lm-eval, no such folder, or a task that nobody knows.
+        UserError: no lm-eval, no such folder, or a task that neither has.
     """
-    tasks = _imported()
+    try:
+        from lm_eval import tasks
+    except ImportError as error:
+        raise UserError(
+            f"lm-eval is not installed ({error}): `pip install 'llmshearing[eval]'`"
+        ) from error
     if include is not None and not include.is_dir():
         raise UserError(f"found no folder {include}, expected one of lm-eval task files")
     wanted = {task.task for task in suite.tasks}
-    manager = None
-    if include is not None:
-        manager = tasks.TaskManager(include_path=str(include), include_defaults=False)
-    if manager is None or not wanted <= set(manager.all_tasks):
+    folder = None if include is None else str(include)
+    manager = tasks.TaskManager(include_path=folder, include_defaults=False)
+    if not wanted <= set(manager.all_tasks):
         log.info("reading lm-eval's list of tasks")
-        manager = tasks.TaskManager(include_path=None if include is None else str(include))
-    unknown = sorted(wanted - set(manager.all_tasks))
-    if unknown:
+        manager = tasks.TaskManager(include_path=folder)
+    if unknown := sorted(wanted - set(manager.all_tasks)):
         raise UserError(
             f"found the tasks {', '.join(unknown)}, which lm-eval does not know: give names that "
             "`lm-eval ls tasks` prints, or their files with --include-path"
         )
     return manager
-
-
-def _imported() -> Any:
-    try:
-        import lm_eval.tasks
-    except ImportError as error:
-        raise UserError(
-            f"lm-eval is not installed ({error}): `pip install 'llmshearing[eval]'`"
-        ) from error
-    return lm_eval.tasks
 
 
 def _loaded(manager: Any, name: str) -> Any:
@@ -282,40 +302,18 @@ def _loaded(manager: Any, name: str) -> Any:
     except Exception as error:  # every data hub and file format has errors of its own
         raise UserError(
             f"cannot load the data of {name} ({type(error).__name__}: {error}): it has to be in "
-            "the cache of `datasets` or to be reachable"
+            "the cache of `datasets`, or reachable"
         ) from error
     groups = list(found["groups"].values())
-    return groups[:1] or list(found["tasks"].values())  # a group comes before those within it
+    return groups[:1] or list(found["tasks"].values())  # a group is listed before its members
 
 
 def _language_model(directory: Path, batch_size: int) -> Any:
-    import torch
     from lm_eval.models import huggingface
 
-    models: Any = huggingface  # as above
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models: Any = huggingface  # its decorators hide the signatures
+    settings = {"batch_size": batch_size, "device": str(own_device())}
     try:
-        return models.HFLM(pretrained=str(directory), batch_size=batch_size, device=device)
+        return models.HFLM(pretrained=str(directory), **settings)
     except (OSError, ValueError) as error:
         raise UserError(f"lm-eval cannot read {directory}: {error}") from error
-
-
-def _heading(suite: Suite, rows: Mapping[str, Sequence[float]]) -> str:
-    cells = [_cell(f"{task.column}{_shots(task)}") for task in suite.tasks]
-    return "".join([f"{'model':<{_width(rows)}}", *cells, _cell("average")])
-
-
-def _row(rows: Mapping[str, Sequence[float]], model: str) -> str:
-    return "".join([f"{model:<{_width(rows)}}", *(_cell(f"{value:.1f}") for value in rows[model])])
-
-
-def _cell(text: str) -> str:
-    return f"  {text:>9}"
-
-
-def _width(rows: Mapping[str, Any]) -> int:
-    return max(len(name) for name in ("model", *rows))
-
-
-def _shots(task: Task) -> str:
-    return f"({task.shots})" if task.shots else ""

@@ -1,26 +1,19 @@
 """Held-out loss of a Hugging Face directory, domain by domain, by one process or several.
 
-A batch of rows is summed by itself, and the sums are added exactly, so that the result is the same
-for any number of processes, and for an evaluation that was killed and went on.
-
-Shape legend: B rows, T tokens of a row, N target tokens, V vocabulary.
+The losses of a batch are summed in float64, and the sums of the batches are added without rounding.
+So any number of processes gives the same result to the bit.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer.utils import dist, get_device
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from llmshearing.data.dataset import read_rows
@@ -30,15 +23,15 @@ from llmshearing.data.schema import TOKENIZER_FOLDER
 from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.evaluation.partial import Piece, Record, fingerprint, remaining
-from llmshearing.huggingface.source import load_model, read_source
-from llmshearing.models.metrics import IGNORED
-
-log = logging.getLogger(__name__)
+from llmshearing.evaluation.ranks import Ranks, own_device
+from llmshearing.huggingface.source import Source, load_model, read_source
+from llmshearing.models.head import insert_loss_head
+from llmshearing.models.metrics import IGNORED, shifted
+from llmshearing.progress import Progress
+from llmshearing.tables import Table
 
 # Logits exist for this many target tokens at a time: 64 MB in float32 for 32,000 token ids.
 LOGIT_CHUNK = 512
-SLOWEST_RANK_SECONDS = 6 * 3600  # how long a process waits for the others at the end
 
 
 @dataclass(frozen=True)
@@ -47,20 +40,18 @@ class DomainLoss:
 
     Attributes:
         loss: mean over target tokens, in nats.
-        tokens: target tokens; the first of a row is none.
+        perplexity: the exponential of the loss; infinite if a float cannot hold it.
+        bits_per_byte: the loss in bits per byte of text; None if the tree's manifest does not have
+            the number of bytes.
+        tokens: target tokens. The first token of a row is none.
         rows: rows read.
-        bits_per_byte: at the domain's bytes per token, where the tree's manifest gives them.
     """
 
     loss: float
+    perplexity: float
+    bits_per_byte: float | None
     tokens: int
     rows: int
-    bits_per_byte: float | None = None
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss; infinite where a float cannot hold it."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 @dataclass(frozen=True)
@@ -70,16 +61,18 @@ class DomainLosses:
     Attributes:
         model: the Hugging Face directory.
         data: the split's folder.
-        domains: result by domain, in the tree's order.
+        domains: the result for each domain, in the tree's order.
+        limit: rows of each domain at most; None for all.
     """
 
     model: Path
     data: Path
     domains: dict[str, DomainLoss]
+    limit: int | None = None
 
     @property
     def mean(self) -> float:
-        """Mean of the domains' losses, each counting the same."""
+        """Mean of the domains' losses, each with the same weight."""
         return sum(found.loss for found in self.domains.values()) / len(self.domains)
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,93 +80,95 @@ class DomainLosses:
         return {
             "model": str(self.model),
             "data": str(self.data),
+            "limit": self.limit,
             "mean_loss": self.mean,
-            "domains": {
-                name: {
-                    "loss": found.loss,
-                    "perplexity": found.perplexity,
-                    "bits_per_byte": found.bits_per_byte,
-                    "tokens": found.tokens,
-                    "rows": found.rows,
-                }
-                for name, found in self.domains.items()
-            },
+            "domains": {name: asdict(found) for name, found in self.domains.items()},
         }
 
-    def as_table(self) -> str:
-        """Lines for a terminal: one a domain, then the mean."""
-        width = max(len(name) for name in ("domain", *self.domains))
-        lines = [f"{'domain':<{width}}      loss  perplexity  bits/byte      tokens"]
-        for name, found in self.domains.items():
-            bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
-            lines.append(
-                f"{name:<{width}}  {found.loss:8.4f}  {found.perplexity:10.2f}  {bits:>9}"
-                f"  {found.tokens:10,}"
+    def as_table(self) -> Table:
+        """A row for each domain, and their mean."""
+        rows = [
+            (
+                name,
+                f"{found.loss:.4f}",
+                f"{found.perplexity:.2f}",
+                "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}",
+                f"{found.tokens:,}",
             )
+            for name, found in self.domains.items()
+        ]
         total = sum(found.tokens for found in self.domains.values())
-        lines.append(
-            f"{'mean':<{width}}  {self.mean:8.4f}  {math.exp(min(self.mean, 700)):10.2f}"
-            f"  {'':>9}  {total:10,}"
-        )
-        return "\n".join(lines)
+        rows.append(("mean", f"{self.mean:.4f}", f"{_exp(self.mean):.2f}", "", f"{total:,}"))
+        limit = f"at most {self.limit} rows of each domain, evenly spread"
+        header = ("domain", "loss", "perplexity", "bits/byte", "tokens")
+        return Table("", header, rows, () if self.limit is None else (limit,))
 
 
 def evaluate(
     model_directory: str | Path,
-    data_root_eval: str | Path,
+    data: str | Path,
+    *,
     batch_size: int = 16,
-    device: str | None = None,
-    partial: str | Path | None = None,
+    rows: int | None = None,
 ) -> DomainLosses:
     """Measure a model on every domain of a split.
 
-    Under a launcher (`composer -n 2 -m llmshearing.cli evaluate ...`) the processes share the rows,
-    and each of them gets the result.
+    Several processes that a launcher started (`composer -n 2 -m llmshearing.cli evaluate ...`, or
+    `torchrun`) share the rows, and each of them returns the result.
 
     Args:
         model_directory: a Hugging Face directory.
-        data_root_eval: a split's folder in a data tree, such as `ROOT/eval`.
+        data: a split's folder in a data tree, such as `ROOT/eval`.
         batch_size: rows of a forward pass; it does not change the result.
-        device: where to compute; an accelerator where there is one.
-        partial: where to keep what is measured until all is; a cache folder where not given.
+        rows: rows of each domain at most, evenly spread as in a run's evaluation; None for all.
 
     Raises:
         UserError: no model, no tree, no such split, a tokenizer that is not the tree's, a damaged
-            shard, or weights that are.
+            shard, damaged weights, or an impossible number.
     """
-    model_directory, folder = Path(model_directory), Path(data_root_eval).absolute()
-    if batch_size < 1:
-        raise UserError(f"found batch size {batch_size}, expected at least 1")
-    tree = DataTree.open(folder.parent)
-    check_files(tree, [folder.name])
+    model_directory, folder = Path(model_directory), Path(data).absolute()
+    if batch_size < 1 or (rows is not None and rows < 1):
+        raise UserError(f"found batch size {batch_size}, rows {rows}; expected at least 1 of each")
+    tree, source = open_inputs(model_directory, folder)
     domains = open_domains(tree, folder.name)
-    source = read_source(model_directory)
-    check_tokenizer(model_directory, source.config["vocab_size"], tree)
-    rank, ranks = dist.get_global_rank(), dist.get_world_size()
-    if ranks > 1 and not dist.is_initialized():
-        dist.initialize_dist(get_device(), timeout=SLOWEST_RANK_SECONDS)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(source)
-    model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
-    record = Record.open(fingerprint(model_directory, tree, folder.name), rank, partial)
-    known = [record.collect() if rank == 0 else []]
-    dist.broadcast_object_list(known, src=0)
-    todo = remaining({rows.name: len(rows) for rows in domains}, known[0], batch_size)
-    if known[0]:
-        log.info("going on: %d rows were measured before", sum(p.rows for p in known[0]))
-    measured = _measure(model, domains, tree, todo[rank::ranks], record)
-    pieces = [piece for part in dist.all_gather_object(measured) for piece in part] + known[0]
-    record.forget()
-    found = {rows.name: _domain_loss(rows, tree, pieces) for rows in domains}
-    return DomainLosses(model_directory, Path(data_root_eval), found)
+    chosen = [evenly_spread(len(domain), rows) for domain in domains]
+    batches = [
+        (number, taken[start : start + batch_size])
+        for number, taken in enumerate(chosen)
+        for start in range(0, len(taken), batch_size)
+    ]
+    ranks = Ranks()
+    model = load_model(source).to(own_device()).eval()  # pyright: ignore[reportArgumentType]
+    sums = ranks.add_up(_measure(model, domains, tree, batches, ranks)).tolist()
+    found = {}
+    for number, domain in enumerate(domains):
+        mine = [total for (one, _), total in zip(batches, sums, strict=True) if one == number]
+        found[domain.name] = _domain_loss(domain, tree, len(chosen[number]), mine)
+    return DomainLosses(model_directory, Path(data), found, rows)
 
 
-def check_tokenizer(model_directory: Path, vocabulary: int, tree: DataTree) -> None:
-    """See that the tree's ids mean to the model what they meant to its tokenizer.
+def evenly_spread(size: int, limit: int | None) -> list[int]:
+    """Numbers of the rows to take from a domain of `size` rows, `limit` at most; None for all."""
+    used = size if limit is None else min(limit, size)
+    return [number * size // used for number in range(used)]
+
+
+def open_inputs(model_directory: Path, folder: Path) -> tuple[DataTree, Source]:
+    """A split's data tree and a model, checked against each other.
+
+    Args:
+        model_directory: a Hugging Face directory.
+        folder: of the split.
 
     Raises:
-        UserError: the model has fewer ids, or a tokenizer of its own that differs.
+        UserError: no model, no tree, no such split, damaged files, or a model with fewer token ids
+            or with another tokenizer than the tree's.
     """
+    tree = DataTree.open(folder.parent)
+    tree.split(folder.name)
+    check_files(tree, [folder.name])
+    source = read_source(model_directory)
+    vocabulary = source.config["vocab_size"]
     if vocabulary < tree.vocabulary:
         raise UserError(
             f"found {vocabulary} token ids in {model_directory}, expected at least the "
@@ -184,36 +179,13 @@ def check_tokenizer(model_directory: Path, vocabulary: int, tree: DataTree) -> N
             model_directory, tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
         )
     except FileNotFoundError:
-        return  # a model without a tokenizer can still be measured on ids
+        return tree, source  # a model without a tokenizer can still be measured on ids
     if not same:
         raise UserError(
             f"found another tokenizer in {model_directory} than the one that made {tree.root}: "
             "prepare the data with the model's tokenizer"
         )
-
-
-def token_losses(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each target token.
-
-    The output layer is applied to a few positions at a time, so that logits never exist for more.
-
-    Args:
-        model: a stock causal language model.
-        tokens: ids. [B, T].
-        labels: ids, -100 where a token is no target. [B, T]; the model's shift is done here.
-
-    Returns:
-        Losses in nats, float32. [N].
-    """
-    states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    targets = labels[:, 1:]
-    wanted = targets != IGNORED
-    states, targets = states[:, :-1][wanted], targets[wanted]
-    head = model.get_output_embeddings()
-    assert head is not None
-    pieces = zip(states.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True)
-    losses = [cross_entropy(head(h).float(), t, reduction="none") for h, t in pieces]
-    return torch.cat(losses) if losses else states.new_zeros(0, dtype=torch.float32)
+    return tree, source
 
 
 @torch.inference_mode()
@@ -221,60 +193,66 @@ def _measure(
     model: PreTrainedModel,
     domains: Sequence[DomainRows],
     tree: DataTree,
-    todo: Sequence[Piece],
-    record: Record,
-) -> list[Piece]:
-    """Sum the losses of each batch of rows and note it at once."""
-    by_name = {rows.name: rows for rows in domains}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rate]:>8} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    done = []
-    total = sum(piece.rows for piece in todo) * tree.sequence_length
-    console = Console(stderr=True, quiet=dist.get_global_rank() != 0)
-    with Progress(*columns, console=console, transient=True) as progress, record:
-        task = progress.add_task("evaluate", total=total, rate="-")
-        for piece in todo:
-            progress.update(task, description=piece.domain)
-            wanted = [(0, piece.first + i) for i in range(piece.rows)]
+    batches: Sequence[tuple[int, list[int]]],
+    ranks: Ranks,
+) -> Tensor:
+    """Sum of losses and number of target tokens of this rank's batches, zeros for the others.
+
+    Args:
+        model: its output head is replaced by one that gives losses.
+        domains: of the split.
+        tree: of the data.
+        batches: the domain's number and the rows of each.
+        ranks: which share the batches.
+
+    Returns:
+        Float64, on the CPU. [len(batches), 2].
+    """
+    head = insert_loss_head(model, LOGIT_CHUNK)
+    sums = torch.zeros(len(batches), 2, dtype=torch.float64)
+    mine = range(ranks.rank, len(batches), ranks.count)
+    total = sum(len(batches[number][1]) for number in mine) * tree.sequence_length
+    with Progress("evaluate", total, "tokens", quiet=ranks.rank > 0) as progress:
+        for number in mine:
+            domain, rows = batches[number]
             tokens, labels = read_rows(
-                [by_name[piece.domain]], wanted, tree.sequence_length, tree.vocabulary
+                domains, [(domain, row) for row in rows], tree.sequence_length, tree.vocabulary
             )
-            losses = token_losses(model, tokens.to(model.device), labels.to(model.device))
-            done.append(piece.measured(losses.double().sum().item(), losses.numel()))
-            record.add(done[-1])
-            _tick(progress, task, tokens.numel())
-    return done
+            head.targets = shifted(labels.to(model.device))
+            losses: Any = model(input_ids=tokens.to(model.device), use_cache=False).logits
+            sums[number, 0] = losses.each.double().sum()
+            sums[number, 1] = (head.targets != IGNORED).sum()
+            progress.advance(tokens.numel(), detail=domains[domain].name)
+    return sums
 
 
-def _domain_loss(rows: DomainRows, tree: DataTree, pieces: Sequence[Piece]) -> DomainLoss:
-    """The mean over a domain's target tokens; `fsum` rounds once, whatever the order."""
-    mine = [piece for piece in pieces if piece.domain == rows.name]
-    count = sum(piece.count for piece in mine)
-    if not count:
+def _domain_loss(
+    domain: DomainRows, tree: DataTree, rows: int, sums: Sequence[Sequence[float]]
+) -> DomainLoss:
+    """The mean over a domain's target tokens. `fsum` rounds once, in whatever order it adds."""
+    tokens = int(sum(count for _, count in sums))
+    if not tokens:
         raise UserError(
-            f"found no target token in {rows.local}, expected some: prepare more held-out text"
+            f"found no target token in {domain.local}, expected some: prepare more held-out text"
         )
-    totals = [piece.total for piece in mine]
-    if not all(map(math.isfinite, totals)):
-        raise UserError(f"found a loss on {rows.name} that is no number: the weights are damaged")
-    loss = math.fsum(totals) / count
-    bytes_per_token = _bytes_per_token(tree, rows.name)
+    total = math.fsum(total for total, _ in sums)
+    if not math.isfinite(total):
+        raise UserError(
+            f"found a loss of {total} on {domain.name}, expected a number: the weights are damaged"
+        )
+    loss = total / tokens
+    bytes_per_token = _bytes_per_token(tree, domain.name)
     bits = None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
-    return DomainLoss(loss, count, len(rows), bits)
+    return DomainLoss(loss, _exp(loss), bits, tokens, rows)
 
 
 def _bytes_per_token(tree: DataTree, domain: str) -> float | None:
-    """Bytes of text that a token stands for, over all of the domain that was tokenised."""
+    """Mean bytes of text per token, over all of the domain that was tokenised."""
     counted = tree.manifest.get("domains", {}).get(domain, {})
     if not counted.get("bytes") or not counted.get("tokens"):
         return None
     return counted["bytes"] / counted["tokens"]
 
 
-def _tick(progress: Progress, task: Any, tokens: int) -> None:
-    speed = progress.tasks[task].speed
-    progress.update(task, advance=tokens, rate=f"{speed:,.0f}" if speed else "-")
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

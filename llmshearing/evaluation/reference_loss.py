@@ -9,8 +9,8 @@ from llmshearing.evaluation.domain_loss import evaluate
 from llmshearing.mixture.references import References
 
 
-def measure(model: str | Path, data: str | Path, batch_size: int = 16) -> References:
-    """Measure a model on every domain of a split, with what the losses belong to.
+def measure_references(model: str | Path, data: str | Path, batch_size: int = 16) -> References:
+    """Measure a model on every domain of a split, and record what the losses belong to.
 
     Args:
         model: a Hugging Face directory.

@@ -1,6 +1,6 @@
-"""How fast a model answers, beside another one: the prompt's latency and tokens a second after it.
+"""Generation speed of a model, next to another one: time to the first token, tokens a second.
 
-The two models take turns, so that what else the machine does falls on both.
+The two models take turns, so that other work on the machine slows down both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llmshearing.errors import UserError
+from llmshearing.evaluation.ranks import own_device, refuse_several
 from llmshearing.huggingface.source import load_model, read_source
+from llmshearing.progress import Progress
+from llmshearing.tables import Table
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -43,7 +46,7 @@ class Throughput:
     """Models with their speeds, at the same batch sizes.
 
     Attributes:
-        speeds: by Hugging Face directory.
+        speeds: by Hugging Face directory. Ratios are over the last one.
         parameters: by Hugging Face directory.
         settings: how it was measured.
     """
@@ -65,25 +68,30 @@ class Throughput:
             },
         }
 
-    def as_table(self) -> str:
-        """Lines for a terminal: a block a batch size; ratios are over the last model's."""
-        width = max(len(str(model)) for model in ("model", *self.speeds))
-        lines = [f"{'batch':>5}  {'model':<{width}}  prefill ms  ms/token   tokens/s   ratio"]
+    def as_table(self) -> Table:
+        """A row for each batch size and model."""
         *_, against = self.speeds
+        rows = []
         for i, reference in enumerate(self.speeds[against]):
             for model, speeds in self.speeds.items():
-                speed = speeds[i]
-                ratio = speed.tokens_per_second / reference.tokens_per_second
-                lines.append(
-                    f"{speed.batch_size:>5}  {model!s:<{width}}  {speed.prefill_ms:10.2f}"
-                    f"  {speed.token_ms:8.2f}  {speed.tokens_per_second:9,.1f}  {ratio:6.2f}"
+                rate, times = (
+                    speeds[i].tokens_per_second,
+                    (speeds[i].prefill_ms, speeds[i].token_ms),
                 )
-        sizes = ", ".join(f"{model}: {count:,}" for model, count in self.parameters.items())
-        how = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return "\n".join([*lines, f"parameters: {sizes}", how])
+                cells = (*(f"{time:.2f}" for time in times), f"{rate:,.1f}")
+                ratio = f"{rate / reference.tokens_per_second:.2f}"
+                rows.append((str(reference.batch_size), str(model), *cells, ratio))
+        sizes = ", ".join(f"{model} {count:,}" for model, count in self.parameters.items())
+        notes = (
+            f"ratio: tokens/s over those of {against}",
+            f"parameters: {sizes}",
+            ", ".join(f"{name} {value}" for name, value in self.settings.items()),
+        )
+        header = ("batch", "model", "prefill ms", "ms/token", "tokens/s", "ratio")
+        return Table("", header, rows, notes)
 
 
-def measure(
+def measure_throughput(
     model: str | Path,
     against: str | Path | None = None,
     *,
@@ -92,7 +100,6 @@ def measure(
     new_tokens: int = 64,
     repeats: int = 5,
     dtype: str = "float32",
-    device: str | None = None,
 ) -> Throughput:
     """Time greedy generation from random prompts.
 
@@ -104,38 +111,41 @@ def measure(
         new_tokens: tokens generated after it, the first included.
         repeats: rounds, after one that warms up.
         dtype: of the weights.
-        device: where to compute; an accelerator where there is one.
 
     Raises:
-        UserError: no such model, or numbers that make no sense.
+        UserError: no such model, an impossible number, or several ranks.
     """
+    refuse_several("throughput")
     if min(*batch_sizes, prompt, repeats) < 1 or new_tokens < 2 or dtype not in DTYPES:
         raise UserError(
             f"found batch sizes {list(batch_sizes)}, prompt {prompt}, new tokens {new_tokens}, "
             f"repeats {repeats}, dtype {dtype}; expected positive numbers, at least 2 new tokens "
             f"and one of {', '.join(DTYPES)}"
         )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = own_device()
     paths = [Path(path) for path in (model, against) if path is not None]
-    models = {path: _loaded(path, prompt + new_tokens, dtype, place) for path in paths}
+    models = {path: _loaded(path, prompt + new_tokens, dtype, device) for path in paths}
     speeds: dict[Path, list[Speed]] = {path: [] for path in models}
-    for batch_size in batch_sizes:
-        rounds: dict[Path, list[tuple[float, float]]] = {path: [] for path in models}
-        for repeat in range(repeats + 1):
-            for path, loaded in models.items():
-                times = _generate(loaded, batch_size, prompt, new_tokens)
-                if repeat > 0:
-                    rounds[path].append(times)
-        for path, found in rounds.items():
-            first, rest = (statistics.median(part) for part in zip(*found, strict=True))
-            token = rest / (new_tokens - 1)
-            speeds[path].append(Speed(batch_size, 1e3 * first, 1e3 * token, batch_size / token))
+    total = len(batch_sizes) * (repeats + 1) * len(models)
+    with Progress("throughput", total, "generations") as progress:
+        for batch_size in batch_sizes:
+            rounds: dict[Path, list[tuple[float, float]]] = {path: [] for path in models}
+            for repeat in range(repeats + 1):
+                for path, loaded in models.items():
+                    times = _generate(loaded, batch_size, prompt, new_tokens)
+                    progress.advance(1)
+                    if repeat > 0:
+                        rounds[path].append(times)
+            for path, found in rounds.items():
+                first, rest = (statistics.median(part) for part in zip(*found, strict=True))
+                token = rest / (new_tokens - 1)
+                speeds[path].append(Speed(batch_size, 1e3 * first, 1e3 * token, batch_size / token))
     settings = {
         "prompt": prompt,
         "new_tokens": new_tokens,
         "repeats": repeats,
         "dtype": dtype,
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
     return Throughput(speeds, {p: m.num_parameters() for p, m in models.items()}, settings)
@@ -170,8 +180,8 @@ def _loaded(path: Path, length: int, dtype: str, device: torch.device) -> PreTra
     longest = source.config.get("max_position_embeddings")
     if longest is not None and length > longest:
         raise UserError(
-            f"found prompts and answers of {length} tokens, but {path} takes {longest}: give less "
-            "with --prompt and --new-tokens"
+            f"found prompts and answers of {length} tokens, but {path} takes {longest}: lower "
+            "--prompt or --new-tokens"
         )
     model = load_model(source).to(getattr(torch, dtype))
     return model.to(device).eval()  # pyright: ignore[reportArgumentType]

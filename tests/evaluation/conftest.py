@@ -1,4 +1,4 @@
-"""A small random model, a hand-made tree, and a cache of their own for each test."""
+"""A small random model and a hand-made tree."""
 
 import json
 
@@ -13,12 +13,6 @@ from llmshearing.data.schema import FORMAT_VERSION, columns
 
 VOCABULARY, LENGTH = 61, 16
 ROWS = {"a": 7, "b": 3}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "llmshearing" / "evaluate"
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import standins
+from transformers import LlamaForCausalLM
 
 from llmshearing.cli import main
 from llmshearing.errors import UserError
-from llmshearing.evaluation.benchmarks import run_suite, suite_of, suite_of_tasks
+from llmshearing.evaluation.benchmarks import Score, Scores, benchmark, read_suite
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install .[eval]")
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own warnings are not ours
@@ -34,12 +36,12 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tasks(tmp_path):
-    names = [task.task for task in suite_of("sheared-llama").tasks]
+    names = [task.task for task in read_suite("sheared-llama").tasks]
     return standins.write(tmp_path / "tasks", names, "stone river light def return dear".split())
 
 
 def test_tasks_shots_and_metrics_are_the_papers():
-    suite = suite_of("sheared-llama")
+    suite = read_suite("sheared-llama")
     heads = [t.column + (f"({t.shots})" if t.shots else "") for t in suite.tasks]
     assert heads == COLUMNS.split()
     for task in suite.tasks:
@@ -48,7 +50,7 @@ def test_tasks_shots_and_metrics_are_the_papers():
 
 
 def test_published_rows_are_the_papers():
-    suite = suite_of("sheared-llama")
+    suite = read_suite("sheared-llama")
     assert len(suite.published) == 11
     assert list(suite.published["LLaMA2-7B (2T)"]) == LLAMA2_7B
     assert suite.published["Sheared-1.3B (50B)"][-1] == 51.0
@@ -63,7 +65,7 @@ def test_lm_eval_knows_the_suite_with_its_metrics():
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    for task in suite_of("sheared-llama").tasks:
+    for task in read_suite("sheared-llama").tasks:
         assert task.task in manager.all_tasks
         config = manager.task_index[task.task].cfg or {}
         listed = config.get("metric_list") or config.get("aggregate_metric_list") or []
@@ -87,21 +89,23 @@ def test_the_whole_suite_on_local_tasks(tiny_model, tasks, tmp_path, capsys):
     arguments = ["evaluate", str(tiny_model), "--suite", "sheared-llama", "--limit", "4"]
     assert main([*arguments, "--include-path", str(tasks), "--json", str(out)]) == 0
     found = json.loads(out.read_text())
-    assert list(found["scores"]) == [task.column for task in suite_of("sheared-llama").tasks]
+    assert list(found["scores"]) == [task.column for task in read_suite("sheared-llama").tasks]
     assert all(0 <= score <= 100 for score in found["scores"].values())
     assert found["average"] == pytest.approx(sum(found["scores"].values()) / 11)
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["model", *COLUMNS.split(), "average"]
     assert table[1].split()[-12:] == [str(score) for score in LLAMA2_7B]
     assert table[12].split()[0] == tiny_model.name
-    assert "arXiv 2310.06694" in table[13]
-    assert "first 4 documents" in table[14]
+    errors = [found["standard_errors"][column] for column in found["scores"]]
+    assert table[13].split()[:-1] == ["standard", "error", *(f"{error:.1f}" for error in errors)]
+    assert "all rows but the last two: arXiv 2310.06694" in table[14]
+    assert "first 4 documents" in table[15]
 
 
 def test_a_score_is_lm_evals_own(tiny_model, tasks):
     """The harness called by hand, with the shots of the suite."""
-    suite = suite_of("sheared-llama").only(["HellaSwag"])
-    found = run_suite(tiny_model, suite, include=tasks)
+    suite = read_suite("sheared-llama").only(["HellaSwag"])
+    found = benchmark(tiny_model, suite, include=tasks)
     by_hand = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(tiny_model)},
@@ -110,25 +114,60 @@ def test_a_score_is_lm_evals_own(tiny_model, tasks):
         device="cpu",
         batch_size=16,
         task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False),
-        bootstrap_iters=0,
     )
     assert by_hand["n-shot"]["hellaswag"] == 10
     expected = by_hand["results"]["hellaswag"]["acc_norm,none"]
-    assert found.scores == {"HellaSwag": 100 * expected}
-    assert found.average == 100 * expected
-    assert found.suite.published["LLaMA2-7B (2T)"] == (78.6, 78.6)
+    error = by_hand["results"]["hellaswag"]["acc_norm_stderr,none"]
+    assert found.scores == {"HellaSwag": Score(100 * expected, 100 * error)}
+    assert found.average == found.scores["HellaSwag"]
+    assert found.suite.published["LLaMA2-7B (2T)"] == [78.6, 78.6]
 
 
 def test_tasks_without_a_suite(tiny_model, tasks):
-    found = run_suite(tiny_model, suite_of_tasks(["sciq", "nq_open"]), include=tasks, limit=2)
+    found = benchmark(tiny_model, read_suite(None, ["sciq", "nq_open"]), include=tasks, limit=2)
     assert list(found.scores) == ["sciq", "nq_open"]
 
 
-@pytest.mark.parametrize("form", [["--tasks", "sciq"], ["--throughput"]])
-def test_several_ranks_are_refused(tiny_model, form, monkeypatch, capsys):
+def test_a_benchmark_runs_in_one_process(tiny_model, tasks, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["evaluate", str(tiny_model), *form]) == 2
-    assert "found 2 ranks, expected one" in capsys.readouterr().err
+    with pytest.raises(UserError, match="benchmark: found 2 ranks, expected one process"):
+        benchmark(tiny_model, read_suite(None, ["sciq"]), include=tasks)
+
+
+@pytest.mark.parametrize("numbers", [{"limit": 0}, {"limit": -1}, {"batch_size": 0}])
+def test_impossible_numbers_are_refused(tiny_model, tasks, numbers):
+    with pytest.raises(UserError, match="expected at least 1 each"):
+        benchmark(tiny_model, read_suite(None, ["sciq"]), include=tasks, **numbers)
+
+
+def test_answers_in_the_cache_are_not_computed_again(tiny_model, tasks, tmp_path, monkeypatch):
+    suite, cache = read_suite(None, ["sciq", "nq_open"]), tmp_path / "cache"
+    first = benchmark(tiny_model, suite, include=tasks, cache=cache)
+    computed = []
+
+    def forward(self, *args, **kwargs):
+        computed.append(self)
+        return real(self, *args, **kwargs)
+
+    real = LlamaForCausalLM.forward
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    assert benchmark(tiny_model, suite, include=tasks, cache=cache) == first
+    assert not computed
+    copy = shutil.copytree(tiny_model, tmp_path / "model")
+    assert benchmark(copy, suite, include=tasks, cache=cache).scores == first.scores
+    assert not computed
+    (copy / "model.safetensors").touch()  # written anew: it may be another model
+    assert benchmark(copy, suite, include=tasks, cache=cache).scores == first.scores
+    assert computed
+
+
+def test_the_average_has_the_standard_error_of_a_mean(tmp_path):
+    suite = read_suite(None, ["a", "b"])
+    found = Scores(tmp_path, suite, {"a": Score(10.0, 3.0), "b": Score(20.0, 4.0)}, limit=None)
+    assert found.average == Score(15.0, 2.5)
+    unknown = Scores(tmp_path, suite, found.scores | {"b": Score(20.0, None)}, limit=None)
+    assert unknown.average == Score(15.0, None)
+    assert str(unknown.as_table()).endswith("  3.0     -        -")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +177,7 @@ def test_several_ranks_are_refused(tiny_model, form, monkeypatch, capsys):
         (["--suite", "sheared-llama", "--tasks", "gsm8k"], "expected some of sciq"),
         pytest.param(["--tasks", "no_such_task"], "lm-eval does not know", marks=pytest.mark.slow),
         (["--tasks", "sciq", "--include-path", "nowhere"], "found no folder nowhere"),
-        ([], "expected one of --data, --suite, --tasks and --throughput"),
+        ([], "found neither --suite nor --tasks"),
         (["--data", "D", "--tasks", "sciq"], "found --tasks, which is for benchmarks, not for --d"),
         (["--tasks", "sciq", "--dtype", "float16"], "found --dtype, which is for --throughput"),
     ],
@@ -160,14 +199,17 @@ def test_a_suite_file_of_ones_own(tiny_model, tasks, tmp_path):
     rows = {"other": [1.0, 2.0]}
     task = {"column": "Sci", "task": "sciq", "shots": 1, "metric": "acc_norm"}
     file.write_text(json.dumps({"tasks": [task], "published": rows}))
-    found = run_suite(tiny_model, suite_of(str(file)), include=tasks, limit=2)
+    found = benchmark(tiny_model, read_suite(str(file)), include=tasks, limit=2)
     assert list(found.scores) == ["Sci"]
     file.write_text(json.dumps({"tasks": [task | {"metric": "bleu"}]}))
     with pytest.raises(UserError, match="expected bleu"):
-        run_suite(tiny_model, suite_of(str(file)), include=tasks, limit=2)
+        benchmark(tiny_model, read_suite(str(file)), include=tasks, limit=2)
     file.write_text(json.dumps({"tasks": [task], "published": {"other": [1.0]}}))
-    with pytest.raises(UserError, match="found 1 numbers for other"):
-        suite_of(str(file))
-    file.write_text(json.dumps({"tasks": [{"name": "sciq"}]}))
-    with pytest.raises(UserError, match="found no suite in"):
-        suite_of(str(file))
+    with pytest.raises(UserError, match=r"published\.other: found 1 numbers"):
+        read_suite(str(file))
+    file.write_text(json.dumps({"tasks": [{"column": "S"}]}))
+    with pytest.raises(UserError, match=r"tasks\.0\.task: not given"):
+        read_suite(str(file))
+    file.write_text(json.dumps({"tasks": []}))
+    with pytest.raises(UserError, match="tasks: found"):
+        read_suite(str(file))

@@ -1,7 +1,7 @@
 """Loss per domain, against a plain loop over the stock model."""
 
 import json
-import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import log_file, start_ranks
 from streaming.base.format.mds.reader import MDSReader
 from transformers import AutoModelForCausalLM
 
+from llmshearing.cli import main
+from llmshearing.data.dataset import HeldOutRows, read_rows
+from llmshearing.data.domains import open_domains
+from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation import domain_loss
 from llmshearing.evaluation.domain_loss import evaluate
-from llmshearing.evaluation.partial import Piece, remaining, without_overlap
 
 VOCABULARY, LENGTH = 61, 16
 ROWS = {"a": 7, "b": 3}
@@ -26,11 +30,14 @@ def shard_of(tree, domain):
     return shard
 
 
-def plain_loop(model_directory, tree, domain):
+def plain_loop(model_directory, tree, domain, used=None):
     """Transformers' own loss, row by row, in the order of the rows."""
     model = AutoModelForCausalLM.from_pretrained(model_directory).eval()
     total, count = 0.0, 0
-    for row in MDSReader.from_json(str(tree / "eval" / domain), None, shard_of(tree, domain)):
+    rows = MDSReader.from_json(str(tree / "eval" / domain), None, shard_of(tree, domain))
+    for number, row in enumerate(rows):
+        if used is not None and number not in used:
+            continue
         tokens = torch.tensor(row["tokens"].astype(np.int64))[None]
         labels = tokens.clone()
         if "loss" in row:
@@ -73,25 +80,63 @@ def test_bits_per_byte_where_bytes_are_known(model_directory, tree, tmp_path, wr
 
 def test_table_and_json(model_directory, tree):
     found = evaluate(model_directory, tree / "eval")
-    table = found.as_table().splitlines()
+    table = str(found.as_table()).splitlines()
     assert [line.split()[0] for line in table] == ["domain", "a", "b", "mean"]
-    assert f"{found.domains['a'].loss:.4f}" in table[1]
+    a, mean = found.domains["a"], found.mean
+    tokens = ROWS["a"] * (LENGTH - 1), sum(ROWS.values()) * (LENGTH - 1)
+    assert table[1].split() == ["a", f"{a.loss:.4f}", f"{np.exp(a.loss):.2f}", "-", str(tokens[0])]
+    assert table[3].split() == ["mean", f"{mean:.4f}", f"{np.exp(mean):.2f}", str(tokens[1])]
     plain = json.loads(json.dumps(found.as_dict()))
+    assert plain["mean_loss"] == mean
     assert plain["domains"]["b"]["loss"] == found.domains["b"].loss
+    assert plain["domains"]["b"]["rows"] == ROWS["b"]
+
+
+@pytest.mark.parametrize(("limit", "used"), [(1, [0]), (3, [0, 2, 4]), (9, range(7))])
+def test_rows_limits_each_domain_to_rows_that_are_evenly_spread(model_directory, tree, limit, used):
+    found = evaluate(model_directory, tree / "eval", rows=limit, batch_size=2)
+    loss, count = plain_loop(model_directory, tree, "a", set(used))
+    assert found.domains["a"].loss == pytest.approx(loss, abs=1e-6)
+    assert (found.domains["a"].tokens, found.domains["a"].rows) == (count, len(used))
+    assert found.domains["b"].rows == min(limit, ROWS["b"])
+    assert f"at most {limit} rows of each domain" in str(found.as_table())
+
+
+def test_rows_are_those_of_a_runs_evaluation(tree):
+    rows = open_domains(DataTree.open(tree), "eval")[0]
+    held_out = HeldOutRows(rows, 0, LENGTH, VOCABULARY, limit=3)
+    expected = held_out.__getitems__(range(3))["input_ids"]
+    wanted = [(0, row) for row in domain_loss.evenly_spread(len(rows), 3)]
+    tokens, _ = read_rows([rows], wanted, LENGTH, VOCABULARY)
+    assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("numbers", [{"batch_size": 0}, {"rows": 0}, {"rows": -1}])
+def test_impossible_numbers_are_refused(model_directory, tree, numbers):
+    with pytest.raises(UserError, match="expected at least 1"):
+        evaluate(model_directory, tree / "eval", **numbers)
+
+
+def test_damaged_weights_are_refused(model_directory, tree):
+    model = AutoModelForCausalLM.from_pretrained(model_directory)
+    model.lm_head.weight.data[0, 0] = float("nan")
+    model.save_pretrained(model_directory)
+    with pytest.raises(UserError, match="loss of nan on a, expected a number"):
+        evaluate(model_directory, tree / "eval")
 
 
 def test_logits_never_exist_for_all_positions(model_directory, tree, monkeypatch):
     monkeypatch.setattr(domain_loss, "LOGIT_CHUNK", 8)
     sizes = []
-    head = torch.nn.Linear.forward
+    linear = torch.nn.functional.linear
 
-    def spy(self, x):
-        out = head(self, x)
+    def spy(x, *parameters):
+        out = linear(x, *parameters)
         if out.shape[-1] == VOCABULARY:
             sizes.append(out.numel() // VOCABULARY)
         return out
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", spy)
+    monkeypatch.setattr(torch.nn.functional, "linear", spy)
     evaluate(model_directory, tree / "eval", batch_size=4)
     assert max(sizes) <= 8
 
@@ -122,102 +167,47 @@ def test_no_such_model(tree, tmp_path):
         evaluate(tmp_path / "nothing", tree / "eval")
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
-def kill_after(monkeypatch, forwards):
-    """Have the next evaluation end after some forward passes; gives what it counts."""
-    seen = []
-    real = domain_loss.token_losses
-
-    def counted(model, tokens, labels):
-        if len(seen) == forwards:
-            raise Killed
-        seen.append(len(tokens))
-        return real(model, tokens, labels)
-
-    monkeypatch.setattr(domain_loss, "token_losses", counted)
-    return seen
-
-
-@pytest.mark.parametrize("batch_size", [2, 3])
-def test_a_killed_evaluation_goes_on(model_directory, tree, cache, monkeypatch, batch_size):
-    whole = evaluate(model_directory, tree / "eval", batch_size=2)
-    assert not list(cache.iterdir()), "a finished evaluation leaves nothing"
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            evaluate(model_directory, tree / "eval", batch_size=2)
-    (file,) = cache.glob("*/rank0.jsonl")
-    file.write_text(file.read_text() + '{"domain": "b", "first": 0, "ro')  # cut off by the kill
-    seen = kill_after(monkeypatch, 100)
-    again = evaluate(model_directory, tree / "eval", batch_size=batch_size)
-    assert sum(seen) == sum(ROWS.values()) - 6
-    if batch_size == 2:
-        assert again == whole
-    assert again.mean == pytest.approx(whole.mean, abs=1e-6)
-    assert not list(cache.iterdir())
-
-
-def test_other_weights_in_the_same_place_start_over(model_directory, tree, cache, monkeypatch):
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            evaluate(model_directory, tree / "eval", batch_size=2)
-    model = AutoModelForCausalLM.from_pretrained(model_directory)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(2)
-    model.save_pretrained(model_directory)
-    found = evaluate(model_directory, tree / "eval", batch_size=2)
-    assert found.domains["a"].loss == pytest.approx(
-        plain_loop(model_directory, tree, "a")[0], abs=1e-6
-    )
-
-
-def test_other_data_in_the_same_place_start_over(model_directory, tree, cache, monkeypatch):
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            evaluate(model_directory, tree / "eval", batch_size=2)
-    index = tree / "eval" / "b" / "index.json"
-    index.write_text(index.read_text() + "\n")
-    seen = kill_after(monkeypatch, 100)
-    evaluate(model_directory, tree / "eval", batch_size=2)
-    assert sum(seen) == sum(ROWS.values())
-
-
-def test_no_place_for_partial_results_is_no_error(model_directory, tree, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    evaluate(model_directory, tree / "eval", partial=tmp_path / "file")
-    assert "partial results are not kept" in caplog.text
-
-
 @pytest.mark.world_size(2)
 def test_two_processes_give_the_number_of_one(model_directory, tree, tmp_path):
     one = evaluate(model_directory, tree / "eval", batch_size=2)
-    composer = Path(sys.executable).with_name("composer")
     out = tmp_path / "two.json"
-    command = [composer, "-n", "2", "-m", "llmshearing.cli", "evaluate", model_directory]
-    command += ["--data", tree / "eval", "--batch-size", "2", "--json", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    arguments = ["evaluate", str(model_directory), "--data", str(tree / "eval")]
+    arguments += ["--batch-size", "2", "--json", str(out)]
+    ranks = start_ranks(2, tmp_path / "logs", arguments, run=main)
+    for process in ranks:
+        process.join(timeout=200)
+    first, second = (log_file(tmp_path / "logs", rank).read_text() for rank in range(2))
+    assert [process.exitcode for process in ranks] == [0, 0], first + second
+    assert json.loads(out.read_text()) == one.as_dict()
+    assert first.count("domain  ") == 1
+    assert re.search(r"evaluate: [\d,]+/[\d,]+ tokens, in \d+s, .* tokens/s", first)
+    assert second == ""
+
+
+def test_composer_is_not_needed(model_directory, tree):
+    code = (
+        "import sys; sys.modules['composer'] = None; "  # an import of it fails
+        "from llmshearing.evaluation import benchmarks, reference_loss, score_units, throughput; "
+        "from llmshearing.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "evaluate", model_directory, "--data", tree / "eval"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("domain  ")
+
+
+@pytest.mark.slow
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("launcher", ["composer -n 2", "torchrun --nproc-per-node 2"])
+def test_two_processes_of_a_launcher_give_the_number_of_one(
+    model_directory, tree, tmp_path, launcher
+):
+    one = evaluate(model_directory, tree / "eval", batch_size=2)
+    name, *words = launcher.split()
+    out = tmp_path / "two.json"
+    command = [Path(sys.executable).with_name(name), *words, "-m", "llmshearing.cli", "evaluate"]
+    command += [model_directory, "--data", tree / "eval", "--batch-size", "2", "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text()) == one.as_dict()
     assert done.stdout.count("domain  ") == 1
-
-
-def test_remaining_cuts_around_what_is_known():
-    known = [Piece("a", 4, 3, 1.0, 5), Piece("b", 0, 5, 1.0, 5)]
-    todo = remaining({"a": 12, "b": 5, "c": 1}, known, 3)
-    assert [(p.domain, p.first, p.rows) for p in todo] == [
-        ("a", 0, 3),
-        ("a", 3, 1),
-        ("a", 7, 3),
-        ("a", 10, 2),
-        ("c", 0, 1),
-    ]
-
-
-def test_pieces_noted_twice_count_once():
-    pieces = [Piece("a", 2, 2), Piece("a", 0, 2), Piece("a", 1, 2), Piece("a", 0, 2)]
-    assert without_overlap(pieces) == [Piece("a", 0, 2), Piece("a", 2, 2)]

@@ -60,4 +60,10 @@ def test_what_is_timed_is_greedy_generation(model_directory, monkeypatch):
 )
 def test_what_cannot_be_timed_says_so(model_directory, settings, message):
     with pytest.raises(UserError, match=message):
-        throughput.measure(model_directory, **settings)
+        throughput.measure_throughput(model_directory, **settings)
+
+
+def test_throughput_is_measured_in_one_process(model_directory, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="throughput: found 2 ranks, expected one process"):
+        throughput.measure_throughput(model_directory)

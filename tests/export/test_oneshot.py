@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from llmshearing.cli import main
 from llmshearing.errors import UserError
-from llmshearing.evaluation.importance import measure_importance
+from llmshearing.evaluation.score_units import measure_importance
 from llmshearing.export import oneshot
 from llmshearing.huggingface.source import read_source
 

@@ -1,27 +1,22 @@
-"""Importance of a model's units on the text of a data split."""
+"""Measures how important each unit of a model is on the text of a data split."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows
-from llmshearing.data.integrity import check_files
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.evaluation.domain_loss import check_tokenizer
-from llmshearing.huggingface.source import load_model, read_source
+from llmshearing.evaluation.domain_loss import open_inputs
+from llmshearing.evaluation.ranks import own_device
+from llmshearing.huggingface.source import load_model
 from llmshearing.models.activation_importance import activation_importance
+from llmshearing.progress import Progress
 from llmshearing.pruning.scores import Scores, save_scores
-
-log = logging.getLogger(__name__)
 
 
 def measure_importance(
@@ -34,14 +29,14 @@ def measure_importance(
 ) -> Scores:
     """Score every unit of a model by forward passes over rows of a split.
 
-    The domains take part in proportion to their rows, from each the first ones.
+    Takes the first rows of each domain, in proportion to the domains' numbers of rows.
 
     Args:
         model_directory: a Hugging Face directory.
         data: a split's folder in a data tree, such as `ROOT/prune`.
         rows: rows to read; 512 to 1,024 are enough (Minitron, section 4).
         batch_size: rows of a forward pass; it does not change the scores beyond rounding.
-        out: file to write them to, for several targets.
+        out: file to write the scores to. One file serves several targets.
 
     Raises:
         UserError: no model, no tree, no such split, or a tokenizer that is not the tree's.
@@ -49,23 +44,14 @@ def measure_importance(
     if rows < 1 or batch_size < 1:
         raise UserError(f"found {rows} rows in batches of {batch_size}, expected at least 1 each")
     folder = Path(data).absolute()
-    tree = DataTree.open(folder.parent)
-    check_files(tree, [folder.name])
-    source = read_source(model_directory)
-    check_tokenizer(Path(model_directory), source.config["vocab_size"], tree)
+    tree, source = open_inputs(Path(model_directory), folder)
     chosen = shares({n: info.rows for n, info in tree.split(folder.name).items()}, rows)
-    model = load_model(source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("importance", total=sum(chosen.values()))
+    device = own_device()
+    model = load_model(source).to(device)  # pyright: ignore[reportArgumentType]
+    with Progress("importance", sum(chosen.values()), "rows") as progress:
         batches = _batches(tree, folder.name, chosen, batch_size)
-        scores = activation_importance(
-            model,
-            source.table,
-            (tokens.to(device) for tokens in batches),
-            lambda done: progress.update(task, advance=done),
-        )
+        tokens = (batch.to(device) for batch in batches)
+        scores = activation_importance(model, source.table, tokens, progress.advance)
     if out is not None:
         about = {"model": str(model_directory), "data": str(data), "rows": str(rows)}
         save_scores(out, scores, about)
@@ -73,11 +59,11 @@ def measure_importance(
 
 
 def shares(available: dict[str, int], rows: int) -> dict[str, int]:
-    """How many rows each domain gives: in proportion to what it has, at least one of each.
+    """Rows to take from each domain: in proportion to its rows, at least one.
 
     Args:
-        available: rows per domain.
-        rows: rows in all; every row where there are fewer.
+        available: rows of each domain.
+        rows: rows to take in all. If there are fewer, all are taken.
     """
     total = sum(available.values())
     part = min(1.0, rows / max(1, total))

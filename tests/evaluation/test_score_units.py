@@ -5,7 +5,7 @@ from safetensors import safe_open
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.errors import UserError
-from llmshearing.evaluation.importance import measure_importance, shares
+from llmshearing.evaluation.score_units import measure_importance, shares
 from llmshearing.huggingface.source import read_source
 from llmshearing.pruning.scores import load_scores
 
