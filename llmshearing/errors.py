@@ -12,8 +12,30 @@ from typing import ParamSpec
 USER_ERROR_STATUS = 2  # wrong input, or no room or permission to write
 RUN_ERROR_STATUS = 3  # a lost rank, a killed process
 STOPPED_STATUS = 85  # a signal stopped the run early; the same command resumes it
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
+
+# What to do about an error of the operating system, and the exit status.
+REMEDIES: dict[int, tuple[str, int]] = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+        ("Make room on the disk, then run the same command again", USER_ERROR_STATUS),
+    ),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
+        ("Choose another path", USER_ERROR_STATUS),
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        ("Raise the limit of open files (ulimit -n), then run it again", USER_ERROR_STATUS),
+    ),
+    errno.ENOENT: (
+        "Something removed it while the command ran; restore it or start in a new place",
+        RUN_ERROR_STATUS,
+    ),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+        ("Check the disk or the network file system, then run it again", RUN_ERROR_STATUS),
+    ),
+}
 
 P = ParamSpec("P")
 
@@ -35,7 +57,8 @@ class RunError(Exception):
 def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a command's `main` so that an expected error becomes one message and an exit status.
 
-    2 for a `UserError` and for a path that cannot be written to, 3 for a `RunError`.
+    2 for a `UserError`, 3 for a `RunError`; an error of the operating system has the status that
+    `REMEDIES` gives it.
     """
 
     @functools.wraps(main)
@@ -46,14 +69,13 @@ def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
             sys.stderr.write(f"error: {error}\n")
             return USER_ERROR_STATUS
         except OSError as error:
-            if error.errno not in (*NO_ROOM, *NO_PLACE):
+            if error.errno not in REMEDIES or (error.errno == errno.ENOENT and not error.filename):
                 raise
-            where = f" {error.filename2 or error.filename}" if error.filename else ""
-            remedy = "Make room" if error.errno in NO_ROOM else "Give another place"
-            sys.stderr.write(
-                f"error: cannot write{where}: {error.strerror}. {remedy}, then start again\n"
-            )
-            return USER_ERROR_STATUS
+            remedy, status = REMEDIES[error.errno]
+            path = error.filename2 or error.filename
+            where = f"cannot use {path}: " if path else ""
+            sys.stderr.write(f"error: {where}{error.strerror}. {remedy}\n")
+            return status
         except RunError as error:
             sys.stderr.write(f"error: {error}\n")
             return RUN_ERROR_STATUS

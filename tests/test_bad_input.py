@@ -121,8 +121,8 @@ def test_a_place_that_cannot_be_written_to(recipe_file, tmp_path, place, capsys)
     given = ["plan", str(recipe_file), "--gpu", "cpu", "--gpus", "1", "--json"]
     assert main([*given, str(tmp_path / place)]) == 2
     told = capsys.readouterr().err
-    assert f"error: cannot write {tmp_path / place.split('/')[0]}" in told
-    assert "Give another place, then start again" in told
+    assert f"error: cannot use {tmp_path / place.split('/')[0]}" in told
+    assert "Choose another path" in told
 
 
 def test_all_errors_at_once(recipe_file):
