@@ -9,34 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+STRETCH = "attention_factor original_max_position_embeddings"
 # By type: its required and its optional keys (Transformers 4.57, `modeling_rope_utils.py`). `type`
 # is the old name of `rope_type`.
 ROPE_TYPES = {
     "default": ("", ""),
     "linear": ("factor", ""),
     "dynamic": ("factor", "original_max_position_embeddings"),
-    "yarn": (
-        "factor",
-        "attention_factor beta_fast beta_slow mscale mscale_all_dim "
-        "original_max_position_embeddings truncate",
-    ),
-    "longrope": (
-        "factor long_factor short_factor",
-        "attention_factor original_max_position_embeddings",
-    ),
-    "llama3": (
-        "factor high_freq_factor low_freq_factor original_max_position_embeddings",
-        "",
-    ),
+    "yarn": ("factor", f"{STRETCH} beta_fast beta_slow mscale mscale_all_dim truncate"),
+    "longrope": ("factor long_factor short_factor", STRETCH),
+    "llama3": ("factor high_freq_factor low_freq_factor original_max_position_embeddings", ""),
 }
 
 
 def rope_error(scaling: Any) -> str | None:
-    """What is wrong with a config's `rope_scaling`, or None.
-
-    Args:
-        scaling: the field as stored in `config.json`, or None.
-    """
+    """What is wrong with the `rope_scaling` of a stored config, or None."""
     if scaling is None:
         return None
     if not isinstance(scaling, Mapping):
