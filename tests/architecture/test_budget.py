@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.budget import Budget, shape_within
 from llmshearing.architecture.families import family_of
+from llmshearing.architecture.shape import sized
 from llmshearing.architecture.target import TargetSettings, resolve_target
 
 CONFIG = {
@@ -37,16 +38,23 @@ def test_a_shape_is_within_its_budget_and_its_divisors(share, wishes, step):
     assert TABLE.parameter_count(shape) <= budget.parameters
     assert shape.hidden % step == shape.intermediate % step == 0
     assert shape.heads % shape.kv_groups == 0
-    for axis, size in TABLE.sizes(shape).items():
+    found = TABLE.sizes(shape)
+    for axis, size in found.items():
         assert 1 <= size <= sizes[axis]
+        # No axis could take another step: it is full, beyond its wish, or the budget is.
+        one = budget.step(axis)
+        larger = sized(TABLE.source, {**found, axis: size + one}, grouped=True)
+        assert (
+            size + one > sizes[axis]
+            or size / expected[axis] >= 1 + one / expected[axis]
+            or TABLE.parameter_count(larger) > budget.parameters
+        )
 
 
 def test_expected_sizes_that_fit_the_budget_are_kept():
     expected = {a: float(n) for a, n in TABLE.sizes(TABLE.source).items()}
     expected |= {Axis.HIDDEN: 128.2, Axis.LAYER: 5.9, Axis.INTERMEDIATE: 344.4}
     want = {**expected, Axis.HIDDEN: 128, Axis.LAYER: 6, Axis.INTERMEDIATE: 344}
-    from llmshearing.architecture.shape import sized
-
     shape = sized(TABLE.source, {a: int(n) for a, n in want.items()}, grouped=True)
     budget = Budget(TABLE.parameter_count(shape), AXES)
     assert shape_within(TABLE, budget, expected) == shape
@@ -83,3 +91,13 @@ def test_a_budget_for_a_family_that_ties_hidden_to_heads_is_refused():
     table = family_of(config).table(config)
     _, (error,) = resolve_target(table, TargetSettings(parameters="2M"))
     assert "give target.hidden and target.heads instead" in error
+
+
+def test_the_axis_that_exceeds_its_expected_size_most_gives_way_first():
+    sizes = TABLE.sizes(TABLE.source)
+    expected = {axis: float(size) for axis, size in sizes.items()} | {Axis.LAYER: 4.4}
+    smaller = sized(TABLE.source, {**sizes, Axis.LAYER: 4}, grouped=True)
+    budget = Budget(TABLE.parameter_count(smaller) - 1, (Axis.LAYER, Axis.INTERMEDIATE))
+    # Rounding leaves 4 layers, below the wish of 4.4, so the intermediate size gives way.
+    found = shape_within(TABLE, budget, expected)
+    assert (found.layers, found.intermediate) == (4, TABLE.source.intermediate - 1)

@@ -7,6 +7,7 @@ import pytest
 from llmshearing.config import load_recipe
 from llmshearing.optimization import mask_schedule
 from llmshearing.pruning.schedule import MaskSchedule
+from llmshearing.quantities import steps
 
 SCHEDULE = MaskSchedule(warmup=20, sharpen_until=80, decide=80, freeze=90, sharpness=16.0)
 
@@ -49,3 +50,25 @@ def test_masks_are_sharp_and_decide_before_they_freeze(freeze):
     assert last.sharpness == pytest.approx(schedule.sharpness)
     assert schedule.at(schedule.freeze).frozen
     assert schedule.freeze - schedule.decide >= (schedule.freeze - schedule.warmup) // 8
+
+
+def test_the_preset_of_the_paper_never_decides_or_freezes():
+    recipe = load_recipe(RECIPE, ("model.path=M", "data.root=D", "pruning.preset=paper"))
+    schedule, total = mask_schedule(recipe), steps(recipe.run.duration)
+    last = schedule.at(total)  # the evaluation at the end
+    assert not last.deciding
+    assert not last.frozen
+    assert last.sharpness == 1.0
+
+
+def test_a_fixed_shape_comes_after_the_warmup_and_before_the_decision():
+    given = ("model.path=M", "data.root=D", "target={parameters: 2M}", "run.duration=100ba")
+    phases = ("pruning.warmup=50ba", "pruning.fix_shape=40ba", "pruning.freeze=60ba")
+    schedule = mask_schedule(load_recipe(RECIPE, (*given, *phases)))
+    assert schedule.fix_shape == schedule.warmup == 50
+    assert not schedule.at(49).shaped
+    assert schedule.at(50).shaped
+    assert (schedule.decide, schedule.freeze) == (59, 60)
+    phases = ("pruning.warmup=20ba", "pruning.fix_shape=40ba", "pruning.freeze=80ba")
+    schedule = mask_schedule(load_recipe(RECIPE, (*given, *phases)))
+    assert (schedule.fix_shape, schedule.decide, schedule.freeze) == (40, 75, 80)
