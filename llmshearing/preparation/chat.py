@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import itertools
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +18,20 @@ from llmshearing.preparation import encoders
 
 Message: TypeAlias = dict[str, Any]
 Tools: TypeAlias = list[dict[str, Any]] | None
+Ranges: TypeAlias = tuple[tuple[int, int], ...]  # half-open, of characters
 # What a template that prints today's date prints, so that two runs give the same rows. It is the
-# date that the templates of Llama 3 print where none is given.
+# date that the templates of Llama 3 print by default.
 DATE = datetime.datetime(2024, 7, 26)
-
-
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # what the assistant writes, marked
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks what the assistant writes
+SHAPE = "expected messages with `role` and `content`"
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A rendered dialogue, or its part up to some answer.
-
-    Attributes:
-        text: what the template wrote.
-        answers: half-open ranges of characters that the assistant has to write.
-    """
+    """A rendered dialogue, or its part up to some answer."""
 
     text: str
-    answers: tuple[tuple[int, int], ...]
+    answers: Ranges  # what the assistant has to write
 
 
 class ChatEncoder:
@@ -94,9 +89,9 @@ class ChatEncoder:
                 the functions that the assistant may call as `tools`.
 
         Returns:
-            One text where the template writes the same for a turn whatever follows it. Where it
-            does not (it drops the reasoning of earlier turns, say), further texts, so that each
-            answer follows the prompt that the model reads when it has to write that answer.
+            One text if the template writes a turn the same way whatever follows it. If not (some
+            drop the reasoning of earlier turns), several texts, so that each answer follows the
+            prompt that the model reads when it has to write that answer.
 
         Raises:
             ValueError: it is no dialogue, or the template cannot render it.
@@ -107,9 +102,9 @@ class ChatEncoder:
         if GENERATION.search(self._template(tools)):
             if len(marked) < len(answering):  # transformers loses one at the very beginning
                 raise ValueError("the chat template marks fewer answers than there are")
-            return (Dialogue(whole, tuple(marked)),)
+            return (Dialogue(whole, marked),)
         parts: list[Dialogue] = []
-        text, answers = "", []
+        text, answers = "", ()
         for index in answering:
             before = self._prompt(messages, index, tools)
             after, _ = self._rendered(messages[: index + 1], tools)
@@ -118,11 +113,10 @@ class ChatEncoder:
                     f"the chat template does not write turn {index + 1} after its own prompt for it"
                 )
             if not before.startswith(text):
-                parts.append(Dialogue(text, tuple(answers)))
-                answers = []
-            text = after
-            answers.append((len(before), len(after)))
-        return (*parts, Dialogue(whole if whole.startswith(text) else text, tuple(answers)))
+                parts.append(Dialogue(text, answers))
+                answers = ()
+            text, answers = after, (*answers, (len(before), len(after)))
+        return (*parts, Dialogue(whole if whole.startswith(text) else text, answers))
 
     def encode(
         self, batch: list[tuple[Dialogue, ...]], bos: int | None = None, eos: int | None = None
@@ -167,12 +161,13 @@ class ChatEncoder:
         # Many templates cannot render zero messages. Everything before the content, such as BOS, a
         # default system turn and the header, is what two different answers have in common.
         answers = [[{"role": "assistant", "content": content}] for content in "AB"]
-        return _common_prefix([self._rendered(one, tools)[0] for one in (*answers, messages[:1])])
+        texts = [self._rendered(one, tools)[0] for one in (*answers, messages[:1])]
+        return os.path.commonprefix(texts)  # noqa: RUF071 - of characters, not of paths
 
     def _rendered(
         self, messages: list[Message], tools: Tools, **options: Any
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Render messages, with null content where the template knows what it means."""
+    ) -> tuple[str, Ranges]:
+        """Render messages, with null content if the template can render it."""
         filled = [{**message, "content": message["content"] or ""} for message in messages]
         found = self._applied(filled, tools, **options)
         if filled == messages:
@@ -183,17 +178,8 @@ class ChatEncoder:
             return found
         return found if given[0].count("None") > found[0].count("None") else given
 
-    def _applied(
-        self, messages: list[Message], tools: Tools, **options: Any
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Apply the chat template.
-
-        Returns:
-            The text, and the ranges of characters that the template marks as generated.
-
-        Raises:
-            ValueError: it raises an error.
-        """
+    def _applied(self, messages: list[Message], tools: Tools, **options: Any) -> tuple[str, Ranges]:
+        """Apply the chat template; return the text and what the template marks as generated."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         template = self._template(tools)
@@ -206,16 +192,10 @@ class ChatEncoder:
                 f"the chat template fails with {type(error).__name__}: {error}"
             ) from None
         ranges: Any = marked[0] if marked else ()
-        return texts[0], [(begin, end) for begin, end in ranges if begin < end]
+        return texts[0], tuple((begin, end) for begin, end in ranges if begin < end)
 
     def _template(self, tools: Tools) -> str:
         return self._templates.get("tool_use" if tools else "default", self._templates["default"])
-
-
-def _common_prefix(texts: list[str]) -> str:
-    low, high = min(texts), max(texts)
-    equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))
-    return low[: sum(1 for _ in equal)]
 
 
 def _templates(folder: Path) -> dict[str, str]:
@@ -265,7 +245,7 @@ def _conversation(value: Any) -> tuple[list[Message], Tools]:
 
 def _message(given: Any) -> Message:
     if not isinstance(given, dict):
-        raise ValueError("expected messages with `role` and `content`")
+        raise ValueError(SHAPE)
     message = {key: value for key, value in given.items() if value is not None}
     calls = message.pop("tool_calls", None) or []
     content = message.get("content")
@@ -276,18 +256,19 @@ def _message(given: Any) -> Message:
             raise ValueError("expected a list of objects as tool_calls")
         message["tool_calls"] = [_call(call) for call in calls]
     elif content is None:
-        raise ValueError("expected messages with `role` and `content`")
+        raise ValueError(SHAPE)
     if not isinstance(message.get("role"), str) or not isinstance(content or "", str):
-        raise ValueError("expected messages with `role` and `content`")
+        raise ValueError(SHAPE)
     return {**message, "content": content}
 
 
 def _text(part: Any) -> str:
-    text = part.get("text") if isinstance(part, dict) else part
-    if not isinstance(text, str) or (isinstance(part, dict) and part.get("type") != "text"):
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
         raise ValueError(f"found a content part of type {kind}, expected text")
-    return text
+    return part["text"]
 
 
 def _call(call: Message) -> Message:

@@ -1,9 +1,9 @@
 """Text to token ids: the reference encoder, and a fast one that must agree with it.
 
-The reference is `llmshearing.data.token_ids`. Where gigatoken is installed (the extra `fast`) and
-agrees with the reference on probes, it does the work, some ten times as fast, and one document in
-`AUDIT_EVERY` is compared. It reads names of special tokens as such, so the documents in which it
-finds one go to the reference.
+The reference is `llmshearing.data.token_ids`. If gigatoken is installed (the extra `fast`) and
+agrees with the reference on probes, it does the work, about ten times as fast, and one document in
+`AUDIT_EVERY` is compared. It reads names of special tokens in a text as these tokens, so documents
+in which it finds one are encoded by the reference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -35,29 +35,22 @@ PROBES = (
 )  # fmt: skip
 
 
+Ids: TypeAlias = tuple[np.ndarray, np.ndarray]  # of all texts (uint32); number of each (int64)
+Pair: TypeAlias = tuple[int | None, int | None]
+
+
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What preparation has to know of a tokenizer.
+    """What preparation has to know about a tokenizer."""
 
-    Attributes:
-        path: the file that decides the ids.
-        kind: `sentencepiece` or `huggingface`.
-        fingerprint: SHA-256 of the file.
-        ids_digest: digest of the ids of some texts, by which tokenizers are compared.
-        vocabulary: number of ids; every id is below it.
-        bos: id of the token that begins a document, if there is one.
-        eos: id of the token that ends a document, if there is one.
-        special: names and ids of the tokens that no text contains.
-    """
-
-    path: Path
-    kind: str
-    fingerprint: str
-    ids_digest: str
-    vocabulary: int
+    path: Path  # the file that decides the ids
+    kind: str  # `sentencepiece` or `huggingface`
+    fingerprint: str  # SHA-256 of the file
+    ids_digest: str  # see `token_ids.ids_digest`
+    vocabulary: int  # every id is below it
     bos: int | None
     eos: int | None
-    special: tuple[tuple[str, int], ...]
+    special: tuple[tuple[str, int], ...]  # names and ids of tokens that no text contains
 
 
 def inspect(path: str | Path) -> TokenizerFacts:
@@ -109,22 +102,13 @@ def _inspect_json(file: Path) -> dict[str, Any]:
     }
 
 
-Pair: TypeAlias = tuple[int | None, int | None]
-
-
 @dataclass(frozen=True)
 class Marks:
-    """Ids of the tokens that begin and end documents, or None.
-
-    Attributes:
-        text: for text.
-        chat: for rendered dialogues, where the template does not write them.
-        note: what is put around text, for the user.
-    """
+    """Ids of the tokens that begin and end documents, or None."""
 
     text: Pair
-    chat: Pair
-    note: str
+    chat: Pair  # of rendered dialogues, where the template does not write them
+    note: str  # for the user
 
 
 def choose_marks(facts: TokenizerFacts, *, bos: bool, eos: bool, separator: str | None) -> Marks:
@@ -134,18 +118,17 @@ def choose_marks(facts: TokenizerFacts, *, bos: bool, eos: bool, separator: str 
         facts: the tokenizer.
         bos: whether documents begin with its BOS token.
         eos: whether they end with its EOS token.
-        separator: name of the special token that ends a text in place of both.
+        separator: name of the special token that ends a text instead of these two.
 
     Raises:
         UserError: the tokenizer lacks a token.
     """
-    names = {number: name for name, number in facts.special}
-    known = dict(facts.special)
-    if separator is not None and separator not in known:
-        listed = ", ".join(difflib.get_close_matches(separator, known, 5, 0)) or "none"
+    special = dict(facts.special)
+    if separator is not None and separator not in special:
+        near = difflib.get_close_matches(separator, special, 5, 0)
         raise UserError(
-            f"found no special token {separator!r} in {facts.path}, expected one such as {listed}: "
-            "set separator="
+            f"found no special token {separator!r} in {facts.path}, expected one such as "
+            f"{', '.join(near) or 'none'}: set separator="
         )
     for name, wanted in (("bos", bos), ("eos", eos)):
         if wanted and getattr(facts, name) is None and separator is None:
@@ -154,19 +137,11 @@ def choose_marks(facts: TokenizerFacts, *, bos: bool, eos: bool, separator: str 
                 "separator= to a special token"
             )
     first, last = facts.bos if bos else None, facts.eos if eos else None
-    if first == last:  # one token between documents, not two
-        first = None
-    begin, end = (first, last) if separator is None else (None, known[separator])
-    shown = [
-        f"{verb} with {names.get(number, 'token')} ({number})"
-        for verb, number in (("begin", begin), ("end", end))
-        if number is not None
-    ]
-    return Marks(
-        (begin, end),
-        (first, last),
-        f"documents {' and '.join(shown)}" if shown else "documents have no tokens around them",
-    )
+    chat = (None if first == last else first, last)  # one token between documents, not two
+    text = chat if separator is None else (None, special[separator])
+    names = {number: f"{name} ({number})" for name, number in facts.special}
+    shown = [names.get(mark, str(mark)) if mark is not None else "no token" for mark in text]
+    return Marks(text, chat, f"texts begin with {shown[0]} and end with {shown[1]}")
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -182,26 +157,8 @@ def special_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
-class Encoder(Protocol):
-    """Token ids of texts."""
-
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all ids, concatenated (uint32), and the number of ids of each text (int64).
-
-        Args:
-            texts: UTF-8. There has to be one.
-        """
-        ...
-
-
-def with_marks(ids: np.ndarray, lengths: np.ndarray, marks: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Put tokens around each text.
-
-    Args:
-        ids: of all texts, concatenated.
-        lengths: number of ids of each text.
-        marks: ids to begin and to end each text with, or None.
-    """
+def with_marks(ids: np.ndarray, lengths: np.ndarray, marks: Pair) -> Ids:
+    """Put the tokens `marks` around each text."""
     ends = np.cumsum(lengths)
     places = zip(marks, (ends - lengths, ends), strict=True)
     given = [(mark, place) for mark, place in places if mark is not None]
@@ -220,14 +177,14 @@ class ReferenceEncoder:
         self.name = "SentencePiece" if facts.kind == "sentencepiece" else "tokenizers"
         self._encode = token_ids.encoder(facts.path)
 
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all ids, concatenated, and the number of ids of each text."""
+    def encode(self, texts: list[bytes]) -> Ids:
+        """Return the ids of one or more texts, given as UTF-8."""
         parts = [np.array(ids, np.uint32) for ids in self._encode([one.decode() for one in texts])]
         return np.concatenate(parts), np.fromiter(map(len, parts), np.int64, len(parts))
 
 
 @functools.lru_cache(maxsize=1)
-def fastest(facts: TokenizerFacts) -> Encoder:
+def fastest(facts: TokenizerFacts) -> ReferenceEncoder | FastEncoder:
     """Return the fast encoder if there is one that agrees on the probes, else the reference."""
     reference = ReferenceEncoder(facts)
     try:
@@ -266,8 +223,8 @@ class FastEncoder:
         self._special = np.array([number for _, number in facts.special], np.uint32)
         self._encoded = 0
 
-    def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all ids, concatenated, and the number of ids of each text.
+    def encode(self, texts: list[bytes]) -> Ids:
+        """Return the ids of one or more texts, given as UTF-8.
 
         Raises:
             UserError: the two encoders disagree on a document.
@@ -304,7 +261,7 @@ class FastEncoder:
             f"{self._reference.name} {slow[shown].tolist()}"
         )
 
-    def _fast(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def _fast(self, texts: list[bytes]) -> Ids:
         found = self._gigatoken.encode_batch(texts, parallel=False).layout
         offsets = np.asarray(found.offsets.data)
         return np.asarray(found.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)

@@ -2,7 +2,7 @@
 
 A unit is a range of blocks of one file. Blocks are fixed pieces: of the bytes of a plain or a
 compressed file, or the row groups of a Parquet file. A line belongs to the unit that holds the
-block with its first byte, so that any cut into units gives each line to exactly one.
+block with its first byte, so however a file is cut, each line is read exactly once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ DECODERS: dict[str, Callable[[], Any]] = {
     ".xz": lzma.LZMADecompressor,
     ".bz2": bz2.BZ2Decompressor,
 }
-# In lower case; files are matched in any case.
-SUFFIXES = (
+SUFFIXES = (  # in lower case; files are matched in any case
     *(f"{text}{packed}" for packed in ("", *DECODERS) for text in (".jsonl", ".json")),
     ".parquet",
 )
@@ -38,27 +37,20 @@ HEAD_BYTES = 1 << 16
 EXAMPLES = 10  # values of a field to show that no filter asks for
 BLOCK_BYTES = 1 << 20
 COMPRESSED_BLOCK_BYTES = 1 << 16
-# Each unit of a compressed file decompresses from the start of the file, which is cheap beside
-# the tokenising as long as they are few.
+# Each unit of a compressed file decompresses from the start of the file, which costs little
+# compared with tokenising as long as they are few.
 MAX_COMPRESSED_UNITS = 4
 
-
-Seen: TypeAlias = dict[str, set[str]]  # values by field, as JSON
+Seen: TypeAlias = dict[str, set[str]]  # values of fields, as JSON
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of a domain.
-
-    Attributes:
-        path: the file.
-        name: its path below the source folder, for messages and the manifest.
-        size: bytes.
-    """
+    """A file of a domain."""
 
     path: Path
-    name: str
-    size: int
+    name: str  # below the source folder, for messages and the manifest
+    size: int  # bytes
 
     @property
     def kind(self) -> str:
@@ -68,21 +60,13 @@ class Source:
 
 
 class Document(NamedTuple):
-    """One record of a source.
+    """One record of a source."""
 
-    Attributes:
-        line: its line (JSON Lines) or row (Parquet), counted from 1 within the unit.
-        value: the field asked for, or None.
-        problem: why there is no value, or None.
-        blank: whether there is no document: an empty line, or text of another domain.
-        size: bytes of its line; in Parquet, the mean size of a row.
-    """
-
-    line: int
-    value: Any
-    problem: str | None = None
-    blank: bool = False
-    size: int = 0
+    line: int  # or row, counted from 1 within the unit
+    value: Any  # of the field, or None
+    problem: str | None = None  # why there is no value
+    blank: bool = False  # an empty line, or a record of another domain
+    size: int = 0  # bytes of the line; in Parquet, the mean size of a row
 
 
 def block_ranges(source: Source, unit_bytes: int) -> list[tuple[int, int]]:
@@ -105,23 +89,17 @@ def block_ranges(source: Source, unit_bytes: int) -> list[tuple[int, int]]:
 
 
 def plain_block_bytes(unit_bytes: int) -> int:
-    """Give the block size of plain files: a unit is at least one block."""
+    """Return the block size of plain files: a unit is at least one block."""
     return min(BLOCK_BYTES, unit_bytes)
 
 
 @dataclass(frozen=True)
 class Reads:
-    """What to read of a record.
+    """What to read of a record."""
 
-    Attributes:
-        field: the field that holds the text or the chat.
-        where: paths of fields, and the values that they have in records of the domain, as JSON.
-        tools: the field that holds the functions which the assistant of a chat may call.
-    """
-
-    field: str
-    where: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
-    tools: str | None = None
+    field: str  # with the text or the chat
+    where: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # paths; wanted values as JSON
+    tools: str | None = None  # field with the functions which the assistant of a chat may call
 
     def value(self, record: dict[str, Any]) -> Any:
         """Return the value of the field; with tools, a mapping of `messages` and `tools`.
@@ -133,12 +111,12 @@ class Reads:
             return {"messages": record[self.field], "tools": tools}
         return record[self.field]
 
-    def of(self, record: dict[str, Any], seen: Seen) -> bool:
+    def select(self, record: dict[str, Any], seen: Seen) -> bool:
         """Return whether a record is of the domain; a missing field counts as null.
 
         Args:
             record: the record.
-            seen: values seen by field, as JSON: all that are asked for, and some others. Updated.
+            seen: gets the values of the fields: all that are wanted, and a few others.
         """
         found = True
         for path, wanted in self.where:
@@ -166,14 +144,14 @@ def documents(
     reads: Reads,
     seen: Seen | None = None,
 ) -> Iterator[Document]:
-    """Read the documents of a unit: the value of the field, or what is wrong with the record.
+    """Read the documents of a unit.
 
     Args:
         source: the file.
         blocks: the unit's blocks.
         unit_bytes: size of units.
         reads: what to read of a record.
-        seen: values seen in the fields of `reads.where`. Updated.
+        seen: see `Reads.select`.
 
     Raises:
         UserError: the file cannot be read to its end.
@@ -184,8 +162,8 @@ def documents(
             yield from _parquet_documents(source, blocks, reads, seen)
             return
         for number, line in enumerate(lines(source, blocks, unit_bytes), start=1):
-            begins_file = number == 1 and blocks[0] == 0
-            text = line.removeprefix(codecs.BOM_UTF8) if begins_file else line
+            starts_file = number == 1 and blocks[0] == 0
+            text = line.removeprefix(codecs.BOM_UTF8) if starts_file else line
             yield _parse(number, text, reads, seen)
     except OSError as error:
         raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
@@ -201,15 +179,16 @@ def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
         except ValueError:  # the other parser takes more, such as NaN and long integers
             record = json.loads(line.decode())
         if not isinstance(record, dict):
-            problem = f"found {type(record).__name__}, expected an object"
-        elif reads.where and not reads.of(record, seen):
+            raise ValueError(f"found {type(record).__name__}, expected an object")
+        if reads.where and not reads.select(record, seen):
             return Document(number, None, None, True, size)
-        else:
-            return Document(number, reads.value(record), size=size)
+        return Document(number, reads.value(record), size=size)
     except UnicodeDecodeError as error:
         problem = f"invalid UTF-8 at byte {error.start}"
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         problem = f"malformed JSON: {error}"
+    except ValueError as error:
+        problem = str(error)
     except KeyError:
         problem = f"no field `{reads.field}`"
     return Document(number, None, problem, size=size)
@@ -314,7 +293,7 @@ def _parquet_documents(
                 number += 1
                 try:
                     record = {name: batch.column(name)[row].as_py() for name in columns}
-                    blank = not reads.of(record, seen)
+                    blank = not reads.select(record, seen)
                     yield Document(number, reads.value(record), None, blank, size)
                 except UnicodeDecodeError as error:
                     problem = f"invalid UTF-8 at byte {error.start}"

@@ -249,10 +249,8 @@ def _unmatched(reads: sources.Reads, found: DomainSelection) -> list[str]:
         name, values = ".".join(path), found.values[".".join(path)]
         if missing := [value for value in wanted if value not in values]:
             others = sorted(values.difference(wanted))[: sources.EXAMPLES]
-            bools = " (YAML reads yes, no, on and off as true or false: quote them)"
             problems.append(
-                f"no document has `{name}` equal to {' or '.join(missing)}"
-                f"{bools if {'true', 'false'} & set(missing) else ''}; other values are "
+                f"no document has `{name}` equal to {' or '.join(missing)}; other values are "
                 f"{', '.join(others) or 'none'}{' (no such field)' if others == ['null'] else ''}"
             )
     if reads.where and not problems and not found.counts["documents"] + found.counts["bad"]:

@@ -1,4 +1,4 @@
-"""Units of work: pieces of the raw text, each tokenised into one file that is whole or absent."""
+"""Units of work: pieces of raw text, each tokenised into a file that is complete or absent."""
 
 from __future__ import annotations
 
@@ -21,36 +21,25 @@ BATCH_BYTES = 1 << 22  # of text; gigatoken learns the words of each batch anew
 FORMAT = 2  # of a unit's file; others are not read
 LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
 EMPTY = "empty text"
-WHOLE = 1 << 64  # documents whose hash is below the bound `keep` are tokenised; this keeps all
+WHOLE = 1 << 64  # a bound above every hash
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A range of blocks of one file.
+    """A range of blocks of one file."""
 
-    Attributes:
-        index: its place in the order of the text.
-        domain: whose text it is.
-        pool: `train`, to be split by hash, or `eval`, held out as a whole.
-        source: the file.
-        blocks: half-open range of the file's blocks.
-        part: its place among the units of the file, and their number.
-        stamp: of the file when the work was planned.
-        keep: bound on the hashes of the documents to tokenise.
-    """
-
-    index: int
+    index: int  # place in the order of the text
     domain: str
-    pool: str
+    pool: str  # `train`, which is split by hash, or `eval`, which is held out as a whole
     source: sources.Source
-    blocks: tuple[int, int]
-    part: tuple[int, int]
-    stamp: fingerprints.Stamp
-    keep: int = WHOLE
+    blocks: tuple[int, int]  # half-open range of the file's blocks
+    part: tuple[int, int]  # place among the units of the file, and their number
+    stamp: fingerprints.Stamp  # of the file when the work was planned
+    keep: int = WHOLE  # documents with a smaller hash are tokenised
 
     @property
     def megabytes(self) -> float:
-        """Size of its part of the file, about."""
+        """Approximate size of its part of the file."""
         return self.source.size / self.part[1] / 1e6
 
     @property
@@ -61,69 +50,38 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitSettings:
-    """What every unit of a preparation shares.
+    """What all units of a preparation share."""
 
-    Attributes:
-        folder: where finished units go.
-        tokenizer: the tokenizer.
-        tokenizer_path: the path the user gave, which chat templates are read from.
-        dtype: of the ids.
-        seed: of the documents' hashes.
-        marks: ids around documents.
-        unit_bytes: size of units, from which the blocks follow.
-        reads: what to read of a record, by domain.
-        chats: the domains whose records are chats.
-    """
-
-    folder: Path
+    folder: Path  # of finished units
     tokenizer: encoders.TokenizerFacts
-    tokenizer_path: str
-    dtype: str
-    seed: int
+    tokenizer_path: str  # as given by the user; chat templates are read from it
+    dtype: str  # of ids
+    seed: int  # of the hashes of documents
     marks: encoders.Marks
-    unit_bytes: int
-    reads: dict[str, sources.Reads]
-    chats: frozenset[str]
+    unit_bytes: int  # decides the blocks
+    reads: dict[str, sources.Reads]  # by domain
+    chats: frozenset[str]  # domains of dialogues
 
 
 @dataclass
 class UnitSummary:
-    """Counts of a unit.
-
-    Attributes:
-        index: the unit.
-        stamp: of the file that it was read from.
-        keep: bound on the hashes of the documents that were tokenised.
-        chunks: digests of the unit's part of the file.
-        lines: lines or rows read, blank ones included.
-        documents: good documents.
-        tokenised: documents chosen by their hash and tokenised.
-        tokens: of those.
-        bytes: UTF-8 bytes of their text.
-        bad: bad documents.
-        read_bytes: bytes of all lines.
-        bad_bytes: bytes of the lines of bad documents.
-        empty: documents without text; nothing is lost with them, so that they are listed but
-            are not counted as bad.
-        problems: line within the unit and problem of the first of them.
-        values: values of the fields of `where`, as JSON: all that are asked for, and some others.
-    """
+    """Counts of a unit."""
 
     index: int
-    stamp: fingerprints.Stamp
+    stamp: fingerprints.Stamp  # of the file that was read
     keep: int
-    chunks: list[str] = field(default_factory=list)
-    lines: int = 0
-    documents: int = 0
-    tokenised: int = 0
-    tokens: int = 0
-    bytes: int = 0
+    chunks: list[str] = field(default_factory=list)  # digests of the unit's part of the file
+    lines: int = 0  # or rows, blank ones included
+    documents: int = 0  # good ones
+    tokenised: int = 0  # documents with a hash below `keep`
+    tokens: int = 0  # of tokenised documents
+    bytes: int = 0  # of the UTF-8 of tokenised documents
     bad: int = 0
-    read_bytes: int = 0
-    bad_bytes: int = 0
-    empty: int = 0
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    values: dict[str, list[str]] = field(default_factory=dict)
+    read_bytes: int = 0  # of all lines
+    bad_bytes: int = 0  # of the lines of bad documents
+    empty: int = 0  # documents without text: listed, but not bad, because nothing is lost
+    problems: list[tuple[int, str]] = field(default_factory=list)  # line and problem, the first few
+    values: dict[str, list[str]] = field(default_factory=dict)  # see `sources.Reads.select`
 
     def add_problem(self, document: sources.Document, problem: str) -> None:
         """Count a document that cannot be used, and list it."""
@@ -158,11 +116,11 @@ class UnitWorker:
         for batch in self._batches(unit, summary, hashes):
             if unit.domain in self.settings.chats:
                 assert self._chat is not None
-                flat, counts, targets = self._chat.encode(batch, *marks.chat)
+                ids, counts, targets = self._chat.encode(batch, *marks.chat)
                 loss.append(targets)
             else:
-                flat, counts = encoders.with_marks(*self._encoder.encode(batch), marks.text)
-            tokens.append(flat.astype(self.settings.dtype))
+                ids, counts = encoders.with_marks(*self._encoder.encode(batch), marks.text)
+            tokens.append(ids.astype(self.settings.dtype))
             lengths.append(counts)
         summary.chunks = fingerprints.chunks(unit.source.path, unit.stamp, unit.part)
         table = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
@@ -178,7 +136,7 @@ class UnitWorker:
         return summary
 
     def _batches(self, unit: Unit, summary: UnitSummary, hashes: list[int]) -> Iterator[list[Any]]:
-        """Read documents in batches, count them, and collect the hashes of those that are kept."""
+        """Read documents in batches, count them, and collect the hashes of those to tokenise."""
         settings = self.settings
         chat = self._chat if unit.domain in settings.chats else None
         reads, parquet = settings.reads[unit.domain], unit.source.kind == "parquet"
@@ -192,18 +150,18 @@ class UnitWorker:
             summary.read_bytes += document.size
             if document.blank:
                 continue
-            problem, value = document.problem, document.value
-            content = canonical = b""
-            if problem is None:
-                try:
-                    if chat and parquet:
-                        value = _without_nulls(value)
-                    content = canonical = _canonical_chat(value) if chat else _canonical(value)
-                    content = chat.render(value) if chat else canonical
-                except ValueError as error:
-                    problem = str(error)
-            if problem is not None:
-                summary.add_problem(document, problem)
+            if document.problem is not None:
+                summary.add_problem(document, document.problem)
+                continue
+            value = document.value
+            try:
+                if chat:
+                    value = _without_nulls(value) if parquet else value
+                    canonical, content = _canonical_chat(value), chat.render(value)
+                else:
+                    canonical = content = _canonical(value)
+            except ValueError as error:
+                summary.add_problem(document, str(error))
                 continue
             summary.documents += 1
             number = xxhash.xxh3_64_intdigest(canonical, settings.seed)
@@ -223,7 +181,7 @@ class UnitWorker:
 
 
 def _canonical(value: Any) -> bytes:
-    """Return the UTF-8 of a document, which its hash is taken of.
+    """Return the UTF-8 of a document, of which its hash is taken.
 
     Raises:
         ValueError: what is wrong with the document.
@@ -238,6 +196,10 @@ def _canonical(value: Any) -> bytes:
         raise ValueError(f"half of a surrogate pair at character {error.start}") from None
 
 
+def _canonical_chat(value: Any) -> bytes:
+    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
+
+
 def _without_nulls(value: Any) -> Any:
     """Drop the nulls in structs: in Parquet every struct has every field."""
     if isinstance(value, dict):
@@ -245,31 +207,19 @@ def _without_nulls(value: Any) -> Any:
     return list(map(_without_nulls, value)) if isinstance(value, list) else value
 
 
-def _canonical_chat(value: Any) -> bytes:
-    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
-
-
 @dataclass(frozen=True)
 class UnitFile:
-    """A finished unit, its token ids left on disk.
-
-    Attributes:
-        path: the file.
-        head: the summary, and whether it is chat.
-        hashes: of its documents, uint64.
-        lengths: of its documents in tokens, int64.
-        offset: byte at which the ids begin.
-    """
+    """A finished unit; its ids stay on disk."""
 
     path: Path
-    head: dict[str, Any]
-    hashes: np.ndarray
-    lengths: np.ndarray
-    offset: int
+    head: dict[str, Any]  # the summary, and `chat`: whether it has loss masks
+    hashes: np.ndarray  # uint64 [documents]
+    lengths: np.ndarray  # in tokens, int64 [documents]
+    offset: int  # byte at which the ids begin
 
     @classmethod
     def open(cls, path: Path, dtype: str) -> UnitFile:
-        """Read the table of a unit.
+        """Read the tables of a unit.
 
         Raises:
             UserError: the file is not as it was written.
@@ -295,7 +245,7 @@ class UnitFile:
         return self._map(dtype, self.offset)
 
     def loss(self, dtype: str) -> np.ndarray:
-        """Map the marks of target tokens of chat data."""
+        """Map the loss mask of dialogues: uint8, 1 for target tokens."""
         return self._map("uint8", self.offset + int(self.lengths.sum()) * np.dtype(dtype).itemsize)
 
     def _map(self, dtype: str, offset: int) -> np.ndarray:

@@ -316,8 +316,9 @@ def test_content_parts_of_text_are_joined(json_folder):
     encoder = ChatEncoder(json_folder)
     joined = [{"role": "user", "content": "the\n東京?"}, *TALK[1:]]
     assert encoder.render([{"role": "user", "content": parts}, *TALK[1:]]) == encoder.render(joined)
-    for part in ({"type": "image_url", "image_url": "x"}, {"type": "image", "text": "x"}, 3):
-        with pytest.raises(ValueError, match=r"content part of type (image|int)"):
+    other = ({"type": "image_url", "image_url": "x"}, {"type": "image", "text": "x"}, 3)
+    for part in (*other, {"type": "text", "text": None}):
+        with pytest.raises(ValueError, match=r"content part of type (image|int|text)"):
             encoder.render([{"role": "user", "content": [part]}, *TALK[1:]])
 
 

@@ -198,13 +198,41 @@ def facts_of(bos, eos):
 @pytest.mark.parametrize(
     ("bos", "eos", "chosen", "text", "chat", "note"),
     [
-        (0, 1, {}, (0, 1), (0, 1), "documents begin with <a> (0) and end with <b> (1)"),
-        (2, 2, {}, (None, 2), (None, 2), "documents end with <|endoftext|> (2)"),
-        (2, 2, {"eos": False}, (2, None), (2, None), "documents begin with <|endoftext|> (2)"),
-        (0, 1, {"bos": False}, (None, 1), (None, 1), "documents end with <b> (1)"),
-        (0, 1, {"separator": "<|endoftext|>"}, (None, 2), (0, 1), "documents end with <|endof"),
-        (None, 1, {"separator": "<a>"}, (None, 0), (None, 1), "documents end with <a> (0)"),
-        (0, 1, {"bos": False, "eos": False}, (None, None), (None, None), "no tokens around"),
+        (0, 1, {}, (0, 1), (0, 1), "texts begin with <a> (0) and end with <b> (1)"),
+        (2, 2, {}, (None, 2), (None, 2), "begin with no token and end with <|endoftext|> (2)"),
+        (
+            2,
+            2,
+            {"eos": False},
+            (2, None),
+            (2, None),
+            "begin with <|endoftext|> (2) and end with no token",
+        ),
+        (0, 1, {"bos": False}, (None, 1), (None, 1), "begin with no token and end with <b> (1)"),
+        (
+            0,
+            1,
+            {"separator": "<|endoftext|>"},
+            (None, 2),
+            (0, 1),
+            "begin with no token and end with <|endof",
+        ),
+        (
+            None,
+            1,
+            {"separator": "<a>"},
+            (None, 0),
+            (None, 1),
+            "begin with no token and end with <a> (0)",
+        ),
+        (
+            0,
+            1,
+            {"bos": False, "eos": False},
+            (None, None),
+            (None, None),
+            "begin with no token and end with no token",
+        ),
     ],
 )
 def test_tokens_around_documents(bos, eos, chosen, text, chat, note):

@@ -227,7 +227,7 @@ def test_domains_mixed_in_the_same_files(config, source, tmp_path):
 def test_a_separator_ends_each_text(config, json_folder, tmp_path, capsys):
     change = [f"tokenizer={json_folder}", "separator=<|user|>"]
     assert prepare(config, *change) == 0
-    assert "documents end with <|user|> (2)" in capsys.readouterr().err
+    assert "texts begin with no token and end with <|user|> (2)" in capsys.readouterr().err
     tree = DataTree.open(tmp_path / "tree")
     assert (tree.tokenizer["bos"], tree.tokenizer["eos"]) == (None, 2)
     ids = rows(tree.split("continue")["web"].path).ravel()
