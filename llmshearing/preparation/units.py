@@ -17,7 +17,7 @@ from llmshearing.errors import UserError
 from llmshearing.preparation import encoders, fingerprints, sources
 from llmshearing.preparation.chat import ChatEncoder
 
-BATCH_BYTES = 1 << 22  # of text; gigatoken learns the words of each batch anew
+BATCH_BYTES = 1 << 22  # of text; gigatoken does not remember words from one batch to the next
 FORMAT = 2  # of a unit's file; others are not read
 LISTED_BAD_DOCUMENTS = 1000  # of a unit; all are counted
 EMPTY = "empty text"

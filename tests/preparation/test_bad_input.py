@@ -166,7 +166,7 @@ def test_all_wrong_settings_are_reported_at_once(config, capsys):
     assert all(name in shown for name in ("sequence_length", "bad_documents", "processes"))
 
 
-def test_a_file_that_is_no_tokenizer_is_named(config, tmp_path, capsys):
+def test_a_file_that_is_not_a_tokenizer_is_named(config, tmp_path, capsys):
     (tmp_path / "x.model").write_bytes(b"not a model")
     assert prepare(config, f"tokenizer={tmp_path / 'x.model'}") == 2
     assert "x.model" in capsys.readouterr().err

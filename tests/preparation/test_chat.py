@@ -22,7 +22,7 @@ TALK = [
 ]
 
 
-def test_what_counts_is_what_the_assistant_writes(json_folder):
+def test_targets_are_what_the_assistant_writes(json_folder):
     encoder = ChatEncoder(json_folder)
     ids, lengths, loss = encoder.encode([encoder.render(TALK), encoder.render(TALK[:2])])
     read = tokenizers.Tokenizer.from_file(str(json_folder / "tokenizer.json"))
@@ -47,7 +47,7 @@ def test_what_counts_is_what_the_assistant_writes(json_folder):
         ([{"role": "user", "content": "x"}], "no answer"),
     ],
 )
-def test_what_is_no_dialogue_says_so(json_folder, messages, problem):
+def test_a_malformed_dialogue_is_refused(json_folder, messages, problem):
     with pytest.raises(ValueError, match=problem):
         ChatEncoder(json_folder).render(messages)
 
@@ -68,7 +68,7 @@ def test_a_template_that_does_not_write_an_answer_after_its_own_prompt_is_refuse
         encoder.render(TALK)
 
 
-def test_a_chat_domain_beside_a_text_domain(config, source, json_folder, tmp_path):
+def test_a_chat_domain_next_to_a_text_domain(config, source, json_folder, tmp_path):
     path = source / "talk" / "a.jsonl"
     path.parent.mkdir()
     path.write_text("".join(json.dumps({"messages": TALK, "n": i}) + "\n" for i in range(90)))
@@ -96,7 +96,7 @@ def test_a_chat_domain_beside_a_text_domain(config, source, json_folder, tmp_pat
     assert set(dataset[0]) == {"tokens", "loss"}
 
 
-def test_a_dialogue_the_template_refuses_is_a_bad_document(json_folder):
+def test_a_dialogue_rejected_by_the_template_is_a_bad_document(json_folder):
     encoder = chat(json_folder, "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ValueError, match="roles must alternate"):
         encoder.render(TALK)
@@ -251,7 +251,7 @@ def test_the_texts_of_a_dialogue_are_one_document(json_folder):
     assert (counted[0], counted[-1]) == (0, 1)
 
 
-def test_generation_markers_decide_where_a_template_has_them(json_folder):
+def test_generation_markers_define_the_targets(json_folder):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
         "{%- generation -%}{{ m.content.upper() }}<|end|>{%- endgeneration -%}!"
@@ -299,7 +299,7 @@ def test_tool_calls_without_content(json_folder, call, writer, content):
 
 
 @pytest.mark.parametrize("form", [lambda tools: tools, json.dumps], ids=["list", "JSON"])
-def test_tools_are_given_to_the_template(json_folder, form):
+def test_tools_are_passed_to_the_template(json_folder, form):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     template = CALLS.replace("CONTENT", "{{ m.content }}")
     (dialogue,) = chat(json_folder, template).render({"messages": TALK, "tools": form(tools)})

@@ -30,7 +30,7 @@ def pieces(encoder, texts):
     return [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])]
 
 
-def test_ids_are_sentencepieces_own_on_hard_texts(model_file):
+def test_ids_equal_sentencepiece_on_hard_texts(model_file):
     model = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     facts = encoders.inspect(model_file)
     fast = encoders.fastest(facts)
@@ -47,13 +47,13 @@ def both(model_file):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"])), min_size=1))
-def test_ids_are_sentencepieces_own_on_any_text(both, texts):
+def test_ids_equal_sentencepiece_on_any_text(both, texts):
     fast, reference = both
     assert pieces(fast, texts) == pieces(reference, texts)
 
 
 @pytest.mark.parametrize("path", ["models/tiny-llama", "tokenizers/llama2"])
-def test_ids_are_sentencepieces_own_on_every_document(shared, path):
+def test_ids_equal_sentencepiece_on_every_document(shared, path):
     folder = shared / path
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     fast = encoders.fastest(encoders.inspect(folder))
@@ -66,14 +66,14 @@ def test_ids_are_sentencepieces_own_on_every_document(shared, path):
     assert documents == 482
 
 
-def test_marks_of_control_in_a_text_are_text(json_folder):
+def test_names_of_special_tokens_in_a_text_are_text(json_folder):
     fast = encoders.fastest(encoders.inspect(json_folder))
     control = {0, 1, 2, 3}
     for ids in pieces(fast, ["<|end|>", "a <|user|> b", "plain"]):
         assert not control & set(ids)
 
 
-def test_a_directory_with_a_model_is_read_by_its_model(model_file, json_folder, tmp_path):
+def test_tokenizer_model_takes_precedence_over_tokenizer_json(model_file, json_folder, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(model_file.read_bytes())
     (tmp_path / "tokenizer.json").write_bytes((json_folder / "tokenizer.json").read_bytes())
     facts = encoders.inspect(tmp_path)
@@ -89,7 +89,7 @@ def test_a_tiktoken_file_next_to_a_tokenizer_json_is_passed_over(json_folder, tm
     assert encoders.inspect(tmp_path).kind == "huggingface"
 
 
-def test_a_directory_without_one_is_read_by_its_json(json_folder):
+def test_a_directory_without_tokenizer_model_uses_tokenizer_json(json_folder):
     facts = encoders.inspect(json_folder)
     assert (facts.kind, facts.bos, facts.eos) == ("huggingface", 0, 1)
     texts = [text(i, 50) for i in range(20)] + ["", " x", "\n\n"]
@@ -170,7 +170,7 @@ def test_marks_are_put_around_each_text(model_file, begin, end, texts):
         assert lengths.tolist() == list(map(len, wanted))
 
 
-def test_plain_texts_never_wait_for_the_reference(model_file, monkeypatch):
+def test_plain_texts_do_not_need_the_reference(model_file, monkeypatch):
     facts = encoders.inspect(model_file)
     fast = encoders.FastEncoder(facts, encoders.ReferenceEncoder(facts))
     fast.encode([b"compared"])

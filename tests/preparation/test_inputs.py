@@ -94,7 +94,7 @@ def test_what_is_not_read_is_named_with_its_reason(tmp_path):
 
 @pytest.mark.parametrize("pattern", [".", "*.jsonl", "lost.jsonl", "**/*.jsonl"])
 @pytest.mark.parametrize("kind", ["a link to nothing", "not a regular file"])
-def test_a_text_file_that_is_none_is_refused(tmp_path, pattern, kind):
+def test_a_data_suffix_on_something_else_is_refused(tmp_path, pattern, kind):
     touch(tmp_path, "a.jsonl")
     if kind == "a link to nothing":
         (tmp_path / "lost.jsonl").symlink_to(tmp_path / "nothing")
@@ -138,7 +138,7 @@ def test_files_that_are_not_json_lines_are_refused(tmp_path, content, problem, p
         b'{"text": "%s"}' % (b"long " * 30_000),
     ],
 )  # fmt: skip
-def test_json_lines_of_every_kind_are_taken(tmp_path, content):
+def test_json_lines_of_every_kind_are_accepted(tmp_path, content):
     (tmp_path / "a.jsonl").write_bytes(content)
     assert names(tmp_path, ".") == ["a.jsonl"]
 

@@ -22,7 +22,7 @@ def test_shipped_recipes_load(path):
     assert recipe.splits
 
 
-def test_budgets_are_shared_out_by_weight():
+def test_budgets_are_divided_by_weight():
     recipe = recipes.load(ROOT / "yamls" / "data" / "redpajama-v1.yaml", PLACES)
     asked = {
         domain: recipe.tokens_of(domain, recipe.splits["continue"]) for domain in recipe.domains
@@ -33,7 +33,7 @@ def test_budgets_are_shared_out_by_weight():
     assert {recipe.tokens_of(domain, held) for domain in asked} == {2_000_000}
 
 
-def test_what_is_missing_is_asked_for():
+def test_missing_keys_are_reported():
     with pytest.raises(UserError, match=r"source: not given(.|\n)*tokenizer: not given"):
         recipes.load(ROOT / "yamls" / "data" / "redpajama-v1.yaml", ["output=x"])
 

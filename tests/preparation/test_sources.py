@@ -1,4 +1,4 @@
-"""Any cut of a file into units gives each line to exactly one."""
+"""However a file is cut into units, each line is read exactly once."""
 
 import bz2
 import gzip
@@ -26,7 +26,7 @@ def read(path: Path, unit_bytes: int) -> list[bytes]:
     unit_bytes=st.integers(1, 40),
     ended=st.booleans(),
 )
-def test_every_line_once_and_in_order(tmp_path_factory, lines, unit_bytes, ended):
+def test_every_line_is_read_once_and_in_order(tmp_path_factory, lines, unit_bytes, ended):
     data = b"\n".join(lines) + (b"\n" if ended and lines else b"")
     if not data:
         return
@@ -60,7 +60,7 @@ def test_compressed_files_are_cut_too(tmp_path, monkeypatch, kind):
     assert read(path, 64) == lines
 
 
-def test_a_line_longer_than_many_units_belongs_to_the_first(tmp_path):
+def test_a_line_longer_than_several_units_belongs_to_the_first(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"short\n" + b"x" * 1000 + b"\nlast")
     assert read(path, 10) == [b"short", b"x" * 1000, b"last"]

@@ -104,7 +104,7 @@ def test_typed_values_of_parquet_files(config, source, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["[]", "[[a]]", "{}", "[{b: c}]"])
-def test_what_is_no_value_is_refused(mixed, capsys, value):
+def test_a_malformed_filter_is_refused(mixed, capsys, value):
     recipe(mixed, v="en")
     mixed.write_text(mixed.read_text().replace('{"v": "en"}', f"{{v: {value}}}"))
     assert prepare(mixed) == 2
