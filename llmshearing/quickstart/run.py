@@ -138,12 +138,13 @@ def _execute(step: Step, log: Path, progress: Progress, planned: float) -> int:
                 process.wait(GRACE_SECONDS)
             process.kill()
             raise
-    if process.returncode:
+    if process.returncode or not step.output.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
+        made = "" if step.output.exists() else f" without {step.output}"
         raise UserError(
-            f"`{' '.join(step.command)}` failed with status {process.returncode}. The end of its "
-            f"output ({log}):\n{tail}\n"
+            f"`{' '.join(step.command)}` ended with status {process.returncode}{made}. The end of "
+            f"its log ({log}):\n{tail}\n"
             "Fix the cause and run the quickstart again: finished steps are kept."
         )
     return peak

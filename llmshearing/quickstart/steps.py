@@ -42,7 +42,7 @@ def steps(out: Path, extra: Mapping[str, Sequence[str]] | None = None) -> list[S
     """
     data, config, references = f"{out}/data", f"{out}/source-config", f"{out}/references.yaml"
     gather = ["python", "-m", "llmshearing.quickstart.gather", str(out)]
-    prepare = ["python", "-m", "llmshearing.preparation.prepare", f"{RECIPES}/data.yaml"]
+    prepare = ["llmshearing", "prepare", f"{RECIPES}/data.yaml"]
     prepare += [f"source={out}/text", f"tokenizer={config}", f"output={data}"]
     measure = ["llmshearing", "reference-loss", "measure", f"{out}/models/source"]
     measure += ["--data", f"{data}/eval", "--out", references]

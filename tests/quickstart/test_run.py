@@ -41,15 +41,22 @@ def out(tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
-def python(name, code, output="made"):
-    return Step(name, name, 1.0, Path(output), ("python", "-c", code))
+@pytest.fixture
+def python(tmp_path):
+    """Makes steps that run Python code; their output is there unless another one is given."""
+    (tmp_path / "made").touch()
+
+    def step(name, code, output=tmp_path / "made"):
+        return Step(name, name, 1.0, output, ("python", "-c", code))
+
+    return step
 
 
 def done(out):
     return sorted(path.stem for path in (out / "done").iterdir())
 
 
-def test_finished_steps_do_not_run_again(out, tmp_path):
+def test_finished_steps_do_not_run_again(python, out, tmp_path):
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
     quickstart.run_steps([python("a", count)], out)
     quickstart.run_steps([python("a", count), python("b", count)], out)
@@ -57,30 +64,37 @@ def test_finished_steps_do_not_run_again(out, tmp_path):
     assert done(out) == ["a", "b"]
 
 
-def test_commands_run_with_this_python_and_leave_a_log(out):
+def test_commands_run_with_this_python_and_leave_a_log(python, out):
     quickstart.run_steps([python("a", "import sys; print(sys.prefix)")], out)
     assert (out / "logs/a.log").read_text().strip() == sys.prefix
 
 
-def test_the_time_and_memory_of_a_command_are_recorded(out):
+def test_the_time_and_memory_of_a_command_are_recorded(python, out):
     quickstart.run_steps([python("a", "x = b'1' * 300_000_000; import time; time.sleep(1)")], out)
     found = json.loads((out / "done/a.json").read_text())
     assert 0.28 < found["peak_memory_gb"] - psutil.Process().memory_info().rss / 1e9 < 0.5
     assert 1 < found["seconds"] < 10
 
 
-def test_a_failure_shows_the_end_of_the_output(out):
+def test_a_failure_shows_the_end_of_the_output(python, out):
     with pytest.raises(UserError, match=r"status 3(?s:.)*a\.log(?s:.)*too bad"):
         quickstart.run_steps([python("a", "import sys; print('too bad'); sys.exit(3)")], out)
     assert done(out) == []
 
 
-def test_what_a_stopped_attempt_left_is_removed_unless_it_can_be_resumed(out, tmp_path):
+def test_a_command_that_makes_nothing_has_failed(python, out, tmp_path):
+    with pytest.raises(UserError, match=r"status 0 without .*nothing"):
+        quickstart.run_steps([python("a", "1 + 1", tmp_path / "nothing")], out)
+    assert done(out) == []
+
+
+def test_what_a_stopped_attempt_left_is_removed_unless_it_can_be_resumed(python, out, tmp_path):
     for name, kept in (("export-source", False), ("source", True)):
         made = tmp_path / name
         made.mkdir()
         (made / "half").write_text("")
-        code = f"import pathlib, sys; sys.exit(pathlib.Path({str(made)!r}).exists() != {kept})"
+        code = f"import pathlib, sys; made = pathlib.Path({str(made)!r}); found = made.exists(); "
+        code += f"made.mkdir(exist_ok=True); sys.exit(found != {kept})"
         quickstart.run_steps([python(name, code, made)], out)
 
 
@@ -91,7 +105,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_steps_made_by_other_commands_are_refused(out):
+def test_steps_made_by_other_commands_are_refused(python, out):
     quickstart.run_steps([python("a", "1 + 1")], out)
     with pytest.raises(UserError, match=r"python -c 1 \+ 1(?s:.)*choose|Choose another --out"):
         quickstart.check_directory([python("a", "1 + 2")], out)
@@ -195,9 +209,9 @@ def test_an_installed_quickstart_completes_in_an_empty_folder_and_is_not_repeate
 
     def quickstart():
         command = [installed, "-c", code, json.dumps(EXTRA)]
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
 
     assert "report.html" in quickstart().stdout
     summary = json.loads((out / "summary.json").read_text())
