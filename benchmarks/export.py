@@ -123,7 +123,7 @@ def copy(source: Path, out: Path) -> None:
 
 def once(run: str, out: str, mode: str) -> None:
     """In a process of its own: seconds and memory of one copy or export, as JSON."""
-    from llmshearing.export.export import Options, export
+    from llmshearing.export.export import export
 
     before, peak, ended = own_memory(), [0], threading.Event()
 
@@ -136,7 +136,7 @@ def once(run: str, out: str, mode: str) -> None:
     if mode == "copy":
         copy(Path(run, "checkpoints", "ba1.pt"), Path(out))
     else:
-        export(run, out, Options(verify=mode == "verified"))
+        export(run, out, verify=mode == "verified")
     seconds = time.perf_counter() - started
     ended.set()
     print(json.dumps({"seconds": seconds, "start": before, "peak": max(peak[0], own_memory())}))

@@ -353,17 +353,17 @@ def plan(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write and verify a Hugging Face directory."""
-    from llmshearing.export.export import Options
+    from llmshearing.export.directory import Format
     from llmshearing.export.export import export as export_run
 
-    chosen = Options(
-        dtype=options.dtype,
-        max_shard_size=options.max_shard_size,
+    result = export_run(
+        options.run,
+        options.out,
+        Format(options.dtype, options.max_shard_size),
         verify=not options.no_verify,
         allow_undecided=options.allow_undecided,
         tokenizer=options.tokenizer,
     )
-    result = export_run(options.run, options.out, chosen)
     print(f"{result.directory}: {result.parameters:,} parameters, {result.shape}")
     for axis, count in result.undecided.items():
         if count:
@@ -476,6 +476,7 @@ def prune_oneshot(options: argparse.Namespace) -> None:
     """Keep the units of highest score, and write the directory."""
     from llmshearing.config import parse_target
     from llmshearing.export import oneshot
+    from llmshearing.export.directory import Format
 
     if (options.importance is None) == (options.method is None):
         raise UserError("expected one of --importance FILE and --method NAME")
@@ -485,7 +486,7 @@ def prune_oneshot(options: argparse.Namespace) -> None:
     else:
         score, method = oneshot.scorer(options.method, options.seed), options.method
     made = oneshot.prune_oneshot(
-        options.model, options.out, target, score, method=method, dtype=options.dtype
+        options.model, options.out, target, score, method=method, form=Format(options.dtype)
     )
     print(f"{made.directory}: {made.parameters:,} parameters, {made.shape}")
     print(f"verified: logits within {made.difference:.1e} of the source's under these gates")

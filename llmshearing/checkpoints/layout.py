@@ -83,7 +83,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         UserError: neither.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file() or CHECKPOINT_NAME.fullmatch(path.name):
         return path
     latest = latest_checkpoint(path)

@@ -1,8 +1,8 @@
-"""Everything that a run must remember, out of the trainer and back into it.
+"""Saves the state of a trainer and restores it.
 
 The weights and the optimizer's moments are tensors by name, whole (`full`) or each rank's part
 (`sharded`). The rest is plain: the clock, schedules, callbacks, the data position, generators. Any
-checkpoint goes into any run, whatever the kind, the parallelism and the number of ranks.
+run of the same model can restore a checkpoint, whatever its kind, parallelism and number of ranks.
 """
 
 from __future__ import annotations
@@ -30,20 +30,25 @@ from llmshearing.checkpoints.index import UNREADABLE, SafeReader, not_whole
 from llmshearing.checkpoints.layout import kind_of
 from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checkpoints.trainer_state import load_trainer_state
-from llmshearing.checkpoints.writing import TRAINER_FILE, without_remarks, write_full, write_sharded
+from llmshearing.checkpoints.writing import (
+    TRAINER_FILE,
+    without_torch_warnings,
+    write_full,
+    write_sharded,
+)
 from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)
 
 TENSORS = ("model", "optimizers")
-OWN = ("run_name",)  # of the run that goes on, not of the checkpoint
+OWN = ("run_name",)  # each run keeps its own
 
 
 def save(path: Path, state: State, manifest: RunManifest) -> None:
-    """Write a checkpoint of the kind that the path names. All ranks call it.
+    """Write a checkpoint; its path decides the kind. All ranks call it.
 
     Raises:
-        UserError: on every rank, where it cannot be written.
+        UserError: on every rank, if it cannot be written.
     """
     generators = reproducibility.get_rng_state()
     rest = _without_tensors(state)
@@ -55,8 +60,8 @@ def save(path: Path, state: State, manifest: RunManifest) -> None:
         rest["optimizers"] = {type(optimizer).__qualname__: moments}
         write_full(path, {"state": rest, "rng": generators}, manifest)
         return
-    # The model first: after an evaluation FSDP2 still holds its root's parameters whole, and only
-    # asking for them makes them the ones that the optimizer knows.
+    # The model first: after an evaluation, FSDP2's root parameters are still unsharded, and reading
+    # the model's state shards them again, as the optimizer's state needs them.
     model = get_model_state_dict(state.model)
     moments = get_optimizer_state_dict(state.model, optimizer)
     write_sharded(
@@ -67,18 +72,18 @@ def save(path: Path, state: State, manifest: RunManifest) -> None:
     )
 
 
-# What a recipe says of an optimizer group.
+# The settings of an optimizer group that come from the recipe.
 SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
 
 
 def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
-    """Put a checkpoint into a trainer's state. All ranks call it.
+    """Load a checkpoint into a trainer's state. All ranks call it.
 
     Returns:
-        The generators' states by rank, to be set before the next batch.
+        The random generators' states by rank, for `restore_generators` before the next batch.
 
     Raises:
-        UserError: it is not whole, or not of this model.
+        UserError: it is not whole, or belongs to another model.
     """
     settings = [{k: group[k] for k in SETTINGS} for group in state.optimizers[0].param_groups]
     try:
@@ -102,7 +107,7 @@ def restore(path: Path, state: State, logger: Logger) -> list[dict[str, Any]]:
 
 
 def _set(state: State, settings: list[dict[str, Any]]) -> None:
-    """Go on with the recipe's rates, which may be others than the checkpoint's."""
+    """Use the recipe's learning rates, which may differ from the checkpoint's."""
     groups = state.optimizers[0].param_groups
     for group, own in zip(groups, settings, strict=True):
         group.update(own)
@@ -114,7 +119,7 @@ def _set(state: State, settings: list[dict[str, Any]]) -> None:
 
 
 def _without_tensors(state: State) -> dict[str, Any]:
-    """What Composer's state says apart from weights and moments, which may be sharded."""
+    """Composer's state without weights and moments, which may be sharded."""
     attributes = state.serialized_attributes
     state.serialized_attributes = [a for a in attributes if a not in (*TENSORS, *OWN)]
     try:
@@ -124,11 +129,11 @@ def _without_tensors(state: State) -> dict[str, Any]:
 
 
 def _load_sharded(path: Path, state: State, param_groups: list[dict[str, Any]]) -> None:
-    """Each rank reads the pieces of its own part, whoever wrote them."""
+    """Load this rank's part, whichever ranks wrote it."""
     optimizer = state.optimizers[0]
     model = get_model_state_dict(state.model)
     moments = get_optimizer_state_dict(state.model, optimizer)["state"]
-    with without_remarks():
+    with without_torch_warnings():
         dcp.load({"model": model, "optimizer": moments}, storage_reader=SafeReader(path))
     options = StateDictOptions(strict=True)
     set_model_state_dict(state.model, model, options=options)
@@ -137,24 +142,25 @@ def _load_sharded(path: Path, state: State, param_groups: list[dict[str, Any]]) 
 
 
 def restore_generators(states: list[dict[str, Any]]) -> None:
-    """Set this rank's generators; on another number of ranks they begin anew from the seed."""
+    """Set this rank's generators; on another number of ranks they start from the seed."""
     if len(states) == dist.get_world_size():
         reproducibility.load_rng_state(states)
     else:
         log.info(
-            "the checkpoint was written by %d ranks, this run has %d: generators begin anew",
+            "the checkpoint was written by %d ranks and this run has %d: random generators start "
+            "from the seed",
             len(states),
             dist.get_world_size(),
         )
 
 
 def _refusal(path: Path, error: BaseException) -> UserError:
-    """The message about a checkpoint that cannot be put into this run."""
+    """The message about a checkpoint that cannot be loaded into this run."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, EOFError | OSError | UnpicklingError):
         return not_whole(path, error)
     return UserError(
-        f"{path} does not fit the model of this recipe ({str(error).splitlines()[0]}); give the "
+        f"{path} does not fit the model of this recipe ({str(error).splitlines()[0]}); use the "
         "recipe that wrote it, or another run.directory"
     )

@@ -7,13 +7,64 @@ from pathlib import Path
 
 from llmshearing.checkpoints.manifest import ExportManifest, RunManifest
 
-CITATION = """\
-@inproceedings{xia2024sheared,
-  title = {Sheared {LLaMA}: Accelerating Language Model Pre-training via Structured Pruning},
-  author = {Mengzhou Xia and Tianyu Gao and Zhiyuan Zeng and Danqi Chen},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024},
-}"""
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- llmshearing
+- {kind}{pruned_tag}
+---
+
+# {name}
+
+A {kind} model of {parameters:,} parameters ({dtype}): {origin}.
+
+{verified}
+
+## Shape
+
+| | source | this model |
+|---|---|---|
+{shapes}
+{undecided}
+## Training
+
+{trained:,} tokens of the {planned:,} planned, in rows of {row:,}. Loss in nats per token.
+
+| domain | share of tokens | last weight | held-out loss |
+|---|---|---|---|
+{domains}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+## Details
+
+`llmshearing.json` has the recipe, the source's config, the kept units in the source's numbering,
+the fingerprints of data and tokenizer, and the versions of the libraries.
+
+## Citation
+
+The method is that of Sheared LLaMA:
+
+```bibtex
+@inproceedings{{xia2024sheared,
+  title = {{Sheared {{LLaMA}}: Accelerating Language Model Pre-training via Structured Pruning}},
+  author = {{Mengzhou Xia and Tianyu Gao and Zhiyuan Zeng and Danqi Chen}},
+  booktitle = {{International Conference on Learning Representations}},
+  year = {{2024}},
+}}
+```
+
+Cite the source model and its data too. Their licences also apply to this model.
+"""
 
 
 def model_card(name: str, manifest: ExportManifest, parameters: int) -> str:
@@ -24,100 +75,55 @@ def model_card(name: str, manifest: ExportManifest, parameters: int) -> str:
         manifest: of the exported directory.
         parameters: of the model.
     """
-    assert manifest.run is not None
-    sections = [
-        _front_matter(manifest),
-        f"# {name}\n\n{_opening(manifest, parameters)}",
-        f"## Shape\n\n{_shapes(manifest)}",
-        _masks(manifest),
-        f"## Training\n\n{_training(manifest.run)}",
-        f"## Use\n\n{_use(name)}",
-        "## What stands beside it\n\n`llmshearing.json` has the recipe, the source's config, the "
-        "kept units in the source's numbering, the fingerprints of data and tokenizer, and the "
-        "versions of the libraries.",
-        f"## Citation\n\nThe method is that of Sheared LLaMA:\n\n```bibtex\n{CITATION}\n```\n\n"
-        "Cite the source model and its data beside it. Their licences hold for this model too.",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _front_matter(manifest: ExportManifest) -> str:
-    tags = ["llmshearing", manifest.source.config["model_type"]]
-    if _is_pruned(manifest):
-        tags.append("pruned")
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:"]
-    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
-
-
-def _opening(manifest: ExportManifest, parameters: int) -> str:
-    source = Path(manifest.source.path).name
-    kind = manifest.source.config["model_type"]
-    if not _is_pruned(manifest):
-        made = f"`{source}`, trained further" if _pretrained(manifest) else "trained from scratch"
-    else:
-        made = f"`{source}`, pruned to a given shape with learned masks"
-    difference = manifest.logits_difference
-    checked = (
-        "Its logits were not compared with the trained model's."
-        if difference is None
-        else f"Its logits are within {difference:.1e} of the trained model's."
-    )
-    return f"A {kind} model of {parameters:,} parameters ({manifest.dtype}): {made}.\n\n{checked}"
-
-
-def _is_pruned(manifest: ExportManifest) -> bool:
-    return manifest.run is not None and manifest.run.target is not None
-
-
-def _pretrained(manifest: ExportManifest) -> bool:
-    recipe = {} if manifest.run is None else manifest.run.recipe
-    return recipe.get("model", {}).get("initialize") != "random"
-
-
-def _shapes(manifest: ExportManifest) -> str:
-    source, own = asdict(manifest.source.shape), asdict(manifest.shape)
-    rows = [f"| {key} | {source[key]:,} | {own[key]:,} |" for key in own]
-    return "\n".join(["| | source | this model |", "|---|---|---|", *rows])
-
-
-def _masks(manifest: ExportManifest) -> str:
-    undecided = {a: c for a, c in manifest.undecided.items() if c["undecided"]}
-    if not undecided:
-        return ""
-    counts = ", ".join(f"{c['undecided']:,} of {c['units']:,} {a}" for a, c in undecided.items())
-    return (
-        f"The masks had not decided on {counts} units when it was exported; of these, those of "
-        "the highest score were kept."
-    )
-
-
-def _training(run: RunManifest) -> str:
-    trained = run.batch * run.recipe["data"]["global_batch"] * run.data.sequence_length
-    share, weight = run.mixture.get("shares", {}), run.mixture.get("weights", {})
+    run, difference = manifest.run, manifest.logits_difference
+    assert run is not None
+    shape = asdict(manifest.shape)
     rows = [
-        f"| {domain} | {_number(share.get(domain))} | {_number(weight.get(domain))} | "
-        f"{_number(run.losses.get(domain), 4)} |"
-        for domain in run.data.fingerprints
+        f"| {n} | {size:,} | {shape[n]:,} |" for n, size in asdict(manifest.source.shape).items()
     ]
-    table = [
-        "| domain | share of tokens | last weight | held-out loss |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-    return (
-        f"{trained:,} tokens of the {run.tokens:,} planned, in rows of "
-        f"{run.data.sequence_length:,}. Loss in nats per token.\n\n" + "\n".join(table)
+    return CARD.format(
+        name=name,
+        kind=manifest.source.config["model_type"],
+        pruned_tag="" if run.target is None else "\n- pruned",
+        parameters=parameters,
+        dtype=manifest.dtype,
+        origin=_origin(run),
+        verified="Its logits were not compared with the trained model's."
+        if difference is None
+        else f"Its logits are within {difference:.1e} of the trained model's.",
+        shapes="\n".join(rows),
+        undecided=_undecided(manifest),
+        trained=run.batch * run.recipe["data"]["global_batch"] * run.data.sequence_length,
+        planned=run.tokens,
+        row=run.data.sequence_length,
+        domains="\n".join(_domain(run, domain) for domain in run.data.fingerprints),
     )
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _origin(run: RunManifest) -> str:
+    source = Path(run.source.path).name
+    if run.target is not None:
+        return f"`{source}`, pruned to a given shape with learned masks"
+    random = run.recipe.get("model", {}).get("initialize") == "random"
+    return "trained from scratch" if random else f"`{source}`, trained further"
 
 
-def _use(name: str) -> str:
-    return f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+def _undecided(manifest: ExportManifest) -> str:
+    counts = [
+        f"{n['undecided']:,} of {n['units']:,} {axis}"
+        for axis, n in manifest.undecided.items()
+        if n["undecided"]
+    ]
+    if not counts:
+        return ""
+    return (
+        f"\nThe masks had not decided on {', '.join(counts)} units when it was exported; of these, "
+        "those of the highest score were kept.\n"
+    )
 
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-```"""
+
+def _domain(run: RunManifest, domain: str) -> str:
+    values = [run.mixture.get(key, {}).get(domain) for key in ("shares", "weights")]
+    cells = ["-" if value is None else f"{value:.3f}" for value in values]
+    loss = run.losses.get(domain)
+    return f"| {domain} | {' | '.join(cells)} | {'-' if loss is None else f'{loss:.4f}'} |"

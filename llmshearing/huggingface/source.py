@@ -58,7 +58,7 @@ def read_source(path: str | Path) -> Source:
     Raises:
         UserError: no directory or config, an unknown family, or a field that the family refuses.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     family = family_of(read_config(path))
     config = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     return Source(path, config, family, family.table(config))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +27,17 @@ from llmshearing.errors import UserError
 from llmshearing.files import write_json
 from llmshearing.quantities import byte_size
 
-# Weights in anything else are quantised, and mean nothing without their scales. Files may hold more
-# than weights, such as the attention masks in Pythia's.
+# Weights of any other type are quantised, and mean nothing without their scales. Files may contain
+# more than weights, such as the attention masks in Pythia's.
 FLOATING = {"F64", "F32", "F16", "BF16"} | {
     str(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
+UNREADABLE = (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError, ValueError)
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies.
-
-    Attributes:
-        file: the weight file.
-        shape: its size.
-        dtype: the name of its type in that file.
-    """
+    """A tensor's weight file, its shape, and the name of its type in that file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -49,14 +45,13 @@ class StoredTensor:
 
 
 class WeightFiles:
-    """The tensors of a directory by name: safetensors, or PyTorch's files where there are none.
+    """The tensors of a directory by name: safetensors, or else PyTorch's files.
 
     Args:
-        path: a Hugging Face directory, weights in one file or in shards with an index.
+        path: a Hugging Face directory, weights in one file or in several with an index.
 
     Raises:
-        UserError: there are no weights, a file that the index names is missing, or a file is cut
-            short.
+        UserError: there are no weights, or a file is missing, truncated or not a weight file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,17 +61,15 @@ class WeightFiles:
         for file in _weight_files(self.path):
             try:
                 found = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
-            except (
-                SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError, AttributeError,
-            ) as error:  # fmt: skip
+            except UNREADABLE as error:
                 raise UserError(
-                    f"found {file}, which is cut short or no weight file "
-                    f"({str(error).splitlines()[0]}); copy or download it again"
+                    f"{file} is truncated or not a weight file ({str(error).splitlines()[0]}); "
+                    "copy or download it again"
                 ) from error
             self.stored |= found
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor in the dtype of its file, or some of its rows, fit to be copied and let go.
+        """A tensor, or some of its rows, in the dtype of its file; a view to be copied.
 
         Raises:
             UserError: it is quantised.
@@ -94,7 +87,7 @@ class WeightFiles:
         """Refuse a weight that is quantised.
 
         Raises:
-            UserError: names it.
+            UserError: it is quantised.
         """
         found = self.stored[name]
         if found.dtype not in FLOATING:
@@ -117,9 +110,10 @@ class WeightFiles:
             check_files(self.path, manifest.files, path, remedy)
 
     def _unpickle(self, file: Path) -> dict[str, StoredTensor]:
-        tensors: dict[str, Tensor] = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=True
-        )
+        mapped = zipfile.is_zipfile(file)  # torch.save before version 1.6 wrote another format
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+            raise ValueError("expected tensors by name and nothing else")
         self._pickled[file] = tensors
         return {n: StoredTensor(file, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()}
 
@@ -156,7 +150,8 @@ def write_weights(
         ready[file][name] = tensor.to(dtype).contiguous()
         if not waiting[file]:
             save_file(ready.pop(file), directory / file, metadata={"format": "pt"})
-            _sync(directory / file)
+            with (directory / file).open("rb+") as written:
+                os.fsync(written.fileno())
     missing = sorted(name for names in waiting.values() for name in names)
     if missing:
         raise ValueError(f"found no {', '.join(missing)}")
@@ -173,17 +168,11 @@ def parse_size(text: int | str) -> int:
         UserError: it is not a size.
     """
     try:
-        size = byte_size(text)
+        if size := byte_size(text):
+            return size
     except ValueError:
-        size = 0
-    if size <= 0:
-        raise UserError(f"found the shard size {text!r}, expected a size such as 5GB or 500MB")
-    return size
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb+") as opened:
-        os.fsync(opened.fileno())
+        pass
+    raise UserError(f"found the shard size {text!r}, expected a size such as 5GB or 500MB")
 
 
 def weight_records(path: Path) -> dict[str, FileRecord]:
@@ -204,8 +193,13 @@ def _weight_files(path: Path) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{single}.index.json"
         if index.is_file():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            files = [path / name for name in sorted(set(names))]
+            try:
+                names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                files = [path / name for name in sorted(names)]
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{index} is not an index of weight files ({error}); copy or download it again"
+                ) from error
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise UserError(
@@ -216,6 +210,6 @@ def _weight_files(path: Path) -> list[Path]:
         if (path / single).is_file():
             return [path / single]
     raise UserError(
-        f"found no weights in {path}; expected model.safetensors, or shards with "
+        f"found no weights in {path}; expected model.safetensors, or several files with "
         "model.safetensors.index.json"
     )

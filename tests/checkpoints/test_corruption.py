@@ -15,7 +15,8 @@ from llmshearing.checkpoints.layout import check_contents, latest_checkpoint, re
 from llmshearing.checkpoints.manifest import SEAL
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import UserError
-from llmshearing.export.export import Options, export
+from llmshearing.export.directory import Format
+from llmshearing.export.export import export
 from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.train import main
 
@@ -26,7 +27,6 @@ pytestmark = [
 ]
 KINDS = pytest.mark.parametrize("kind", ["full", "sharded"])
 POSITIONS = 40  # of flipped bits, spread over a checkpoint's files
-OPEN = Options(allow_undecided=True)  # two steps decide nothing
 NOT_COMPARED = ("log.txt", ".lock")  # what a run that is refused may write
 
 
@@ -89,7 +89,7 @@ def test_resume_and_export_refuse_a_flipped_bit(checkpoint, resume, tmp_path):
     assert "remove" in printed
     assert content(tmp_path / "run") == before
     with pytest.raises(UserError, match="the checksum is not the one in ba2"):
-        export(tmp_path / "run", tmp_path / "out", OPEN)
+        export(tmp_path / "run", tmp_path / "out", allow_undecided=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_without_its_files_stops_the_run(checkpoint, resume, tmp_pa
     assert f"to {'start from the first step' if alone else 'resume from ba1'}" in printed
     assert content(tmp_path / "run") == before
     with pytest.raises(UserError, match="is missing"):
-        export(tmp_path / "run", tmp_path / "out", OPEN)
+        export(tmp_path / "run", tmp_path / "out", allow_undecided=True)
 
 
 @pytest.mark.parametrize("kind", ["sharded"])
@@ -193,7 +193,7 @@ def test_a_checkpoint_whose_manifest_is_missing_is_ignored_with_a_warning(checkp
 def exported(finished_run, tmp_path) -> Path:
     """An exported directory of two weight files or more."""
     out = tmp_path / "exported"
-    export(finished_run, out, Options(allow_undecided=True, max_shard_size="10KB"))
+    export(finished_run, out, Format(max_shard_size="10KB"), allow_undecided=True)
     return out
 
 
@@ -241,7 +241,7 @@ def to_format_0(checkpoint: Path) -> None:
 @KINDS
 def test_a_checkpoint_of_format_0_is_resumed_and_exported(checkpoint, resume, tmp_path):
     to_format_0(checkpoint)
-    export(tmp_path / "run", tmp_path / "out", OPEN)
+    export(tmp_path / "run", tmp_path / "out", allow_undecided=True)
     assert resume()[0] == 0
     log = (tmp_path / "run/log.txt").read_text()
     assert log.count("ba2.json has no checksums (format 0): only the sizes") == 1

@@ -75,7 +75,7 @@ def test_a_full_disk(trained, refused, recipe_file, tmp_path, kind):
     assert f"cannot write the checkpoint {tmp_path / 'run' / FOLDER / name}" in told
     assert "File too large" in told
     assert "MiB are free" in told
-    assert f"it goes on from ba2{'.pt' * (kind == 'full')}" in told
+    assert f"it resumes from ba2{'.pt' * (kind == 'full')}" in told
     open_checkpoint(tmp_path / "run")
     assert main([str(recipe_file), *LONGER, f"run.checkpoint={kind}"]) == 0  # there is room again
 
@@ -84,7 +84,7 @@ def test_a_full_disk_at_another_file(recipe_file, capfd):
     with files_of_at_most(400):  # standard error is a file here as well
         assert main([str(recipe_file)]) == 2
     told = capfd.readouterr().err
-    assert "error: File too large. Make room" in told
+    assert "config.yaml: File too large. Make room" in told
     assert "Traceback" not in told
 
 

@@ -28,7 +28,7 @@ from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
-from llmshearing.export.export import Options, export
+from llmshearing.export.export import export
 from llmshearing.huggingface import tokenizer_files
 from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.mixture.references import References
@@ -79,7 +79,7 @@ def refused(checkpoint: Path, tmp_path: Path, capfd) -> None:
     run = checkpoint.parents[1]
     metrics = (run / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"not a whole checkpoint|does not fit the model"):
-        export(run, tmp_path / "out", Options(allow_undecided=True))
+        export(run, tmp_path / "out", allow_undecided=True)
     assert not (tmp_path / "out").exists()
     recipe = tmp_path / "recipe.yaml"
     shutil.copy(run / "config.yaml", recipe)
@@ -212,7 +212,7 @@ def test_weights(tiny_model, tmp_path, attack, legacy, name):
     (folder / "model.safetensors").unlink()
     new = not legacy
     torch.save({"lm_head.weight": attack}, folder / name, _use_new_zipfile_serialization=new)
-    with pytest.raises(UserError, match="cut short or no weight file"):
+    with pytest.raises(UserError, match="truncated or not a weight file"):
         load_model(read_source(folder))
 
 

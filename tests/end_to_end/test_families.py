@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing.architecture.target import TargetSettings
-from llmshearing.export.export import Options, export
+from llmshearing.export.export import export
 from llmshearing.export.oneshot import prune_oneshot, scorer
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
@@ -51,7 +51,7 @@ def test_prune_export_and_oneshot_give_the_target_shape(family, recipe_file, tin
     recipe_file.write_text(json.dumps(recipe))
     lines = run_here(recipe_file, "run.duration=4ba")
     assert set(series(lines, "metrics/prose/loss")) == {4}
-    pruned = export(tmp_path / "run", tmp_path / "pruned", Options(allow_undecided=True))
+    pruned = export(tmp_path / "run", tmp_path / "pruned", allow_undecided=True)
     assert (pruned.shape.hidden, pruned.shape.layers, pruned.shape.heads) == (16, 2, 2)
     assert (pruned.shape.head_dim, pruned.shape.intermediate) == (8, 24)
     assert pruned.difference < 1e-5

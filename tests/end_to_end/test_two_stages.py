@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from llmshearing.checkpoints.manifest import ExportManifest
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
-from llmshearing.export.export import Options, export
+from llmshearing.export.directory import Format
+from llmshearing.export.export import export
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
@@ -51,7 +52,7 @@ def test_prune_export_continue_export(recipe_file, tmp_path):
     lines = run_here(second, "optimizer.learning_rate=1e-12", "run.eval_interval=1ba")
     first = {name: series(lines, f"metrics/{name}/loss")[1] for name in before}
     assert first == pytest.approx(before, abs=1e-5)
-    sheared = export(tmp_path / "second", tmp_path / "sheared", Options(dtype="bfloat16"))
+    sheared = export(tmp_path / "second", tmp_path / "sheared", Format("bfloat16"))
     assert sheared.shape == pruned.shape
 
 

@@ -18,18 +18,19 @@ from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.cli import main
 from llmshearing.errors import UserError
-from llmshearing.export.export import Options, cut_tensors, decide, export
+from llmshearing.export.directory import Format
+from llmshearing.export.export import decide, export
 from llmshearing.export.verification import gated_logits, verify
 from llmshearing.huggingface.source import read_source
 from llmshearing.pruning.distributions import HardConcrete
 from llmshearing.pruning.selection import SMALLEST_KEPT_GATE, count_undecided
+from llmshearing.pruning.surgery import cut_model
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # Composer's own warnings are not ours
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),
 ]
-OPEN = Options(allow_undecided=True)  # two steps decide nothing
 
 
 def model_state(run):
@@ -61,8 +62,8 @@ def decided(state):
 
 
 def test_shards_and_one_file_hold_the_same(run, tmp_path):
-    one = export(run, tmp_path / "one", OPEN)
-    many = export(run, tmp_path / "many", Options(allow_undecided=True, max_shard_size="10KB"))
+    one = export(run, tmp_path / "one", allow_undecided=True)
+    many = export(run, tmp_path / "many", Format(max_shard_size="10KB"), allow_undecided=True)
     whole = load_file(one.directory / "model.safetensors")
     shards = sorted(many.directory.glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -82,17 +83,17 @@ def test_shards_and_one_file_hold_the_same(run, tmp_path):
 
 
 def test_both_kinds_of_checkpoint_give_the_same_files(run, tmp_path):
-    export(run, tmp_path / "full", OPEN)
+    export(run, tmp_path / "full", allow_undecided=True)
     replace_checkpoint(run, model_state(run), "sharded")
-    export(run, tmp_path / "sharded", OPEN)
+    export(run, tmp_path / "sharded", allow_undecided=True)
     left, right = (tmp_path / name / "model.safetensors" for name in ("full", "sharded"))
     assert left.read_bytes() == right.read_bytes()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_narrower_dtype_rounds_the_same_weights(run, tmp_path, dtype):
-    wide = export(run, tmp_path / "wide", OPEN).directory
-    narrow = export(run, tmp_path / "narrow", Options(dtype=dtype, allow_undecided=True)).directory
+    wide = export(run, tmp_path / "wide", allow_undecided=True).directory
+    narrow = export(run, tmp_path / "narrow", Format(dtype), allow_undecided=True).directory
     expected = load_file(wide / "model.safetensors")
     for name, tensor in load_file(narrow / "model.safetensors").items():
         assert torch.equal(tensor, expected[name].to(getattr(torch, dtype))), name
@@ -104,8 +105,8 @@ def test_weights_too_large_for_a_dtype_are_refused(run, tmp_path):
     name = next(name for name in state if name.endswith("embed_tokens.weight"))
     state[name][0, 0] = 1e6
     replace_checkpoint(run, state, "full")
-    with pytest.raises(UserError, match=r"embed_tokens.* holds values that torch\.float16 cannot"):
-        export(run, tmp_path / "narrow", Options(dtype="float16", allow_undecided=True))
+    with pytest.raises(UserError, match=r"embed_tokens.* has values that torch\.float16 cannot"):
+        export(run, tmp_path / "narrow", Format("float16"), allow_undecided=True)
     assert not (tmp_path / "narrow").exists()
 
 
@@ -132,8 +133,7 @@ def test_gates_and_undecided_units_are_those_of_the_last_step_s_sharpness(run, s
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
-    options = Options(dtype=dtype, allow_undecided=True, verify=False)
-    exported = export(run, tmp_path / "out", options)
+    exported = export(run, tmp_path / "out", Format(dtype), allow_undecided=True, verify=False)
     assert exported.difference is None
     (tmp_path / "out/llmshearing.json").unlink()  # its checksums would find the change first
     checkpoint, table = (
@@ -143,7 +143,7 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
     decision = decide(checkpoint, table)
 
     def verified():
-        tensors = cut_tensors(checkpoint, table, decision)
+        tensors = cut_model(table, decision.kept, decision.gates, checkpoint.read)
         return verify(tmp_path / "out", gated_logits(checkpoint, decision.gates), tensors)
 
     assert verified() < (1e-5 if dtype == "float32" else 0.1)
@@ -156,7 +156,7 @@ def test_verification_sees_a_changed_weight(run, tmp_path, dtype):
 
 def test_verification_refuses_logits_that_are_off_by_one_part_in_ten_thousand(run, tmp_path):
     """The bound is 1e-5 of the largest logit; scaling the last norm scales every logit."""
-    export(run, tmp_path / "out", Options(allow_undecided=True, verify=False))
+    export(run, tmp_path / "out", allow_undecided=True, verify=False)
     (tmp_path / "out/llmshearing.json").unlink()  # its checksums would find the change first
     weights = load_file(tmp_path / "out/model.safetensors")
     weights["model.norm.weight"] *= 1 + 1e-4
@@ -204,12 +204,12 @@ def test_decided_masks_need_no_flag(run, tmp_path):
     state["masks.log_alpha.hidden"][20] = 4.9
     state["masks.log_alpha.layer"][2] = 0.0
     replace_checkpoint(run, state)
-    found = export(run, tmp_path / "again", OPEN).undecided
+    found = export(run, tmp_path / "again", allow_undecided=True).undecided
     assert found == {"hidden": 1, "layer": 1, "head": 0, "intermediate": 0}
 
 
 def test_the_model_card_tells_what_it_is(run, tmp_path):
-    exported = export(run, tmp_path / "half", OPEN)
+    exported = export(run, tmp_path / "half", allow_undecided=True)
     card = (tmp_path / "half/README.md").read_text()
     manifest = ExportManifest.read(tmp_path / "half")
     assert card.startswith("---\nlibrary_name: transformers\n")
@@ -281,7 +281,7 @@ MESSAGES = {
     "manifest of another program": "is not a whole manifest of a run (recipe: field required;",
     "half written": "not a whole checkpoint",
     "half written, as the manifest says": "is not a whole checkpoint",
-    "another model": "1 weights are missing and 0 of another size, lm_head.weight for one",
+    "another model": "1 weights are missing and 0 have another size, for example lm_head.weight",
     "larger vocabulary": "gives {ids} ids, but the model's vocabulary has 128",
     "another tokenizer": "is not the one that made the run's data",
     "no tokenizer": "found no tokenizer in",
@@ -316,7 +316,7 @@ def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out, told in (
         (tmp_path / "file/out", f"error: {tmp_path}/file exists and is not empty"),
-        (Path("/proc/out"), "error: cannot make /proc/out (No such file or directory); expected"),
+        (Path("/proc/out"), "error: cannot make /proc/out (No such file or directory); give a"),
     ):
         assert main(["export", str(run), str(out), "--allow-undecided"]) == 2
         assert capsys.readouterr().err.startswith(told)
@@ -326,7 +326,28 @@ def test_a_tokenizer_that_has_moved_is_taken_from_where_it_is(run, tmp_path, tin
     source = RunManifest.read(run / "checkpoints/ba2.json").source
     gone = replace(source, path=str(tmp_path / "gone"))
     edit_manifest(run / "checkpoints/ba2.pt", source=gone)
-    with pytest.raises(UserError, match="If it has moved, say where with --tokenizer DIR"):
-        export(run, tmp_path / "out", OPEN)
-    export(run, tmp_path / "out", Options(allow_undecided=True, tokenizer=tiny_model))
+    with pytest.raises(UserError, match="If it has moved, give it with --tokenizer DIR"):
+        export(run, tmp_path / "out", allow_undecided=True)
+    export(run, tmp_path / "out", allow_undecided=True, tokenizer=tiny_model)
     assert (tmp_path / "out/tokenizer.model").is_file()
+
+
+def test_the_config_names_the_stock_model_and_no_code(run, tmp_path):
+    """A source without `architectures`, or with code of its own, must not be exported so."""
+    source = RunManifest.read(run / "checkpoints/ba2.json").source
+    config = {k: v for k, v in source.config.items() if k != "architectures"}
+    config["auto_map"] = {"AutoConfig": "evil.Config"}
+    edit_manifest(run / "checkpoints/ba2.pt", source=replace(source, config=config))
+    export(run, tmp_path / "out", allow_undecided=True)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["architectures"] == ["LlamaForCausalLM"]
+    assert "auto_map" not in written
+
+
+def test_a_tilde_in_paths_is_the_home_directory(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["export", "~/run", "~/out", "--allow-undecided"]) == 0
+    assert (tmp_path / "out/config.json").is_file()
+    assert not list(tmp_path.glob("~*"))
+    assert main(["prune-oneshot", "~/out", "~/cut", "--method=random", "--target", "hidden=8"]) == 0
+    assert (tmp_path / "cut/config.json").is_file()

@@ -90,7 +90,7 @@ def test_files_that_are_not_whole(folder):
     file = folder / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-10])
-    with pytest.raises(UserError, match="cut short or no weight file"):
+    with pytest.raises(UserError, match="truncated or not a weight file"):
         WeightFiles(folder)
     file.unlink()
     with pytest.raises(UserError, match="found no weights in"):
@@ -98,6 +98,33 @@ def test_files_that_are_not_whole(folder):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"found no model-00001-of-00002.safetensors in"):
+        WeightFiles(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"weight_map": []}', "version https://git"]
+)
+def test_an_index_that_is_none_is_named(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match="is not an index of weight files"):
+        WeightFiles(folder)
+
+
+def test_weights_saved_by_old_versions_of_torch_are_read(folder):
+    expected = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    torch.save(expected, file, _use_new_zipfile_serialization=False)
+    weights = WeightFiles(folder)
+    assert weights.stored.keys() == expected.keys()
+    assert all(torch.equal(weights.read(name), expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"a": torch.ones(2)}}, [1], torch.ones(2)])
+def test_a_file_of_more_than_tensors_is_refused(folder, content):
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="expected tensors by name and nothing else"):
         WeightFiles(folder)
 
 

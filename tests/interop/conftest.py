@@ -8,7 +8,7 @@ import torch
 from runs import run_here
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizerFast
 
-from llmshearing.export.export import Options, export
+from llmshearing.export.export import export
 
 PROMPT = "stone3 river1 def2"
 STEPS = 64
@@ -72,8 +72,7 @@ def exported(request, tmp_path_factory, tiny_model, tiny_tree):
     }
     recipe.write_text(json.dumps(sections))
     run_here(recipe)
-    few_steps_decide_nothing = Options(allow_undecided=True)
-    result = export(folder / "run", folder / "exported", few_steps_decide_nothing)
+    result = export(folder / "run", folder / "exported", allow_undecided=True)
     config = json.loads((folder / "exported" / "config.json").read_text())
     if request.param == "head-only":
         assert config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]
