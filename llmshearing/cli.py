@@ -335,7 +335,7 @@ def plan(options: argparse.Namespace) -> None:
     from llmshearing.files import write_json
     from llmshearing.planning.devices import device_of
     from llmshearing.planning.plan import Machine, make_plan
-    from llmshearing.planning.text import as_dict, as_text
+    from llmshearing.planning.text import as_dict, show
 
     device = device_of(options.gpu, options.gpu_memory)
     planned = make_plan(
@@ -346,7 +346,7 @@ def plan(options: argparse.Namespace) -> None:
         run=options.run,
         sequence_length=options.sequence_length,
     )
-    sys.stdout.write(as_text(planned))
+    show(planned)
     if options.json is not None:
         write_json(options.json, as_dict(planned))
 

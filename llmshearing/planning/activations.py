@@ -162,6 +162,13 @@ def saved_bytes(
     return sum(storage.nbytes() for storage in saved.values())
 
 
+def inner_projections(table: CouplingTable) -> int:
+    """Projections of a layer to the intermediate width: two in a gated MLP, else one."""
+    return sum(
+        len(row.dims) == 2 and row.dims[0].axes == (Axis.INTERMEDIATE,) for row in table.rows
+    )
+
+
 def largest_matrix(table: CouplingTable) -> int:
     """Elements of the largest matrix of a layer."""
     return max(_elements(table, row) for row in table.rows if row.per_layer and len(row.dims) == 2)

@@ -1,4 +1,4 @@
-"""Devices that a plan can be made for: memory and peak."""
+"""Memory and peak of the devices that a plan can be made for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmshearing.errors import UserError
 
 GIB = 2**30
 
-# Memory in GiB that a process can allocate: what the driver shows, less than the name says.
+# Memory in GiB that a process can allocate. The driver reports less than the name says.
 MEMORY = {
     "A100-80GB": 79.1,
     "A100-40GB": 39.4,
@@ -35,12 +35,12 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator, or a processor.
+    """A kind of GPU, or the processor.
 
     Attributes:
         name: as in the table, or `cpu`.
-        memory: bytes that a process can have; None where no limit is known.
-        peak: dense bf16 operations per second; None where it is not known.
+        memory: bytes that a process can use; None if no limit is known.
+        peak: dense bf16 operations per second; None if unknown.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether its libraries, allocator and kernels are those of a GPU."""
+        """Whether it is a GPU."""
         return self.name != CPU
 
 
@@ -58,10 +58,10 @@ def device_of(name: str | None, memory_gb: float | None = None) -> Device:
 
     Args:
         name: part of a name of the table, `cpu`, or None for an unnamed GPU of the given memory.
-        memory_gb: its memory in GiB, in place of the table's.
+        memory_gb: its memory in GiB, instead of the table's.
 
     Raises:
-        UserError: no such name, or an amount of memory that cannot be.
+        UserError: no such name, or an impossible amount of memory.
     """
     if memory_gb is not None and not memory_gb > 0:
         raise UserError(f"--gpu-memory: found {memory_gb:g}, expected GiB per GPU, more than 0")
@@ -75,13 +75,13 @@ def device_of(name: str | None, memory_gb: float | None = None) -> Device:
     if known is None:
         raise UserError(
             f"--gpu: found {wanted!r}, expected one of {', '.join(MEMORY)}, or cpu; "
-            "for another give --gpu-memory alone, with --run for its speed"
+            "for any other GPU give --gpu-memory alone, and --run for its speed"
         )
     return Device(known, given or round(MEMORY[known] * GIB), peak_flops(known))
 
 
 def _known(wanted: str) -> str | None:
-    """The table's name: the exact one, else the first that the wanted name begins or contains."""
+    """The table's name: the exact one, else the first that starts with the wanted name."""
     lower = wanted.lower()
     exact = [name for name in MEMORY if name.lower() == lower]
     near = [name for name in MEMORY if name.lower().startswith(lower)]

@@ -26,7 +26,7 @@ def disk_bytes(
     state: StateBytes,
     data: int,
 ) -> dict[str, int]:
-    """Bytes by what they are for.
+    """Bytes by what they are used for.
 
     Args:
         recipe: the run.
@@ -38,7 +38,7 @@ def disk_bytes(
     total = steps(recipe.run.duration)
     written = -(-total // steps(recipe.run.checkpoint_interval))
     keep = recipe.run.keep_checkpoints
-    # the next is whole before the oldest goes
+    # the next checkpoint is complete before the oldest is removed
     kept = written if keep < 0 else min(written, keep + 1)
     one = state.parameters + state.masks + state.optimizer
     masks = 4 * sum(math.prod(shape) for shape in mask_shapes(table, target, "released"))

@@ -1,11 +1,11 @@
-"""What to change so that a run fits: options by what they cost, and the first that does."""
+"""Finds a change with which a run fits: tries the cheapest first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from llmshearing.planning.memory import Job, MemoryPlan, plan_memory
+from llmshearing.planning.memory import Job, plan_memory
 
 MOST_RANKS = 1024
 
@@ -31,7 +31,7 @@ def first_that_fits(job: Job, memory: int) -> tuple[Option | None, list[Option]]
         memory: bytes of a device.
 
     Returns:
-        The first change that fits, None where none does, and all that were tried, in order.
+        The first change that fits, None if there is none, and all that were tried, in order.
     """
     tried: list[Option] = []
     for changed in _candidates(job):
@@ -42,19 +42,8 @@ def first_that_fits(job: Job, memory: int) -> tuple[Option | None, list[Option]]
     return None, tried
 
 
-def largest_microbatch(job: Job, memory: int) -> tuple[int, MemoryPlan] | None:
-    """The largest microbatch, a power of two times a part of the rank's rows, that fits."""
-    best = None
-    for rows in _divisors(job.rank_batch):
-        plan = plan_memory(replace(job, microbatch=rows))
-        if plan.peak.total > memory:
-            break
-        best = (rows, plan)
-    return best
-
-
 def _candidates(job: Job) -> Iterator[Job]:
-    """Cheap first: smaller batches cost little, recomputation a third more, then more GPUs."""
+    """Smaller batches cost little, recomputation a third more time, then come more GPUs."""
     widths = [job]
     if not job.sharded and job.ranks > 1:
         widths.append(replace(job, parallelism="fsdp2", shards=job.ranks))

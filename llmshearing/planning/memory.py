@@ -1,7 +1,7 @@
-"""Memory of one rank over a step: what is there at each moment, and the moment of the peak.
+"""Memory of one rank over a step: the highest moment of each phase, and the peak.
 
-A step is walked through layer by layer, as Composer and PyTorch do it: forward, loss, backward with
-gradients that come as activations go, optimizer, and the evaluation between steps.
+Follows Composer and PyTorch through a step, layer by layer: forward, loss, a backward pass in which
+gradients appear as activations go, optimizer, and the evaluation between steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from llmshearing.planning.activations import (
     Batch,
     Numbers,
     activations,
+    inner_projections,
     largest_matrix,
     layer_elements,
     numbers_of,
@@ -24,11 +25,11 @@ from llmshearing.planning.activations import (
 from llmshearing.planning.state import StateBytes, Target, pruned_axes, state_bytes
 
 GIB = 2**30
-# Of a GPU beyond tensors: context and libraries, and what the allocator cannot use of the rest.
-# Stated allowances, not measurements.
+# Memory of a GPU beyond tensors: for context and libraries, and the part of the rest that the
+# allocator cannot use. These are allowances, not measurements.
 GPU_CONTEXT = GIB
 GPU_FRAGMENTATION = 0.03
-# What is in memory, in the order in which it is told.
+# What memory is used for, in the order of the table.
 PARTS = (
     "parameters",
     "gradients",
@@ -44,7 +45,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What decides the memory of a rank.
+    """Everything that the memory of a rank depends on.
 
     Attributes:
         config: of the model that is trained, complete.
@@ -59,8 +60,8 @@ class Job:
         checkpointing: whether blocks are recomputed in the backward pass.
         parallelism: `ddp`, `fsdp1` or `fsdp2`.
         ranks: of the run.
-        shards: ranks that share each tensor; 1 where nothing is sharded.
-        gpu: whether the device is one.
+        shards: ranks that share each tensor; 1 without sharding.
+        gpu: whether the device is a GPU.
         loss_chunk: tokens whose logits exist at the same time; 0 for all of a microbatch.
     """
 
@@ -97,17 +98,17 @@ class Job:
 
     @property
     def numbers(self) -> Numbers:
-        """How it computes."""
+        """The types that it computes with."""
         return numbers_of(self.precision, sharded=self.sharded)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is in memory at one point of a step.
+    """The use of memory at one point of a step.
 
     Attributes:
-        name: of the point.
-        parts: bytes by what they are for.
+        name: of the phase.
+        parts: bytes by what they are used for.
     """
 
     name: str
@@ -124,9 +125,9 @@ class MemoryPlan:
     """Memory of one rank.
 
     Attributes:
-        state: what stays between steps.
-        saved: what one forward keeps, of all layers.
-        logits: of a chunk of the loss with its work space.
+        state: parameters, gradients and optimizer state.
+        saved: bytes that one forward pass saves for the backward pass, in all layers.
+        logits: of a chunk of the loss, with its workspace.
         moments: the highest moment of each phase.
     """
 
@@ -142,7 +143,7 @@ class MemoryPlan:
 
 
 def plan_memory(job: Job) -> MemoryPlan:
-    """Walk through a step and keep the highest moment of each phase."""
+    """The highest moment of each phase of a step."""
     walk = _Walk(job)
     highest: dict[str, Moment] = {}
     for moment in walk.moments():
@@ -169,7 +170,7 @@ class _Walk:
         self.all_saved = self.layers * self.stored + self.kept.rest + self.kept.weights
 
     def moments(self) -> Iterator[Moment]:
-        """Of a step in which gradients of an earlier microbatch are there where there is one."""
+        """The moments of a step's last pass, in which earlier passes have left gradients."""
         before = self.state.gradients if self.job.accumulates else 0
         yield self._moment(
             "loss",
@@ -180,7 +181,7 @@ class _Walk:
         for layer in reversed(range(self.layers)):
             yield self._backward(layer, before)
         yield self._moment(
-            "embedding's gradient",
+            "embedding",
             gradients=max(before, self.state.gradients),
             workspace=4 * self.head if self.job.accumulates or self.job.sharded else 0,
         )
@@ -190,7 +191,7 @@ class _Walk:
         yield self._evaluation()
 
     def _backward(self, layer: int, before: int) -> Moment:
-        """The backward pass of one layer: those below still saved, those above done."""
+        """The backward pass of one layer: activations below are saved, gradients above done."""
         done = 4 * (self.head + (self.layers - layer) * self.layer) // self.job.shards
         live = layer * self.stored + self.kept.layer + self.kept.rest + self.kept.weights
         if self.job.checkpointing:
@@ -203,7 +204,7 @@ class _Walk:
         )
 
     def _layer_workspace(self) -> int:
-        """Gradients of a layer's activations, and of its gated weights, while they are needed."""
+        """Temporary gradients of a layer's activations and of its gated weights."""
         shape, tokens = self.job.table.source, self.job.train_batch.tokens
         flow = tokens * (2 * shape.hidden + 2 * shape.intermediate) * self.numbers.compute
         weight = 4 * largest_matrix(self.job.table)
@@ -212,29 +213,30 @@ class _Walk:
         return flow + (weight if self.job.accumulates or self.numbers.casts else 0)
 
     def _head_gradients(self) -> int:
-        """The loss forms the gradients of the output head and of its input in the forward pass."""
+        """Gradients of the output head and of its input, which the loss computes in advance."""
         tokens, hidden = self.job.train_batch.tokens, self.job.table.source.hidden
         return 4 * self.head + tokens * hidden * self.numbers.compute
 
     def _optimizer_bytes(self) -> int:
-        """AdamW's roots of the second moments: of all tensors at once on a GPU, else one by one."""
+        """AdamW's roots of second moments: of all tensors at once on a GPU, otherwise of one."""
         if self.job.gpu:
             return self.state.parameters + self.state.masks
         return 2 * 4 * max(self.head, largest_matrix(self.job.table)) // self.job.shards
 
     def _evaluation(self) -> Moment:
-        """A forward without a graph; gradients stay until the next step begins."""
+        """A forward pass without a graph. Gradients stay until the next step starts."""
         batch = Batch(self.job.eval_batch, self.job.sequence_length)
         shape, size = self.job.table.source, self.numbers.compute
-        units = 3 * shape.intermediate + 2 * shape.hidden
-        flow = batch.tokens * (units * size + 2 * shape.hidden * self.numbers.stream)
-        flow += batch.rows * batch.length**2 * (1 + size)  # attention's mask
-        return self._moment(
-            "evaluation",
-            gradients=self.state.gradients,
-            activations=flow,
-            logits=_chunk_bytes(self.job, batch) + (2 * self.head if self.numbers.casts else 0),
-        )
+        stream = batch.tokens * shape.hidden * self.numbers.stream
+        units = (1 + inner_projections(self.job.table)) * shape.intermediate + 2 * shape.hidden
+        layer = batch.tokens * units * size + 2 * stream
+        layer += batch.rows * batch.length**2 * (1 + size)  # attention's mask
+        logits = _chunk_bytes(self.job, batch) + (2 * self.head if self.numbers.casts else 0)
+        # The logits come when the last layer is done.
+        highest = {"activations": layer, "logits": 0}
+        if logits + stream > layer:
+            highest = {"activations": stream, "logits": logits}
+        return self._moment("evaluation", gradients=self.state.gradients, **highest)
 
     def _moment(self, name: str, **parts: int) -> Moment:
         everything = {
@@ -250,11 +252,11 @@ class _Walk:
         return Moment(name, {part: everything[part] for part in PARTS if everything.get(part)})
 
     def _parallel_bytes(self, phase: str) -> dict[str, int]:
-        """What replicas and shards need besides their part.
+        """What replicas and shards need beyond their own part.
 
-        DDP copies gradients into buckets. FSDP2 keeps everything outside the layers gathered, one
-        layer in use and the next on its way (with the buffer it arrives in), and in the backward
-        pass the whole gradients of a layer and the float32 buffer in which they are reduced.
+        DDP copies gradients into buckets. FSDP2 keeps gathered: everything outside the layers, the
+        layer in use, and the next one with the buffer it arrives in. In the backward pass it also
+        holds the whole gradients of a layer and the float32 buffer in which they are reduced.
         """
         if not self.job.sharded:
             replicas = self.job.ranks > 1
@@ -265,22 +267,16 @@ class _Walk:
         gathered = size * (self.outer + 3 * self.layer)
         if phase == "backward":
             return {"gathered": gathered + size * self.head + (size + 4) * self.layer}
-        if phase == "embedding's gradient":
+        if phase == "embedding":
             return {"gathered": 2 * size * self.outer + 4 * self.outer}
         return {"gathered": gathered}
 
 
 def _chunk_bytes(job: Job, batch: Batch) -> int:
-    """Logits of a chunk in float32 with the exponentials of their normaliser, and their cast."""
+    """Logits of a chunk in float32, the exponentials for their normaliser, and their cast."""
     chunk = min(job.loss_chunk or batch.tokens, batch.tokens)
     narrow = 0 if job.numbers.compute == 4 else job.numbers.compute
     return chunk * job.table.source.vocabulary * (8 + narrow)
-
-
-def tensor_bytes(job: Job) -> int:
-    """The peak without the allowances of a GPU."""
-    parts = plan_memory(job).peak.parts
-    return sum(size for name, size in parts.items() if name != "allowance")
 
 
 def gib(size: float) -> float:

@@ -1,4 +1,4 @@
-"""The plan of a run: one function from a recipe and devices to everything that is told of it."""
+"""The plan of a run: from a recipe and devices to memory, time, disk and data."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from llmshearing.planning.time import Schedule, Speed, hours, measured_speed, sc
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for.
+    """The devices of a run.
 
     Attributes:
-        device: each of them.
-        count: devices, one rank each.
+        device: the kind.
+        count: how many; each has one rank.
     """
 
     device: Device
@@ -34,21 +34,21 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that is told of a run before it starts.
+class RunPlan:
+    """What a run needs.
 
     Attributes:
-        inputs: the recipe with what it names.
-        machine: for which it is made.
-        job: what decides the memory of a rank.
+        inputs: the recipe and what it names.
+        machine: the devices.
+        job: everything that the memory of a rank depends on.
         memory: of one rank.
         whole: state of the run over all ranks.
-        option: the first change with which it fits, where it does not.
+        option: the first change with which the run fits; None if it fits, or if none does.
         tried: changes that were tried.
-        schedule: what it computes.
-        speed: of one device; None where neither peak nor a run is known.
-        disk: bytes by what they are for.
-        use: expected use of each domain; empty where the data is not there.
+        schedule: steps, tokens and operations.
+        speed: of one device; None if neither its peak nor a run is known.
+        disk: bytes by what they are used for.
+        use: expected use of each domain; empty without data.
     """
 
     inputs: PlanInputs
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the peak is within the device's memory; None where that is not known."""
+        """Whether the peak is within the device's memory; None if that is unknown."""
         limit = self.machine.device.memory
         return None if limit is None else self.memory.peak.total <= limit
 
@@ -92,19 +92,19 @@ def make_plan(
     mfu: float | None = None,
     run: Path | None = None,
     sequence_length: int | None = None,
-) -> Plan:
+) -> RunPlan:
     """Plan a recipe.
 
     Args:
         path: the recipe.
         overrides: `key=value` with dotted keys.
         machine: devices.
-        mfu: model FLOPs utilisation, a fraction; a usual one where neither it nor `run` is given.
-        run: directory of a run whose speed is taken.
-        sequence_length: tokens in a row, where no data tells.
+        mfu: model FLOPs utilisation, a fraction. Without it and without `run`, 0.3 is assumed.
+        run: directory of a run whose speed is used.
+        sequence_length: tokens in a row, for a recipe without data.
 
     Raises:
-        UserError: everything that is wrong with the recipe, the numbers or the run directory.
+        UserError: the recipe, a number or the run directory is wrong; lists every error.
     """
     if machine.count < 1:
         raise UserError(f"--gpus: found {machine.count}, expected 1 or more")
@@ -124,7 +124,7 @@ def make_plan(
         stated_speed(machine.device, mfu) if run is None else measured_speed(run, machine.device)
     )
     whole = state_bytes(inputs.table, inputs.target, inputs.recipe.pruning.constraint)
-    return Plan(
+    return RunPlan(
         inputs=inputs,
         machine=machine,
         job=job,
@@ -142,10 +142,10 @@ def make_plan(
 
 
 def job_of(inputs: PlanInputs, machine: Machine) -> Job:
-    """What decides the memory of a rank.
+    """Everything that the memory of a rank depends on.
 
     Raises:
-        UserError: the rows of a step cannot be shared out over the devices.
+        UserError: the rows of a step are not a multiple of the devices.
     """
     recipe, ranks = inputs.recipe, machine.count
     if recipe.data.global_batch % ranks:
@@ -173,14 +173,14 @@ def job_of(inputs: PlanInputs, machine: Machine) -> Job:
 
 
 def _shards(recipe: Recipe, machine: Machine) -> int:
-    """Ranks that share each tensor: all, those of `shard_ranks`, or none."""
+    """Ranks that share each tensor."""
     if recipe.parallelism == "ddp":
         return 1
     return min(recipe.shard_ranks or machine.count, machine.count)
 
 
 def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:
-    """The table before step 0, for data that is there."""
+    """The expected use of each domain; empty unless the rows of all are known."""
     settings = inputs.recipe.mixture
     known = [(domain, domain.rows) for domain in inputs.domains if domain.rows]
     if not known or len(known) < len(inputs.domains):
@@ -191,7 +191,7 @@ def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:
 
 
 def _data_bytes(inputs: PlanInputs, when: Schedule) -> int:
-    """The tree's rows of both splits; without a tree those that one pass would take."""
+    """The tree's rows in both splits; without a tree, the rows that the run would read."""
     size = disk.row_bytes(inputs.sequence_length, inputs.table.source.vocabulary)
     held_out = sum(domain.held_out for domain in inputs.domains)
     if inputs.tree is None:

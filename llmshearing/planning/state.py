@@ -1,4 +1,4 @@
-"""What stays in memory between steps: parameters, gradients, optimizer state. Exact, in bytes."""
+"""Memory that stays between steps: parameters, gradients and optimizer state, exact in bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 
 FLOAT32 = 4  # master weights, masks, gradients and both moments, whatever the precision
-STEP_COUNTER = 4  # AdamW keeps a float32 scalar beside each tensor
+STEP_COUNTER = 4  # AdamW keeps a float32 scalar for each tensor
 
-Target = Shape | Budget | None  # what a run prunes to, or nothing
+Target = Shape | Budget | None  # of pruning; None without
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StateBytes:
 
 
 def pruned_axes(table: CouplingTable, target: Target) -> tuple[Axis, ...]:
-    """The axes that shrink, each with a mask."""
+    """The axes that shrink. Each has a mask."""
     if target is None:
         return ()
     if isinstance(target, Budget):
@@ -50,7 +50,7 @@ def pruned_axes(table: CouplingTable, target: Target) -> tuple[Axis, ...]:
 
 
 def exported_parameters(table: CouplingTable, target: Target) -> int:
-    """Parameters of what a run exports; of a budget all of it."""
+    """Parameters of the exported model; for a budget, the most it may have."""
     if isinstance(target, Budget):
         return target.parameters
     return table.parameter_count(target or table.source)
@@ -61,7 +61,7 @@ def mask_shapes(table: CouplingTable, target: Target, constraint: str) -> list[t
 
     Args:
         table: of the source.
-        target: None where nothing is pruned.
+        target: None if nothing is pruned.
         constraint: `paper` has multipliers for every layer, `released` one pair per axis.
     """
     sizes, layers = table.sizes(table.source), table.source.layers
@@ -94,14 +94,14 @@ def state_bytes(
     shards: int = 1,
     rank: int = 0,
 ) -> StateBytes:
-    """What one rank holds from the first optimizer step on.
+    """The state of one rank after the first optimizer step.
 
     Args:
         table: of the model that is trained.
         target: what to prune to, or None.
-        constraint: form of the constraint, which decides how many multipliers there are.
+        constraint: form of the constraint; the number of multipliers depends on it.
         shards: ranks that share each tensor; 1 without sharding.
-        rank: which of them. The first holds the most.
+        rank: which of them. The first has the most.
     """
     weights = list(table.tensor_shapes(table.source).values())
     masks = mask_shapes(table, target, constraint)

@@ -1,4 +1,4 @@
-"""Steps, tokens, hours and GPU hours of a run, from a utilisation that is stated or measured."""
+"""Steps, tokens and hours of a run, from a given or a measured utilisation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ RATE = "throughput/tokens_per_second_per_device"
 
 @dataclass(frozen=True)
 class Speed:
-    """Operations per second that one device achieves.
+    """The speed of one device.
 
     Attributes:
         achieved: model operations per second.
-        mfu: of the device's peak; None where the peak is not known.
-        source: where the figure comes from, in words.
+        mfu: as a fraction of the device's peak; None if the peak is unknown.
+        source: where the figure comes from.
     """
 
     achieved: float
@@ -86,15 +86,15 @@ def schedule(recipe: Recipe, sequence_length: int, flops_per_token: int, rows: i
 
 
 def hours(flops: float, speed: Speed, devices: int) -> float:
-    """Wall-clock hours of so many operations."""
+    """Wall-clock hours of a number of operations."""
     return flops / (speed.achieved * devices) / 3600
 
 
 def stated_speed(device: Device, mfu: float | None) -> Speed | None:
-    """The speed at a utilisation; None for a device whose peak is not known.
+    """The speed at a utilisation; None for a device whose peak is unknown.
 
     Raises:
-        UserError: no utilisation can be outside 0 to 1.
+        UserError: the utilisation is not between 0 and 1.
     """
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(
@@ -108,12 +108,12 @@ def stated_speed(device: Device, mfu: float | None) -> Speed | None:
 
 
 def measured_speed(run: Path, device: Device) -> Speed:
-    """The speed of a run that was done, from its metrics and manifest.
+    """The speed of an earlier run, from its metrics and manifest.
 
-    The figure is in operations, so a run of one size serves to plan one of another.
+    It is in operations, so that a run of one size can be used to plan one of another size.
 
     Raises:
-        UserError: no run there, or one that logged no throughput.
+        UserError: no run there, or it has not logged its throughput.
     """
     rate = statistics.median(_rates(run))
     manifest = _manifest(run)
@@ -140,7 +140,6 @@ def _manifest(run: Path) -> RunManifest:
     file = next((path for path in found if path.is_file()), None)
     if file is None:
         raise UserError(
-            f"--run: found no {RUN_FILE} in {run}; expected a run that wrote a checkpoint or "
-            "came to its end"
+            f"--run: found no {RUN_FILE} in {run}; expected a run that has written a checkpoint"
         )
     return RunManifest.read(file)

@@ -1,5 +1,6 @@
 """The planned moments of a step against what PyTorch's allocator hands out in a real step."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -71,6 +72,7 @@ def step(model, optimizer, tokens):
 
 def measured(model, passes, folder):
     """Most bytes in use in each phase, beyond parameters and optimizer state."""
+    gc.collect()  # the profiler counts what is freed now and was allocated under a profiler before
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(0, CONFIG["vocab_size"], (ROWS * passes, LENGTH))
     step(model, optimizer, tokens)  # creates the optimizer state
@@ -97,18 +99,18 @@ CASES = {
     "masked": {"masked": True, "recompute": False, "passes": 2},
     "masked and recomputed": {"masked": True, "recompute": True, "passes": 1},
 }
-# The plan of the loss and of the optimizer is exact but for vectors and masks. In the backward pass
-# and in an evaluation it counts tensors of a block as alive that PyTorch frees one by one.
+# The plan is exact but for vectors and masks. In the backward pass it counts all tensors of a block
+# as alive, which PyTorch frees one by one.
 BOUNDS = {
     "loss": (0.96, 1.02),
-    "backward": (1.0, 1.31),
+    "backward": (1.0, 1.33),
     "optimizer": (0.98, 1.02),
-    "evaluation": (1.0, 1.12),
+    "evaluation": (0.95, 1.03),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_planned_moments_are_those_of_a_real_step(family, case, tmp_path):
     model, job = training(family, **CASES[case])
     found = measured(model, CASES[case]["passes"], tmp_path)
@@ -116,7 +118,7 @@ def test_planned_moments_are_those_of_a_real_step(family, case, tmp_path):
     plan = plan_memory(job)
     constant = plan.state.parameters + plan.state.masks + plan.state.optimizer
     planned = {moment.name: moment.total - constant for moment in plan.moments}
-    planned["backward"] = max(planned["backward"], planned.pop("embedding's gradient"))
+    planned["backward"] = max(planned["backward"], planned.pop("embedding"))
     assert planned.keys() == found.keys()
     for phase, (least, most) in BOUNDS.items():
         assert least < planned[phase] / found[phase] < most, phase
