@@ -128,7 +128,7 @@ def test_a_full_disk_ends_with_a_message_and_can_be_resumed(config, tmp_path):
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "cannot write" in done.stderr
+    assert "File too large. Make room" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "tree").rglob(".*unit.*")), "no temporary file is left"
     assert prepare(config, "unit_bytes=64KiB") == 0
