@@ -105,11 +105,11 @@ def main() -> None:
         own = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         environment = {"LLMSHEARING_SHARED": str(ROOT.parent / "shared")} | os.environ | own
 
-        def passes(tests: list[str]) -> bool:
+        def passes(tests: list[str], output: int | None = DEVNULL) -> bool:
             command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *tests]
-            return not run(command, cwd=folder, env=environment, stdout=DEVNULL).returncode
+            return not run(command, cwd=folder, env=environment, stdout=output).returncode
 
-        if not passes(sorted({test for path, *_ in drawn for test in nearest_tests(path)})):
+        if not passes(sorted({t for path, *_ in drawn for t in nearest_tests(path)}), None):
             sys.exit("the nearest tests fail without any change")
         for path, line, old, new, text in drawn:
             place = path.relative_to(ROOT)
