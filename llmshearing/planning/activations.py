@@ -144,7 +144,9 @@ def saved_bytes(
 
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with substrate.fake_tensors():
-        model = AutoModelForCausalLM.from_config(stock, attn_implementation="sdpa").train()
+        model = AutoModelForCausalLM.from_config(
+            stock, attn_implementation="sdpa", trust_remote_code=False
+        ).train()
         if pruned:
             sizes = table.sizes(table.source)
             gates = {
