@@ -142,7 +142,7 @@ def measure(recipe: Path) -> None:
     from llmshearing import preflight
     from llmshearing.train import build_trainer
 
-    checked, inputs = preflight.check(recipe)
+    checked, inputs = preflight.resolve(recipe)
     baseline = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
     trainer = build_trainer(checked, inputs)

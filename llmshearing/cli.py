@@ -316,11 +316,13 @@ def describe(options: argparse.Namespace) -> None:
 def validate(options: argparse.Namespace) -> None:
     """Check a recipe and what it names."""
     from llmshearing.architecture.budget import Budget
-    from llmshearing.preflight import check
+    from llmshearing.preflight import resolve
 
-    _, inputs = check(options.recipe, options.overrides, options.ranks)
+    _, inputs = resolve(options.recipe, options.overrides, options.ranks)
     table = inputs.source.table
     print(f"{options.recipe}: no errors")
+    for note in inputs.notes:
+        print(f"note: {note}")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")
     if isinstance(inputs.target, Budget):
         print(

@@ -1,52 +1,107 @@
-"""Everything that can be wrong with a run and be seen before a device is touched, at once."""
+"""From a recipe to checked inputs: every error that shows before a device is used, at once.
+
+What needs no torch comes first, so that a misspelled key is reported within a second. Only if that
+is right are data files hashed, and weights and scores read.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmshearing import tracking
+import numpy as np
+
 from llmshearing.architecture.budget import Budget
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.config import Recipe, parse_recipe
-from llmshearing.data.domains import fetch_tree, run_data
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import TOKENIZER_FOLDER
-from llmshearing.data.settings import DataSettings
 from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.huggingface.source import Source, read_source
+from llmshearing.mixture.mixture_file import read_mixture
 from llmshearing.mixture.references import References
 from llmshearing.mixture.settings import problems, starting_weights
-from llmshearing.pruning.scores import Scores, load_scores
-from llmshearing.typed_yaml import error_list
+from llmshearing.typed_yaml import NOT_GIVEN, error_list
+
+if TYPE_CHECKING:
+    from llmshearing.huggingface.source import Source
+    from llmshearing.pruning.scores import Scores
 
 T = TypeVar("T")
+
+# Keys that a run needs and a plan can do without.
+OPTIONAL_IN_PLANS = ("run.directory", "data.root", "mixture.references", "mixture.start_from")
+
+
+@dataclass
+class Outline:
+    """What a recipe names, as far as it is read without torch.
+
+    Attributes:
+        recipe: the recipe; wrong values are replaced.
+        config: the source's `config.json`.
+        table: the source's coupling table.
+        target: the shape or the number of parameters to prune to, or None.
+        tree: the data tree; None in a plan without one.
+        weights: of the domains at the start, in the run's order; empty if they are not known.
+        references: the loss to reach in each domain; None without a file.
+        notes: what was assumed or could not be checked, one sentence each.
+        errors: everything that is wrong.
+    """
+
+    recipe: Recipe
+    errors: list[str]
+    config: dict[str, Any] | None = None
+    table: CouplingTable | None = None
+    target: Shape | Budget | None = None
+    tree: DataTree | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    references: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, read: Callable[[], T], key: str) -> T | None:
+        """The result, or None with the user's error noted."""
+        try:
+            return read()
+        except UserError as error:
+            self.errors.append(f"{key}: {error}")
+            return None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe names, read and checked.
+    """What a run reads, checked.
 
     Attributes:
         source: the model directory.
         target: the shape or the number of parameters to prune to, or None.
         tree: the data tree.
-        scores: importance of the source's units, where the masks start from one.
+        weights: of the domains at the start, in the run's order.
+        references: losses to reach [k]; None without a file.
+        scores: importance of the source's units, if the masks start from one.
+        notes: what could not be checked, one sentence each.
     """
 
     source: Source
     target: Shape | Budget | None
     tree: DataTree
-    scores: Scores | None = None
+    weights: np.ndarray
+    references: np.ndarray | None
+    scores: Scores | None
+    notes: list[str]
 
 
-def check(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> tuple[Recipe, Inputs]:
-    """Read a recipe and what it names, and check what they say together.
+def resolve(
+    path: str | Path, overrides: Sequence[str] = (), ranks: int = 1
+) -> tuple[Recipe, Inputs]:
+    """Turn a recipe into checked inputs. No weights and no rows are read.
 
     Args:
         path: the recipe.
@@ -54,136 +109,189 @@ def check(path: str | Path, overrides: Sequence[str] = (), ranks: int = 1) -> tu
         ranks: processes of the run.
 
     Raises:
-        UserError: lists every error of both.
+        UserError: lists every error.
     """
-    recipe, errors = parse_recipe(path, overrides)
-    inputs = None
-    if recipe is not None:
-        inputs, more = examine(recipe, ranks)
-        errors = errors + more
-    if errors or recipe is None or inputs is None:
+    found = outline(path, overrides, ranks)
+    recipe, tree = found.recipe, found.tree
+    assert tree is not None
+    from llmshearing.huggingface.source import read_source
+
+    data, scores = recipe.data, None
+    splits, by_hash = (data.split, data.eval_split), data.verify == "hash"
+    found.attempt(
+        lambda: check_files(tree, splits, cached=bool(data.remote), by_hash=by_hash), "data.root"
+    )
+    source = found.attempt(lambda: read_source(recipe.model.path), "model.path")
+    if source is not None:
+        longest = source.config.get("max_position_embeddings")
+        if longest is not None and tree.sequence_length > longest:
+            found.errors.append(
+                f"data.root: found rows of {tree.sequence_length} tokens, expected at most the "
+                f"model's max_position_embeddings = {longest}"
+            )
+        if recipe.prunes and (file := recipe.pruning.importance) is not None:
+            from llmshearing.pruning.scores import load_scores
+
+            scores = found.attempt(lambda: load_scores(file, source.table), "pruning.importance")
+    if source is None or found.errors:
+        raise UserError(error_list(str(path), found.errors))
+    weights = np.array(list(found.weights.values()))
+    target, references = found.target, found.references
+    return recipe, Inputs(source, target, tree, weights, references, scores, found.notes)
+
+
+def outline(
+    path: str | Path, overrides: Sequence[str] = (), ranks: int = 1, *, planned: bool = False
+) -> Outline:
+    """Read a recipe, and of what it names all that needs no torch.
+
+    Args:
+        path: the recipe.
+        overrides: `key=value` with dotted keys.
+        ranks: processes of the run.
+        planned: leave out what a plan can do without, and note it.
+
+    Raises:
+        UserError: lists every error.
+    """
+    recipe, wrong = parse_recipe(path, overrides)
+    absent = [key for key in OPTIONAL_IN_PLANS if planned and NOT_GIVEN.format(key) in wrong]
+    found = Outline(recipe, [])
+    found.config = found.attempt(lambda: read_config(recipe.model.path), "model.path")
+    if (config := found.config) is not None:
+        found.table = found.attempt(lambda: family_of(config).table(config), "model.path")
+    if found.table is not None and recipe.target is not None:
+        found.target, errors = resolve_target(found.table, recipe.target)
+        found.errors += errors
+    if "data.root" in absent or (planned and not Path(recipe.data.root).exists()):
+        root = recipe.data.root
+        found.notes.append(
+            "no data.root given" if "data.root" in absent else f"no data at {root} yet"
+        )
+        _planned_weights(found)
+    else:
+        found.tree = found.attempt(lambda: _open_tree(recipe, planned), "data.root")
+        if found.tree is not None:
+            _read_mixture(found, found.tree, planned)
+    if not planned:
+        found.errors += _rank_errors(recipe, ranks) + _tracking_errors(recipe)
+        if found.table is not None and found.tree is not None:
+            found.errors += _fit_errors(recipe.model.path, found.table, found.tree)
+    # Nothing is reported twice: a wrong value was replaced, which may have led to another error.
+    wrong_keys = {error.partition(":")[0] for error in wrong}
+    errors = [error for error in wrong if error.partition(":")[0] not in absent]
+    errors += [error for error in found.errors if error.partition(":")[0] not in wrong_keys]
+    if errors:
         raise UserError(error_list(str(path), errors))
-    return recipe, inputs
+    return found
 
 
-def examine(recipe: Recipe, ranks: int = 1) -> tuple[Inputs | None, list[str]]:
-    """Read configs and indexes (no weights, no rows) of a recipe.
+def _open_tree(recipe: Recipe, planned: bool) -> DataTree:
+    data = recipe.data
+    if planned:
+        return DataTree.read(data.root)
+    if data.remote:
+        from llmshearing.data.domains import fetch_tree
 
-    Returns:
-        What the recipe names, None where it cannot be read, and every error.
-    """
-    errors = tracking.problems(recipe.run)
-    source = _try(errors, lambda: read_source(recipe.model.path), "model.path")
-    tree = _try(errors, lambda: _open_tree(recipe), "data.root")
-    target = scores = None
-    if recipe.target is not None and source is not None:
-        target, found = resolve_target(source.table, recipe.target)
-        errors += found
-        scores = _try(errors, lambda: _read_scores(recipe, source), "pruning.importance")
-    if tree is not None:
-        errors += _data_errors(recipe, tree, ranks)
-        _try(errors, lambda: _check_files(recipe.data, tree), "data.root")
-    if source is not None and tree is not None:
-        errors += _fit_errors(source, tree)
-    if source is None or tree is None:
-        return None, errors
-    return Inputs(source, target, tree, scores), errors
+        fetch_tree(data.remote, data.root)
+    return DataTree.open(data.root)
 
 
-def _read_scores(recipe: Recipe, source: Source) -> Scores | None:
-    path = recipe.pruning.importance
-    return None if path is None else load_scores(path, source.table)
+def _planned_weights(found: Outline) -> None:
+    """The weights without data, of which domains a recipe or its mixture file names."""
+    settings = found.recipe.mixture
+    file = settings.start_from
+    if settings.weights:
+        found.notes.append("shares are those of mixture.weights")
+        found.errors += problems(settings, list(settings.weights))
+        found.weights = dict(settings.weights)
+    elif file and Path(file).is_file():
+        found.notes.append(f"shares are those of {file}")
+        given = found.attempt(lambda: read_mixture(file, settings.start_with), "mixture.start_from")
+        found.weights = given or {}
+    else:
+        found.notes.append("no mixture.weights or mixture.start_from: the domains are not known")
 
 
-def _data_errors(recipe: Recipe, tree: DataTree, ranks: int) -> list[str]:
-    errors: list[str] = []
+def _read_mixture(found: Outline, tree: DataTree, planned: bool) -> None:
+    """Check the splits of a tree, and read the weights and losses for its domains."""
+    data, settings = found.recipe.data, found.recipe.mixture
+    train = found.attempt(lambda: tree.split(data.split), "data.split")
+    held_out = found.attempt(lambda: tree.split(data.eval_split), "data.eval_split")
+    if train is None or held_out is None:
+        return
+    errors = problems(settings, list(train))
+    for split, infos in ((data.split, train), (data.eval_split, held_out)):
+        errors += [
+            f"data: domain {name} has no rows in split {split}; prepare more of it or leave it out"
+            for name in train
+            if not planned and (name not in infos or infos[name].rows == 0)
+        ]
+    found.errors += errors
+    if errors:
+        return
+    if planned and settings.start_from and not Path(settings.start_from).is_file():
+        found.notes.append(f"no mixture at {settings.start_from} yet: shares are those of the rows")
+        settings = settings.model_copy(update={"start_from": None})
+    rows = [info.rows for info in train.values()]
+    weights = found.attempt(lambda: starting_weights(settings, list(train), rows), "mixture")
+    if weights is not None:
+        found.weights = dict(zip(train, weights.tolist(), strict=True))
+    if settings.references and not planned:
+        file, run = settings.references, tree.run_data(data.split, data.eval_split)
+        losses = found.attempt(lambda: References.for_run(file, run), "mixture.references")
+        if losses is not None:
+            found.references = np.array([losses.losses[name] for name in train])
+            if not (losses.tokenizer and losses.fingerprints):
+                found.notes.append(
+                    f"{file} does not say which tokenizer and rows its losses belong to, so "
+                    "nothing checks that they fit this data"
+                )
+
+
+def _rank_errors(recipe: Recipe, ranks: int) -> list[str]:
+    errors = []
     if recipe.shard_ranks and ranks > 1 and ranks % recipe.shard_ranks:
         errors.append(
             f"shard_ranks: found {recipe.shard_ranks} for {ranks} ranks; expected a divisor of the "
-            "ranks, so that every copy of the model has as many"
+            "ranks, so that every copy of the model has the same number"
         )
-    train = _try(errors, lambda: tree.split(recipe.data.split), "data.split")
-    held_out = _try(errors, lambda: tree.split(recipe.data.eval_split), "data.eval_split")
     if recipe.data.global_batch % ranks:
         errors.append(
             f"data.global_batch: found {recipe.data.global_batch} rows for {ranks} ranks; "
             "expected a multiple of the ranks"
         )
-    if train is None or held_out is None:
-        return errors
-    for name, info in train.items():
-        if info.rows == 0:
-            errors.append(
-                f"data: domain {name} has no rows in split {recipe.data.split}; prepare more of "
-                "it or leave it out"
-            )
-    errors += [
-        f"data: domain {name} has no rows in split {recipe.data.eval_split}"
-        for name in train
-        if name not in held_out or held_out[name].rows == 0
-    ]
-    found = problems(recipe.mixture, list(train))
-    if not found and not errors:
-        _check_mixture_files(errors, recipe, tree)
-    return errors + found
-
-
-def _check_mixture_files(errors: list[str], recipe: Recipe, tree: DataTree) -> None:
-    mixture, data = recipe.mixture, run_data(tree, recipe.data.split, recipe.data.eval_split)
-    _try(errors, lambda: starting_weights(mixture, data.domains, data.rows), "mixture")
-    if mixture.references is not None:
-        path = mixture.references
-        _try(errors, lambda: References.for_run(path, data), "mixture")
-
-
-def _open_tree(recipe: Recipe) -> DataTree:
-    data = recipe.data
-    if data.remote:
-        fetch_tree(data.remote, data.root)
-    return DataTree.open(data.root)
-
-
-def _check_files(data: DataSettings, tree: DataTree) -> None:
-    by_hash = data.verify == "hash"
-    check_files(tree, (data.split, data.eval_split), cached=bool(data.remote), by_hash=by_hash)
-
-
-def _fit_errors(source: Source, tree: DataTree) -> list[str]:
-    errors = []
-    vocabulary = source.table.source.vocabulary
-    if tree.vocabulary > vocabulary:
-        errors.append(
-            f"data.root: its ids go up to {tree.vocabulary - 1}, but the model's vocabulary has "
-            f"{vocabulary} entries; prepare the data with this model's tokenizer"
-        )
-    try:
-        same = same_tokenizer(
-            source.path, tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
-        )
-    except FileNotFoundError:
-        errors.append(
-            f"model.path: found no tokenizer in {source.path}; expected tokenizer.model or "
-            "tokenizer.json, which the exported model needs too"
-        )
-        return errors
-    if not same:
-        errors.append(
-            f"data.root: {tree.root} was prepared with another tokenizer than the one in "
-            f"{source.path}; prepare it again with that one"
-        )
-    longest = source.config.get("max_position_embeddings")
-    if longest is not None and tree.sequence_length > longest:
-        errors.append(
-            f"data.root: rows of {tree.sequence_length} tokens are longer than the model's "
-            f"max_position_embeddings = {longest}"
-        )
     return errors
 
 
-def _try(errors: list[str], read: Callable[[], T], key: str = "") -> T | None:
-    """The result, or None with the user's error noted."""
+def _tracking_errors(recipe: Recipe) -> list[str]:
+    project = recipe.run.wandb
+    if project is None or importlib.util.find_spec("wandb"):
+        return []
+    return [
+        f"run.wandb: found the project {project} but no package wandb: install it with "
+        "`pip install 'llmshearing[wandb]'`, or leave run.wandb out"
+    ]
+
+
+def _fit_errors(model: str, table: CouplingTable, tree: DataTree) -> list[str]:
+    """Errors of a model and data that do not belong together."""
+    errors, vocabulary = [], table.source.vocabulary
+    if tree.vocabulary > vocabulary:
+        errors.append(
+            f"data.root: found ids up to {tree.vocabulary - 1}, expected ids below the model's "
+            f"vocabulary size {vocabulary}; prepare the data with this model's tokenizer"
+        )
     try:
-        return read()
-    except UserError as error:
-        errors.append(f"{key}: {error}" if key else str(error))
-        return None
+        recorded = tree.tokenizer["fingerprint"]
+        if not same_tokenizer(model, recorded, tree.root / TOKENIZER_FOLDER):
+            errors.append(
+                f"data.root: {tree.root} was prepared with another tokenizer than the one in "
+                f"{model}; prepare it again with that one"
+            )
+    except FileNotFoundError:
+        errors.append(
+            f"model.path: found no tokenizer in {model}; expected tokenizer.model or "
+            "tokenizer.json, which the exported model needs too"
+        )
+    return errors

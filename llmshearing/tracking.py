@@ -1,15 +1,12 @@
-"""Weights & Biases beside the run's own files, where a recipe names a project."""
+"""Weights & Biases next to the run's own files, if a recipe names a project."""
 
 from __future__ import annotations
 
-import importlib.util
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from composer.utils import dist
 
 from llmshearing.config import RunSettings
 from llmshearing.errors import UserError
@@ -19,18 +16,8 @@ if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
 
 
-def problems(run: RunSettings) -> list[str]:
-    """What stands in the way of tracking; empty where none is asked for."""
-    if run.wandb is None or importlib.util.find_spec("wandb"):
-        return []
-    return [
-        f"run.wandb: found the project {run.wandb} but no package wandb: install it with "
-        "`pip install 'llmshearing[wandb]'`, or leave run.wandb out"
-    ]
-
-
 def loggers(run: RunSettings) -> list[LoggerDestination]:
-    """Composer's logger for the project; a run that is resumed goes on as the same one there."""
+    """Composer's logger for the project; a resumed run continues as the same run there."""
     if run.wandb is None:
         return []
     from composer.loggers import WandBLogger
@@ -42,7 +29,9 @@ def loggers(run: RunSettings) -> list[LoggerDestination]:
 
 
 def _run_id(directory: Path) -> str:
-    """What the project knows the run by; kept in its directory, for others have the same name."""
+    """The run's id in the project; kept in its directory, since other runs may share its name."""
+    from composer.utils import dist
+
     path = directory / "wandb-id.txt"
     if not path.is_file() and dist.get_global_rank() == 0:
         write_text(path, secrets.token_hex(4))
@@ -51,7 +40,7 @@ def _run_id(directory: Path) -> str:
 
 @contextmanager
 def failures_explained(run: RunSettings) -> Iterator[None]:
-    """Turn what wandb says at its start, such as a missing key, into a message."""
+    """Turn wandb's errors at the start, such as a missing key, into one message."""
     if run.wandb is None:
         yield
         return

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         raise UserError(f"expected RECIPE.yaml and key=value overrides\n{__doc__}")
     begun = time.monotonic()
-    recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
+    recipe, inputs = preflight.resolve(arguments[0], arguments[1:], dist.get_world_size())
     checked = time.monotonic()
     parallelism.join_ranks(recipe)
     times = {"config": checked - begun, "ranks": time.monotonic() - checked}
@@ -96,6 +96,8 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     set_up_log(directory, dist.get_global_rank())
     for phase, took in (times or {}).items():
         log_phase(phase, took)
+    for note in inputs.notes:
+        log.warning(note)
     checkpoint = find_checkpoint(recipe)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint)
@@ -151,11 +153,12 @@ def build_trainer(
             recipe.data,
             recipe.mixture,
             inputs.tree,
+            inputs.weights,
             recipe.run.seed,
             dist.get_global_rank(),
             dist.get_world_size(),
         )
-        loading = DynamicLoading(recipe, inputs.tree, loaders)
+        loading = DynamicLoading(recipe, inputs.tree, loaders, inputs.references)
     parallelism.before_sharding(model, recipe)
     optimizer = optimization.build_optimizer(model, recipe)
     row_tokens, log_interval = inputs.tree.sequence_length, steps(recipe.run.log_interval)

@@ -113,7 +113,7 @@ def losses(directory: Path) -> dict[int, list[dict[str, Any]]]:
 
 @exits_on_user_error
 def main(arguments: list[str]) -> None:
-    recipe, inputs = preflight.check(arguments[0], arguments[1:], dist.get_world_size())
+    recipe, inputs = preflight.resolve(arguments[0], arguments[1:], dist.get_world_size())
     dist.initialize_dist(get_device())
     run_recorded(recipe, inputs)
 

@@ -20,7 +20,7 @@ from llmshearing.train import train
 
 def run_here(recipe: Path, *overrides: str) -> list[dict[str, Any]]:
     """Train in this process; the lines of `metrics.jsonl`."""
-    checked, inputs = preflight.check(recipe, overrides)
+    checked, inputs = preflight.resolve(recipe, overrides)
     train(checked, inputs)
     return metrics(Path(checked.run.directory))
 

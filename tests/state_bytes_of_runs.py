@@ -44,7 +44,7 @@ class Ruler(Callback):
 
 def measure(out: Path, recipe: Path, overrides: list[str]) -> None:
     """Train and measure."""
-    checked, inputs = preflight.check(recipe, overrides, dist.get_world_size())
+    checked, inputs = preflight.resolve(recipe, overrides, dist.get_world_size())
     dist.initialize_dist(get_device())
     trainer = build_trainer(checked, inputs)
     trainer.state.callbacks.append(Ruler(out))

@@ -10,7 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 from llmshearing.cli import main, parse
 from llmshearing.data.schema import fingerprint
 from llmshearing.errors import UserError
-from llmshearing.preflight import check
+from llmshearing.preflight import resolve
 
 CASES = {
     "misspelled key": (["data.workrs=1"], "unknown key in data; did you mean data.workers?"),
@@ -129,7 +129,7 @@ def test_all_errors_at_once(recipe_file):
     overrides = [override for case in ("misspelled key", "no unit", "target larger", "weights")
                  for override in CASES[case][0]]  # fmt: skip
     with pytest.raises(UserError, match="has 4 errors"):
-        check(recipe_file, overrides)
+        resolve(recipe_file, overrides)
 
 
 def test_a_missing_value_is_named(recipe_file):
@@ -137,7 +137,7 @@ def test_a_missing_value_is_named(recipe_file):
     del recipe["model"]
     recipe_file.write_text(json.dumps(recipe))
     with pytest.raises(UserError, match=r"model.path: not given"):
-        check(recipe_file)
+        resolve(recipe_file)
 
 
 def test_heads_that_do_not_fit_the_groups(recipe_file, tiny_model, tmp_path):
@@ -146,7 +146,7 @@ def test_heads_that_do_not_fit_the_groups(recipe_file, tiny_model, tmp_path):
     config = json.loads((grouped / "config.json").read_text())
     (grouped / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 2}))
     with pytest.raises(UserError, match="3 heads do not divide into 2 KV groups"):
-        check(recipe_file, [f"model.path={grouped}", "target.heads=3"])
+        resolve(recipe_file, [f"model.path={grouped}", "target.heads=3"])
 
 
 def test_a_domain_without_rows(recipe_file, tiny_tree, tmp_path):
@@ -157,23 +157,23 @@ def test_a_domain_without_rows(recipe_file, tiny_tree, tmp_path):
     (tree / "manifest.json").write_text(json.dumps(manifest))
     (tree / "prune/prose/index.json").write_text('{"shards": [], "version": 2}')
     with pytest.raises(UserError, match="domain prose has no rows in split prune"):
-        check(recipe_file, [f"data.root={tree}"])
+        resolve(recipe_file, [f"data.root={tree}"])
 
 
 def test_a_model_without_tokenizer_and_one_with_another(recipe_file, tiny_model, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(UserError, match="found no tokenizer in"):
-        check(recipe_file, [f"model.path={bare}"])
+        resolve(recipe_file, [f"model.path={bare}"])
     (bare / "tokenizer.model").write_bytes(b"another")
     with pytest.raises(UserError, match="prepared with another tokenizer"):
-        check(recipe_file, [f"model.path={bare}"])
+        resolve(recipe_file, [f"model.path={bare}"])
     saved = sentencepiece_model_pb2.ModelProto.FromString(
         (tiny_model / "tokenizer.model").read_bytes()
     )
     saved.trainer_spec.model_prefix = "saved-again"
     (bare / "tokenizer.model").write_bytes(saved.SerializeToString())
-    check(recipe_file, [f"model.path={bare}"])
+    resolve(recipe_file, [f"model.path={bare}"])
 
 
 @pytest.mark.parametrize(

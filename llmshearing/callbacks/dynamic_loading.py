@@ -23,13 +23,11 @@ from llmshearing.callbacks.held_out import at_end
 from llmshearing.callbacks.non_finite import not_finite
 from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
-from llmshearing.data.domains import run_data
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture import usage
 from llmshearing.mixture.controller import MixtureController, check_finite
 from llmshearing.mixture.mixture_file import write_mixture
-from llmshearing.mixture.references import read_references
 from llmshearing.models.shearing import unwrapped
 from llmshearing.quantities import steps
 
@@ -46,21 +44,23 @@ class DynamicLoading(Callback):
         recipe: a checked recipe.
         tree: its data.
         loaders: of the run; the labels of the evaluators are the domains' names.
+        references: losses to reach [k]; None without a file.
     """
 
-    def __init__(self, recipe: Recipe, tree: DataTree, loaders: Loaders) -> None:
+    def __init__(
+        self, recipe: Recipe, tree: DataTree, loaders: Loaders, references: np.ndarray | None
+    ) -> None:
         self.settings, self.sampler = recipe.mixture, loaders.sampler
         self.row_tokens = tree.sequence_length
         self.domains, self.global_batch = list(loaders.held_out), recipe.data.global_batch
         self.log_interval = steps(recipe.run.log_interval)
         self.total_samples = steps(recipe.run.duration) * self.global_batch
         self.file = Path(recipe.run.directory) / "mixture.yaml"
-        about = run_data(tree, recipe.data.split, recipe.data.eval_split)
         self.controller = MixtureController(
             self.settings,
             self.domains,
             loaders.start,
-            read_references(self.settings.references, about),
+            references,
             self.total_samples,
             agree=_from_rank_0,
         )

@@ -24,7 +24,7 @@ from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture.mixture_plan import MixturePlan
 from llmshearing.mixture.sampler import Sampler
-from llmshearing.mixture.settings import MixtureSettings, domain_source, starting_weights
+from llmshearing.mixture.settings import MixtureSettings, domain_source
 from llmshearing.processes import exit_with_parent
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ def build_loaders(
     data: DataSettings,
     mixture: MixtureSettings,
     tree: DataTree,
+    start: np.ndarray,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
@@ -114,16 +115,16 @@ def build_loaders(
         data: the recipe's `data` section.
         mixture: its `mixture` section.
         tree: the data.
+        start: weights of the domains [k].
         seed: of the order of rows.
         rank: of this process.
         world_size: number of processes.
 
     Raises:
-        UserError: an index or the mixture file cannot be read or does not fit.
+        UserError: an index cannot be read.
     """
     domains = open_domains(tree, data.split, remote=data.remote, by_hash=data.verify == "hash")
     names = [rows.name for rows in domains]
-    start = starting_weights(mixture, names, [len(rows) for rows in domains])
     sampler = Sampler(
         [domain_source(mixture, rows.name, len(rows), rows.block) for rows in domains],
         MixturePlan.start(start),

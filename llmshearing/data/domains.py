@@ -27,7 +27,6 @@ from llmshearing.data.integrity import file_problem
 from llmshearing.data.schema import INDEX, MANIFEST
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.mixture.references import RunData
 
 log = logging.getLogger(__name__)
 
@@ -65,18 +64,6 @@ def fetch_tree(remote: str, root: str | Path) -> None:
             _download(f"{remote}/{name}/{INDEX}", root / name / INDEX)
         incoming.rename(root / MANIFEST)
         log.info("fetched the indexes of %d domains from %s", len(names), remote)
-
-
-def run_data(tree: DataTree, split: str, eval_split: str) -> RunData:
-    """The data of a run that uses two splits of a tree."""
-    train, held_out = tree.split(split), tree.split(eval_split)
-    return RunData(
-        domains=list(train),
-        rows=[info.rows for info in train.values()],
-        tokenizer=tree.tokenizer["fingerprint"],
-        sequence_length=tree.sequence_length,
-        fingerprints={name: info.fingerprint for name, info in held_out.items()},
-    )
 
 
 def _download(remote: str, local: Path) -> None:

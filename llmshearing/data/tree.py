@@ -9,6 +9,7 @@ from typing import Any
 
 from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST
 from llmshearing.errors import UserError
+from llmshearing.mixture.references import RunData
 
 OF_A_TREE = ("sequence_length", "token_dtype", "vocabulary", "tokenizer")
 OF_A_DOMAIN = ("rows", "tokens", "documents", "dropped_tokens", "fingerprint", "chat")
@@ -133,3 +134,14 @@ class DataTree:
                 f"expected `{name}`: prepare the data with this split"
             )
         return self.splits[name]
+
+    def run_data(self, split: str, eval_split: str) -> RunData:
+        """What mixtures and references have to fit in a run that uses these two splits."""
+        train, held_out = self.split(split), self.split(eval_split)
+        return RunData(
+            domains=list(train),
+            rows=[info.rows for info in train.values()],
+            tokenizer=self.tokenizer["fingerprint"],
+            sequence_length=self.sequence_length,
+            fingerprints={name: info.fingerprint for name, info in held_out.items()},
+        )

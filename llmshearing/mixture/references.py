@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 from pydantic import ConfigDict, Field
 
@@ -15,8 +13,6 @@ from llmshearing.errors import UserError
 from llmshearing.files import write_text
 from llmshearing.quantities import NotNegative
 from llmshearing.typed_yaml import Section, load
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,21 +117,3 @@ class References(Section):
             and self.fingerprints[name] != data.fingerprints[name]
         ]
         return errors
-
-
-def read_references(path: str | Path | None, data: RunData) -> np.ndarray | None:
-    """The losses to reach [k], in the domains' order; None if there is no file.
-
-    Raises:
-        UserError: the file cannot be read, or does not belong to this data.
-    """
-    if not path:
-        return None
-    found = References.for_run(path, data)
-    if not (found.tokenizer and found.fingerprints):
-        log.warning(
-            "%s does not say which tokenizer and rows its losses belong to, so nothing checks that "
-            "they fit this data",
-            path,
-        )
-    return np.array([found.losses[name] for name in data.domains])

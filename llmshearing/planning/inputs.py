@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.families import family_of, read_config
-from llmshearing.architecture.target import resolve_target
-from llmshearing.config import Recipe, parse_recipe
+from llmshearing.config import Recipe
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.mixture.settings import problems, starting_weights
 from llmshearing.planning.state import Target
-from llmshearing.typed_yaml import error_list
+from llmshearing.preflight import outline
 
-# Keys that a run needs and a plan can do without.
-NOT_NEEDED = ("run.directory", "data.root", "mixture.references", "mixture.start_from")
-NOT_GIVEN = "(not given)"
 USUAL_LENGTH = 4096
 USUAL_HELD_OUT_ROWS = 500  # of a domain: 2M tokens (paper, appendix on data)
 
@@ -79,99 +73,31 @@ def read_inputs(
     Raises:
         UserError: lists every error.
     """
-    recipe, errors = _lenient_recipe(path, overrides)
-    if recipe is None:
-        raise UserError(error_list(str(path), errors))
-    notes: list[str] = []
-    table, config, target = None, {}, None
-    try:
-        config = read_config(recipe.model.path)
-        table = family_of(config).table(config)
-    except UserError as error:
-        errors.append(f"model.path: {error}")
-    if table is not None and recipe.target is not None:
-        target, found = resolve_target(table, recipe.target)
-        errors += found
-    tree = None
-    try:
-        tree = _tree(recipe, notes)
-    except UserError as error:
-        errors.append(f"data.root: {error}")
-    domains: list[DomainData] = []
-    try:
-        domains = _domains(recipe, tree, notes, errors)
-    except UserError as error:
-        errors.append(str(error))
-    if errors or table is None:
-        raise UserError(error_list(str(path), errors))
-    length = _length(tree, config, sequence_length, notes)
-    return PlanInputs(recipe, config, table, target, length, domains, tree, notes)
-
-
-def _lenient_recipe(path: str | Path, overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, with what a plan can do without filled in."""
-    given = list(overrides)
-    recipe, errors = parse_recipe(path, given)
-    missing = [key for key in NOT_NEEDED if any(e.startswith(f"{key}: not given") for e in errors)]
-    if missing:
-        recipe, errors = parse_recipe(path, [*given, *(f"{key}={NOT_GIVEN}" for key in missing)])
-    return recipe, errors
-
-
-def _tree(recipe: Recipe, notes: list[str]) -> DataTree | None:
-    root = recipe.data.root
-    if root == NOT_GIVEN:
-        notes.append("no data.root given")
-        return None
-    if not Path(root).exists():
-        notes.append(f"no data at {root} yet")
-        return None
-    return DataTree.read(root)
-
-
-def _domains(
-    recipe: Recipe, tree: DataTree | None, notes: list[str], errors: list[str]
-) -> list[DomainData]:
-    settings = recipe.mixture
-    if tree is None:
-        if settings.weights:
-            notes.append("shares are those of mixture.weights")
-            errors += problems(settings, list(settings.weights))
-        elif settings.start_from and Path(settings.start_from).is_file():
-            from llmshearing.mixture.mixture_file import read_mixture
-
-            notes.append(f"shares are those of {settings.start_from}")
-            given = read_mixture(settings.start_from, settings.start_with)
-            return [DomainData(n, w, None, _held_out(recipe, None)) for n, w in given.items()]
-        else:
-            notes.append(
-                "no mixture.weights or mixture.start_from either: the domains are not known"
-            )
-        held = _held_out(recipe, None)
-        return [DomainData(name, w, None, held) for name, w in settings.weights.items()]
-    train, held_out = tree.split(recipe.data.split), tree.split(recipe.data.eval_split)
-    names = list(train)
-    found = problems(settings, names)
-    errors += found
-    if found:
-        return []
-    rows = [train[name].rows for name in names]
-    if settings.start_from and not Path(settings.start_from).is_file():
-        notes.append(f"no mixture at {settings.start_from} yet: shares are those of the rows")
-        weights = [count / max(1, sum(rows)) for count in rows]
-    else:
-        weights = list(starting_weights(settings, names, rows))
-    return [
-        DomainData(
-            name, float(w), count, _held_out(recipe, held_out[name].rows if name in held_out else 0)
-        )
-        for name, w, count in zip(names, weights, rows, strict=True)
-    ]
-
-
-def _held_out(recipe: Recipe, rows: int | None) -> int:
-    known = USUAL_HELD_OUT_ROWS if rows is None else rows
-    return known if recipe.data.eval_rows is None else min(known, recipe.data.eval_rows)
+    found = outline(path, overrides, planned=True)
+    assert found.config is not None
+    assert found.table is not None
+    data, train, held_out = found.recipe.data, {}, {}
+    if found.tree is not None:
+        train, held_out = (found.tree.split(name) for name in (data.split, data.eval_split))
+    domains = []
+    for name, weight in found.weights.items():
+        rows = train[name].rows if name in train else None
+        kept = USUAL_HELD_OUT_ROWS
+        if found.tree is not None:
+            kept = held_out[name].rows if name in held_out else 0
+        kept = kept if data.eval_rows is None else min(kept, data.eval_rows)
+        domains.append(DomainData(name, weight, rows, kept))
+    length = _length(found.tree, found.config, sequence_length, found.notes)
+    return PlanInputs(
+        recipe=found.recipe,
+        config=found.config,
+        table=found.table,
+        target=found.target,
+        sequence_length=length,
+        domains=domains,
+        tree=found.tree,
+        notes=found.notes,
+    )
 
 
 def _length(

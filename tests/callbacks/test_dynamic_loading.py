@@ -42,7 +42,7 @@ def recipe(recipe_file, tmp_path):
 
 def run(recipe, *overrides):
     """Run to the end; return the metrics and the batches."""
-    checked, inputs = preflight.check(recipe, overrides)
+    checked, inputs = preflight.resolve(recipe, overrides)
     run_recorded(checked, inputs)
     directory = Path(checked.run.directory)
     return metrics(directory), seen(directory)

@@ -31,7 +31,7 @@ class NormObserver(Callback):
 def one_step(recipe_file, *overrides):
     """The norms of the first step: as the optimizer sees them, and as logged."""
     short = ("run.duration=1ba", "run.eval_interval=8ba", "data.eval_rows=1")
-    recipe, inputs = preflight.check(recipe_file, (*short, *overrides))
+    recipe, inputs = preflight.resolve(recipe_file, (*short, *overrides))
     observer = NormObserver()
     trainer = build_trainer(recipe, inputs, extra_callbacks=[observer])
     trainer.fit()

@@ -30,7 +30,7 @@ def test_the_start_has_the_start_timeout_and_later_parts_the_step_timeout(
         "data.eval_rows=1",
         "pruning.freeze=1dur",
     )
-    recipe, inputs = preflight.check(recipe_file, given)
+    recipe, inputs = preflight.resolve(recipe_file, given)
     trainer = build_trainer(recipe, inputs, watchdog=Watchdog(tmp_path / "run"))
     trainer.fit()
     trainer.close()

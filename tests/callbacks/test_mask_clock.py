@@ -42,7 +42,7 @@ def test_each_step_and_evaluation_has_the_state_of_its_own_step(recipe_file, tmp
         "data.microbatch=8",
         "pruning.learning_rate=50",  # far beyond the bounds in one step
     )
-    recipe, inputs = preflight.check(recipe_file, given)
+    recipe, inputs = preflight.resolve(recipe_file, given)
     observer = MaskObserver()
     trainer = build_trainer(recipe, inputs, extra_callbacks=[observer])
     trainer.fit()
@@ -62,7 +62,7 @@ def test_each_step_and_evaluation_has_the_state_of_its_own_step(recipe_file, tmp
 @pytest.mark.parametrize("noise", ["shared", "per_rank"])
 def test_ranks_share_their_noise_unless_the_recipe_says_otherwise(recipe_file, monkeypatch, noise):
     given = ("pruning.distribution=paper", f"pruning.noise={noise}", "pruning.init_log_alpha=0")
-    recipe, inputs = preflight.check(recipe_file, given)
+    recipe, inputs = preflight.resolve(recipe_file, given)
     trainer = build_trainer(recipe, inputs)
     (clock,) = (a for a in trainer.state.algorithms if isinstance(a, MaskClock))
     masks = unwrapped(trainer.state.model).masks.train()

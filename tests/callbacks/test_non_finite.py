@@ -52,7 +52,7 @@ class Planter(Callback):
 
 def test_the_sample_at_fault_is_named_before_the_optimizer_step(recipe_file, tmp_path):
     given = ("data.microbatch=8", "run.checkpoint_interval=1ba", "data.eval_rows=1")
-    recipe, inputs = preflight.check(recipe_file, given)
+    recipe, inputs = preflight.resolve(recipe_file, given)
     trainer = build_trainer(recipe, inputs, extra_callbacks=[Planter(step=2, row=3)])
     with pytest.raises(UserError, match=r"not finite at step 2, on rank 0 in \w+ \(samples 19\)"):
         trainer.fit()

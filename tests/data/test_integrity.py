@@ -127,7 +127,8 @@ def test_shards_that_shrink_during_a_run_end_it_with_a_message(
     recipe_file, tiny_tree, tmp_path, workers
 ):
     root = shutil.copytree(tiny_tree, tmp_path / "tree")
-    recipe, inputs = preflight.check(recipe_file, [f"data.root={root}", f"data.workers={workers}"])
+    overrides = [f"data.root={root}", f"data.workers={workers}"]
+    recipe, inputs = preflight.resolve(recipe_file, overrides)
     trainer = train.build_trainer(recipe, inputs, extra_callbacks=[Truncate(root / "prune")])
     with pytest.raises(UserError, match=r"\(it has become shorter while it was read\)"):
         trainer.fit()

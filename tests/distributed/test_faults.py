@@ -210,7 +210,7 @@ class Planter(Callback):
 
 
 def planted_run(recipe, where, *overrides):
-    checked, inputs = preflight.check(recipe, overrides)
+    checked, inputs = preflight.resolve(recipe, overrides)
     directory = Path(checked.run.directory)
     directory.mkdir(parents=True, exist_ok=True)
     set_up_log(directory, dist.get_global_rank())
@@ -233,7 +233,7 @@ def test_a_nan_weight_gradient_stops_before_the_weights_change(recipe_file, tmp_
     tensors = open_checkpoint(last)
     assert all(tensors.read(name).isfinite().all() for name in tensors.names())
     # It loads, and the run resumes from it to its end.
-    checked, inputs = preflight.check(recipe_file, overrides)
+    checked, inputs = preflight.resolve(recipe_file, overrides)
     train.train(checked, inputs)
     assert metrics(tmp_path / "run")[-1]["batch"] == 8
 

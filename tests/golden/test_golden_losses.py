@@ -52,7 +52,7 @@ class LossRecorder(Callback):
 
 def train(recipe: Path, *overrides: str) -> dict[tuple[int, str], float]:
     """The losses of one run, which is left in its directory."""
-    checked, inputs = preflight.check(recipe, overrides)
+    checked, inputs = preflight.resolve(recipe, overrides)
     set_up_log(Path(checked.run.directory), rank=0)
     recorder = LossRecorder()
     trainer = build_trainer(checked, inputs, extra_callbacks=[recorder])

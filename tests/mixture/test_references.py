@@ -1,20 +1,13 @@
 """Reference files: what they hold and how they are checked."""
 
-import logging
 from dataclasses import replace
 
 import pytest
 
 from llmshearing.errors import UserError
-from llmshearing.mixture.references import References, RunData, read_references
+from llmshearing.mixture.references import References, RunData
 
 RUN = RunData(["cc", "wiki"], [90, 10], "a" * 64, 256, {"cc": "1", "wiki": "2"})
-
-
-@pytest.fixture
-def warnings(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("llmshearing"), "propagate", True)
-    return caplog
 
 
 MEASURED = References(
@@ -29,21 +22,6 @@ MEASURED = References(
 def test_a_written_file_is_read_back(tmp_path):
     MEASURED.write(tmp_path / "references.yaml")
     assert References.read(tmp_path / "references.yaml") == MEASURED
-
-
-def test_references_are_given_in_the_order_of_the_domains(tmp_path, warnings):
-    MEASURED.write(tmp_path / "references.yaml")
-    given = read_references(tmp_path / "references.yaml", replace(RUN, domains=["wiki", "cc"]))
-    assert given.tolist() == [1.5, 2.0]
-    assert read_references(None, RUN) is None
-    assert warnings.text == ""
-
-
-def test_losses_of_unknown_data_are_used_with_a_warning(tmp_path, warnings):
-    path = tmp_path / "references.yaml"
-    path.write_text("losses: {cc: 2.0, wiki: 1.5}")
-    assert read_references(path, RUN).tolist() == [2.0, 1.5]
-    assert "does not say which tokenizer and rows its losses belong to" in warnings.text
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def arguments(stage, tokenizer, references, model):
 def test_the_recipe_is_valid_and_ends_at_its_size(stage, tokenizer, references, tmp_path):
     model = model_directory(stage, tokenizer, tmp_path / "model")
     given = arguments(stage, tokenizer, references, model)
-    recipe, inputs = preflight.check(stage.path, given, stage.gpus)
+    recipe, inputs = preflight.resolve(stage.path, given, stage.gpus)
     assert recipe.prunes == stage.prunes
     table = inputs.source.table
     shape = inputs.target or table.source
@@ -161,7 +161,7 @@ def test_the_recipe_fits_its_machine(stage):
 def test_the_model_is_built_at_its_size(stage, tokenizer, references, tmp_path):
     model = model_directory(stage, tokenizer, tmp_path / "model")
     given = arguments(stage, tokenizer, references, model)
-    recipe, inputs = preflight.check(stage.path, given, stage.gpus)
+    recipe, inputs = preflight.resolve(stage.path, given, stage.gpus)
     table = inputs.source.table
     with torch.device("meta"):
         decoder = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
