@@ -97,3 +97,41 @@ def test_only_substrate_touches_private_names_of_libraries(path):
 
 def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
+
+
+def loaded_with(module: str) -> dict[str, str]:
+    """What a module imports at its start, and through its imports, each with its importer."""
+    found, waiting = {}, [module]
+    while waiting:
+        importer = waiting.pop()
+        path = ROOT.parent.joinpath(*importer.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not path.is_file():
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for name in names:
+                if name not in found:
+                    found[name] = importer
+                    waiting.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("llmshearing.export.export", {"composer", "streaming"}),
+        ("llmshearing.export.oneshot", {"composer", "streaming"}),
+        ("llmshearing.checkpoints.manifest", {"composer", "streaming", "torch", "transformers"}),
+    ],
+)
+def test_what_a_command_must_not_wait_for(module, forbidden):
+    found = loaded_with(module)
+    assert "llmshearing.errors" in found
+    heavy = {name: importer for name, importer in found.items() if name.split(".")[0] in forbidden}
+    assert not heavy

@@ -26,12 +26,12 @@ class Checkpointing(Callback):
 
     Args:
         directory: of the run.
-        due: whether to save at this moment, the trainer's clock and event.
+        due: whether to save now, from the trainer's state and the event.
         kind: `full` or `sharded`.
         keep: whole checkpoints that stay; -1 keeps all.
-        manifest: the JSON of the moment.
-        before: called first, with what must be on disk when the checkpoint is.
-        resume: the checkpoint to go on from, of either kind.
+        manifest: gives the run's manifest at this step.
+        before: called first, to write what must be on disk before the checkpoint.
+        resume: the checkpoint to resume from, of either kind.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Checkpointing(Callback):
             self.saved = state.timestamp.batch.value
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Restore the generators as they were: starting the loader has drawn from them."""
+        """Restore the random generators only now: starting the loader has drawn from them."""
         del state, logger
         if self.generators is not None:
             restore_generators(self.generators)
             self.generators = None
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save if it is time."""
+        """Save if a checkpoint is due."""
         del logger
         if self.due(state, Event.BATCH_CHECKPOINT):
             self.save(state)
@@ -81,7 +81,7 @@ class Checkpointing(Callback):
         """Save now, unless this step is saved already. All ranks call it.
 
         Raises:
-            UserError: on every rank, where it cannot be written; earlier checkpoints stay.
+            UserError: on every rank, if it cannot be written; earlier checkpoints stay.
         """
         step = state.timestamp.batch.value
         if step == self.saved:

@@ -25,13 +25,13 @@ from llmshearing.huggingface.weight_files import WeightFiles
 Part = Callable[[Tensor], tuple[Tensor, slice]]
 # A tensor is read in pieces, so that a large one is never in memory twice.
 PIECE_BYTES = 32 << 20
-# Rotary embeddings were stored by old versions of Transformers and are computed since.
+# Old versions of Transformers stored rotary embeddings; today they are computed.
 INVERSE_FREQUENCIES = r"rotary_emb\.inv_freq$"
 CHECKPOINTED = "_checkpoint_wrapped_module."  # torch's mark on a block that is recomputed
 
 
 def whole(parameter: Tensor) -> tuple[Tensor, slice]:
-    """All rows, as where nothing is sharded."""
+    """All rows, for a parameter that is not sharded."""
     return parameter, slice(None)
 
 
@@ -53,7 +53,7 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read and check a directory's config; no weights are touched.
+    """Read and check a directory's config; no weights are read.
 
     Raises:
         UserError: no directory or config, an unknown family, or a field that the family refuses.
@@ -65,7 +65,7 @@ def read_source(path: str | Path) -> Source:
 
 
 def load_model(source: Source, *, attention: str = "sdpa", random: bool = False) -> PreTrainedModel:
-    """The stock model in float32, every weight found and none left over.
+    """The stock model in float32; every weight is found and none is left over.
 
     Weights are read piece by piece, so that host memory holds the model once.
 
@@ -88,7 +88,7 @@ def load_model(source: Source, *, attention: str = "sdpa", random: bool = False)
 def empty_model(
     source: Source, weights: WeightFiles, *, attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """The stock model whose parameters have no memory yet, known to fit the weights.
+    """The stock model on the meta device, checked against the weights.
 
     All ranks call it: the checksums of an exported directory's files are compared here.
 
@@ -105,7 +105,7 @@ def empty_model(
 
 
 def fill(model: nn.Module, weights: WeightFiles, part: Part = whole) -> None:
-    """Read the weights into a model, one at a time, giving memory to parameters without.
+    """Read the weights into a model, one at a time, and allocate its parameters.
 
     Args:
         model: from `empty_model`; its parameters may have been sharded since.
@@ -178,7 +178,7 @@ def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
-    """Every weight of the model is stored in its size, and nothing else is.
+    """Check that every weight of the model is stored in its size, and nothing else is.
 
     Raises:
         UserError: otherwise, by name; a weight is quantised.

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint, of either kind, on the same or another number of ranks."""
+"""A run resumes from a checkpoint of either kind, on the same or another number of ranks."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe_file, tmp_pa
     assert equal_tensors(tmp_path / "run", resumed)
 
 
-def test_the_kind_may_change_and_the_last_stay(recipe_file, tmp_path):
+def test_the_kind_may_change_and_the_last_checkpoints_are_kept(recipe_file, tmp_path):
     run = tmp_path / "run"
     for duration, kind in ((2, "sharded"), (4, "full"), (6, "sharded")):
         overrides = ("run.checkpoint_interval=1ba", f"run.checkpoint={kind}")
@@ -96,7 +96,7 @@ def test_another_number_of_ranks_sees_the_same(recipe_file, tmp_path, kind, mode
         torch.testing.assert_close(right.read(name), left.read(name), rtol=0, atol=1e-4)
 
 
-def test_what_a_kill_left_is_removed(recipe_file, tmp_path):
+def test_incomplete_checkpoints_of_a_killed_run_are_removed(recipe_file, tmp_path):
     folder = tmp_path / "run" / FOLDER
     (folder / ".ba2.partial").mkdir(parents=True)
     (folder / ".ba2.partial/__0_0.distcp").write_bytes(b"half")
@@ -107,7 +107,7 @@ def test_what_a_kill_left_is_removed(recipe_file, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["ba4.json", "ba4.pt", "notes.txt"]
 
 
-def test_a_run_that_starts_anew_keeps_off_an_old_one(recipe_file, tmp_path):
+def test_a_new_run_does_not_start_in_an_old_directory(recipe_file, tmp_path):
     run_here(recipe_file, "run.duration=4ba")
     with pytest.raises(UserError, match=r"holds ba4.pt.*run.autoresume=false"):
         run_here(recipe_file, "run.duration=8ba", "run.autoresume=false")
