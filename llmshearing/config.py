@@ -94,7 +94,7 @@ class OptimizerSettings(Section):
     learning_rate: Positive = Field(examples=[1e-4])
     """At the end of the warmup."""
     warmup: PointInRun = "0.1dur"
-    """WallTime, e.g. `0.1dur` or `320ba`."""
+    """Length of the linear warmup, e.g. `0.1dur` or `320ba`."""
     final_fraction: Fraction = 0.1
     """The last learning rate as a fraction of the highest."""
     betas: list[float] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2)
