@@ -7,7 +7,7 @@ import pytest
 from runs import launch
 from sentencepiece import sentencepiece_model_pb2
 
-from llmshearing.cli import main, parse
+from llmshearing.cli import STAGES, main, parse
 from llmshearing.data.schema import fingerprint
 from llmshearing.errors import UserError
 from llmshearing.preflight import resolve
@@ -88,10 +88,10 @@ NUMBERS = {
     "plan R --gpus -8": "--gpus: found -8, expected 1 or more",
     "plan R --gpu-memory nan": "--gpu-memory: found nan, expected a finite number above 0",
     "plan R --mfu inf": "--mfu: found inf, expected a finite number",
-    "evaluate M --tasks piqa --limit -1": "--limit: found -1, expected 1 or more",
-    "evaluate M --tasks piqa --limit 2.5": "--limit: found 2.5, expected 1 or more",
+    "benchmark M --tasks piqa --limit -1": "--limit: found -1, expected 1 or more",
+    "benchmark M --tasks piqa --limit 2.5": "--limit: found 2.5, expected 1 or more",
     "evaluate M --data D --batch-size 0": "--batch-size: found 0",
-    "evaluate M --throughput --batch-sizes 1 0": "--batch-sizes: found 0",
+    "throughput M --batch-sizes 1 0": "--batch-sizes: found 0",
     "importance M --data D --out F --rows 99999999999": "found 99999999999, expected 1 or more, be",
     "prune-oneshot M O --target hidden=1 --seed -1": "--seed: found -1, expected 0 or more",
     "reference-loss fit L --parameters -1": "--parameters: found -1",
@@ -206,3 +206,16 @@ def test_the_launched_run_ends_with_status_2(recipe_file):
     assert done.returncode == 2
     assert "did you mean data.workers?" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_help_names_every_command_with_an_example_that_parses(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for stage, commands in STAGES.items():
+        assert f"\n{stage}:\n" in text
+        for name, example, _ in commands:
+            assert f"  {name} " in text
+            assert f"llmshearing {name} {example}\n" in text
+            assert callable(parse([*name.split(), *example.split()]).function)
+    assert max(map(len, text.splitlines())) <= 120

@@ -26,6 +26,7 @@ FLOORS = [
     {"building", "resuming", "run_manifest"},
     {"train"},
     {"quickstart"},
+    {"commands"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

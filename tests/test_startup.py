@@ -26,6 +26,11 @@ NOT_IMPORTED = {
     f"plan {RECIPE} {MODEL}": ("composer", "streaming"),
     "export nowhere out": ("composer", "streaming"),
     "prune-oneshot nowhere out --method random --target hidden=1": ("composer", "streaming"),
+    "throughput nowhere": ("composer", "streaming"),
+    "benchmark nowhere --tasks x": ("composer", "streaming"),
+    "evaluate nowhere --data nowhere": ("composer",),
+    "importance nowhere --data nowhere --out x": ("composer",),
+    "reference-loss measure nowhere --data nowhere": ("composer",),
 }
 PROGRAM = """
 import contextlib, io, json, sys

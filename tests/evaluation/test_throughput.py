@@ -13,7 +13,7 @@ from llmshearing.evaluation import throughput
 
 def test_table_and_json_of_two_models(tiny_model, model_directory, tmp_path, capsys):
     out = tmp_path / "speed.json"
-    arguments = ["evaluate", str(model_directory), "--throughput", "--against", str(tiny_model)]
+    arguments = ["throughput", str(model_directory), "--against", str(tiny_model)]
     arguments += ["--batch-sizes", "1", "3", "--prompt", "8", "--new-tokens", "4"]
     assert main([*arguments, "--json", str(out)]) == 0
     table = capsys.readouterr().out.splitlines()
