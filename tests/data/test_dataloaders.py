@@ -137,6 +137,11 @@ def test_every_held_out_row_counts_once(tree, world_size, batch):
         assert len(batches) == 1, "every rank must run as many batches"
 
 
+def test_eval_rows_limits_the_held_out_rows(tree):
+    (batch,) = build_held_out_loaders(data_settings(tree, eval_rows=4), tree, ["cc"])["cc"]
+    assert batch["input_ids"][:, 1].tolist() == [0, 5, 11, 17]
+
+
 def test_a_domain_that_is_only_held_out_is_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("llmshearing"), "propagate", True)
     caplog.set_level("INFO", logger="llmshearing")

@@ -93,6 +93,13 @@ def test_columns_of_another_type_are_refused(tree):
         DomainRows("cc", tree / "prune/cc")[0]
 
 
+def test_an_index_with_columns_of_another_size_is_refused(tree):
+    index = tree / "prune/cc/index.json"
+    index.write_text(index.read_text().replace("ndarray:uint16:16", "ndarray:uint32:16"))
+    with pytest.raises(UserError, match="its offsets do not fit its columns"):
+        DomainRows("cc", tree / "prune/cc")[0]
+
+
 def _read_in_process(local, remote):
     np.testing.assert_array_equal(read_all(DomainRows("cc", local, remote)), expected())
 
