@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def pseudo_terminal():
-    """Gives a file that is a terminal, and a function that reads what it shows since last time."""
+    """Yield a file that is a terminal, and a function that reads its new output."""
     master, slave = pty.openpty()
+    ready = select.poll()  # unlike select(), for any number of open files
+    ready.register(master, select.POLLIN)
     with os.fdopen(slave, "w") as file:
 
         def read():
             file.flush()
             shown = b""
-            while select.select([master], [], [], 0.1)[0]:  # the kernel delivers with a delay
+            while ready.poll(100):  # milliseconds; the kernel delivers with a delay
                 shown += os.read(master, 1000)
             return shown.decode()
 

@@ -55,7 +55,7 @@ class Remover(Callback):
 
 @pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 def test_a_run_directory_that_disappears_ends_the_run_with_one_message(recipe_file, capsys):
-    recipe, inputs = preflight.check(recipe_file)
+    recipe, inputs = preflight.resolve(recipe_file)
     remover = Remover()
     remover.directory = Path(recipe.run.directory)
 
