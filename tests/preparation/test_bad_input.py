@@ -52,6 +52,13 @@ def test_a_bad_document_is_counted_and_listed_by_line(config, source, tmp_path, 
     assert problem in listed[0]["problem"]
 
 
+def test_no_bad_byte_at_all_can_be_asked_for(config, source):
+    assert prepare(config, "bad_bytes=0", "bad_documents=0") == 0
+    put(source, [b"{"])
+    other = f"output={source.parent / 'other'}"
+    assert prepare(config, other, "bad_bytes=0", "bad_documents=1") == 2
+
+
 def test_too_many_bad_documents_stop_the_run(config, source, tmp_path, capsys):
     put(source, [b"{", b"}"])
     assert prepare(config) == 2

@@ -59,6 +59,7 @@ def test_text_that_earlier_budgets_take_whole_leaves_a_later_share_empty(
     assert prepare(config, "missing_tokens=1") == 0
     assert domains_of(tmp_path / "tree")["continue"] == ["web"]
     assert "continue/code is left out: earlier budgets take all of its text" in caplog.text
+    assert "continue/web is left out" not in caplog.text
 
 
 def test_a_split_without_any_row_is_refused(config, capsys):
