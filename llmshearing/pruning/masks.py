@@ -21,13 +21,7 @@ from llmshearing.pruning.distributions import DISTRIBUTIONS
 from llmshearing.pruning.mask_report import MaskReport, axis_report
 from llmshearing.pruning.schedule import MaskState
 from llmshearing.pruning.scores import Scores, start_logits
-from llmshearing.pruning.selection import (
-    Kept,
-    decided_gates,
-    decision_penalty,
-    indicator,
-    select,
-)
+from llmshearing.pruning.selection import Kept, decided_gates, decision_penalty, indicator, select
 from llmshearing.pruning.settings import LOG_ALPHA_BOUND, PruningSettings
 
 START_NOISE = 0.01  # standard deviation; without it, units with equal weights would stay equal
