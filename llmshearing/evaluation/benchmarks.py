@@ -54,12 +54,10 @@ class Suite(Section):
 
     def rules(self) -> list[str]:
         """Errors of rows that do not fit the tasks."""
-        return [
-            f"published.{model}: found {len(row)} numbers, expected one for each of the "
-            f"{len(self.tasks)} tasks and their average"
-            for model, row in self.published.items()
-            if len(row) != len(self.tasks) + 1
-        ]
+        rows, count = self.published.items(), len(self.tasks)
+        expected = f"expected one for each of the {count} tasks and their average"
+        wrong = {model: len(row) for model, row in rows if len(row) != count + 1}
+        return [f"published.{model}: found {n} numbers, {expected}" for model, n in wrong.items()]
 
     def only(self, names: Sequence[str]) -> Suite:
         """Some of the tasks, named by column or by lm-eval's name; all if none is named.
@@ -94,19 +92,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's scores on a suite.
-
-    Attributes:
-        model: the Hugging Face directory.
-        suite: what it was measured on.
-        scores: by column.
-        limit: documents of each task that were used; None for all.
-    """
+    """A model's scores on a suite."""
 
     model: Path
+    """The Hugging Face directory."""
     suite: Suite
+    """What it was measured on."""
     scores: dict[str, Score]
+    """By column."""
     limit: int | None
+    """Documents of each task that were used; None for all."""
 
     @property
     def average(self) -> Score:

@@ -36,39 +36,33 @@ LOGIT_CHUNK = 512
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """A model's loss on one domain.
-
-    Attributes:
-        loss: mean over target tokens, in nats.
-        perplexity: the exponential of the loss; infinite if a float cannot hold it.
-        bits_per_byte: the loss in bits per byte of text; None if the tree's manifest does not have
-            the number of bytes.
-        tokens: target tokens. The first token of a row is none.
-        rows: rows read.
-    """
+    """A model's loss on one domain."""
 
     loss: float
+    """Mean over target tokens, in nats."""
     perplexity: float
+    """The exponential of the loss; infinite if a float cannot hold it."""
     bits_per_byte: float | None
+    """The loss in bits per byte of text; None if the tree's manifest does not have the number of
+    bytes."""
     tokens: int
+    """Target tokens. The first token of a row is none."""
     rows: int
+    """Rows read."""
 
 
 @dataclass(frozen=True)
 class DomainLosses:
-    """A model's losses.
-
-    Attributes:
-        model: the Hugging Face directory.
-        data: the split's folder.
-        domains: the result for each domain, in the tree's order.
-        limit: rows of each domain at most; None for all.
-    """
+    """A model's losses."""
 
     model: Path
+    """The Hugging Face directory."""
     data: Path
+    """The split's folder."""
     domains: dict[str, DomainLoss]
+    """The result for each domain, in the tree's order."""
     limit: int | None = None
+    """Rows of each domain at most; None for all."""
 
     @property
     def mean(self) -> float:
@@ -87,17 +81,12 @@ class DomainLosses:
 
     def as_table(self) -> Table:
         """A row for each domain, and their mean."""
-        rows = [
-            (
-                name,
-                f"{found.loss:.4f}",
-                f"{found.perplexity:.2f}",
-                "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}",
-                f"{found.tokens:,}",
-            )
-            for name, found in self.domains.items()
-        ]
-        total = sum(found.tokens for found in self.domains.values())
+        rows, total = [], 0
+        for name, found in self.domains.items():
+            bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
+            cells = (f"{found.loss:.4f}", f"{found.perplexity:.2f}", bits, f"{found.tokens:,}")
+            rows.append((name, *cells))
+            total += found.tokens
         rows.append(("mean", f"{self.mean:.4f}", f"{_exp(self.mean):.2f}", "", f"{total:,}"))
         limit = f"at most {self.limit} rows of each domain, evenly spread"
         header = ("domain", "loss", "perplexity", "bits/byte", "tokens")
@@ -198,15 +187,7 @@ def _measure(
 ) -> Tensor:
     """Sum of losses and number of target tokens of this rank's batches, zeros for the others.
 
-    Args:
-        model: its output head is replaced by one that gives losses.
-        domains: of the split.
-        tree: of the data.
-        batches: the domain's number and the rows of each.
-        ranks: which share the batches.
-
-    Returns:
-        Float64, on the CPU. [len(batches), 2].
+    A batch is a domain's number and row numbers. Returns float64, on the CPU. [len(batches), 2].
     """
     head = insert_loss_head(model, LOGIT_CHUNK)
     sums = torch.zeros(len(batches), 2, dtype=torch.float64)
@@ -241,17 +222,11 @@ def _domain_loss(
             f"found a loss of {total} on {domain.name}, expected a number: the weights are damaged"
         )
     loss = total / tokens
-    bytes_per_token = _bytes_per_token(tree, domain.name)
-    bits = None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
+    text = tree.manifest.get("domains", {}).get(domain.name, {})  # all that was tokenised
+    bits = None
+    if text.get("bytes") and text.get("tokens"):
+        bits = loss / math.log(2) * text["tokens"] / text["bytes"]
     return DomainLoss(loss, _exp(loss), bits, tokens, rows)
-
-
-def _bytes_per_token(tree: DataTree, domain: str) -> float | None:
-    """Mean bytes of text per token, over all of the domain that was tokenised."""
-    counted = tree.manifest.get("domains", {}).get(domain, {})
-    if not counted.get("bytes") or not counted.get("tokens"):
-        return None
-    return counted["bytes"] / counted["tokens"]
 
 
 def _exp(loss: float) -> float:

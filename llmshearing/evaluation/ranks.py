@@ -22,13 +22,8 @@ def rank_and_count() -> tuple[int, int]:
 
 
 def refuse_several(command: str) -> None:
-    """Check that this is the only process.
-
-    Raises:
-        UserError: there are several.
-    """
-    _, count = rank_and_count()
-    if count > 1:
+    """Raise a UserError unless this is the only process."""
+    if (count := rank_and_count()[1]) > 1:
         raise UserError(f"{command}: found {count} ranks, expected one process: run it by itself")
 
 

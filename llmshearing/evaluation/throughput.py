@@ -25,48 +25,37 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Speed:
-    """One model at one batch size; medians over the repeats.
-
-    Attributes:
-        batch_size: sequences at a time.
-        prefill_ms: from the prompt to the first token.
-        token_ms: from each further token to the next.
-        tokens_per_second: further tokens of all sequences.
-    """
+class GenerationSpeed:
+    """One model at one batch size; medians over the repeats."""
 
     batch_size: int
+    """Sequences at a time."""
     prefill_ms: float
+    """From the prompt to the first token."""
     token_ms: float
+    """From each further token to the next."""
     tokens_per_second: float
+    """Further tokens of all sequences."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Models with their speeds, at the same batch sizes.
+    """Models with their speeds, at the same batch sizes."""
 
-    Attributes:
-        speeds: by Hugging Face directory. Ratios are over the last one.
-        parameters: by Hugging Face directory.
-        settings: how it was measured.
-    """
-
-    speeds: dict[Path, list[Speed]]
+    speeds: dict[Path, list[GenerationSpeed]]
+    """By Hugging Face directory. Ratios are over the last one."""
     parameters: dict[Path, int]
+    """By Hugging Face directory."""
     settings: dict[str, Any]
+    """How it was measured."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "settings": self.settings,
-            "models": {
-                str(model): {
-                    "parameters": self.parameters[model],
-                    "speeds": [asdict(speed) for speed in speeds],
-                }
-                for model, speeds in self.speeds.items()
-            },
+        models = {
+            str(model): {"parameters": self.parameters[model], "speeds": list(map(asdict, speeds))}
+            for model, speeds in self.speeds.items()
         }
+        return {"settings": self.settings, "models": models}
 
     def as_table(self) -> Table:
         """A row for each batch size and model."""
@@ -74,13 +63,10 @@ class Throughput:
         rows = []
         for i, reference in enumerate(self.speeds[against]):
             for model, speeds in self.speeds.items():
-                rate, times = (
-                    speeds[i].tokens_per_second,
-                    (speeds[i].prefill_ms, speeds[i].token_ms),
-                )
-                cells = (*(f"{time:.2f}" for time in times), f"{rate:,.1f}")
+                speed, rate = speeds[i], speeds[i].tokens_per_second
+                times = (f"{speed.prefill_ms:.2f}", f"{speed.token_ms:.2f}", f"{rate:,.1f}")
                 ratio = f"{rate / reference.tokens_per_second:.2f}"
-                rows.append((str(reference.batch_size), str(model), *cells, ratio))
+                rows.append((str(speed.batch_size), str(model), *times, ratio))
         sizes = ", ".join(f"{model} {count:,}" for model, count in self.parameters.items())
         notes = (
             f"ratio: tokens/s over those of {against}",
@@ -125,7 +111,7 @@ def measure_throughput(
     device = own_device()
     paths = [Path(path) for path in (model, against) if path is not None]
     models = {path: _loaded(path, prompt + new_tokens, dtype, device) for path in paths}
-    speeds: dict[Path, list[Speed]] = {path: [] for path in models}
+    speeds: dict[Path, list[GenerationSpeed]] = {path: [] for path in models}
     total = len(batch_sizes) * (repeats + 1) * len(models)
     with Progress("throughput", total, "generations") as progress:
         for batch_size in batch_sizes:
@@ -139,7 +125,8 @@ def measure_throughput(
             for path, found in rounds.items():
                 first, rest = (statistics.median(part) for part in zip(*found, strict=True))
                 token = rest / (new_tokens - 1)
-                speeds[path].append(Speed(batch_size, 1e3 * first, 1e3 * token, batch_size / token))
+                times = (1e3 * first, 1e3 * token, batch_size / token)
+                speeds[path].append(GenerationSpeed(batch_size, *times))
     settings = {
         "prompt": prompt,
         "new_tokens": new_tokens,

@@ -15,25 +15,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import CouplingTable, Row
+from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Bytes per number in the three ways in which a model is computed.
-
-    Attributes:
-        name: `float32`, `autocast` (bf16, weights in float32) or `sharded` (bf16, FSDP2 casts).
-        compute: of projections, attention and logits.
-        stream: of the residual stream. Autocast adds to the float32 embedding, so it stays float32.
-        casts: whether the weights are cast in the forward pass and the casts saved.
-    """
+    """Bytes per number in the three ways in which a model is computed."""
 
     name: str
+    """`float32`, `autocast` (bf16, weights in float32) or `sharded` (bf16, FSDP2 casts)."""
     compute: int
+    """Of projections, attention and logits."""
     stream: int
+    """Of the residual stream. Autocast adds to the float32 embedding, so it stays float32."""
     casts: bool
+    """Whether the weights are cast in the forward pass and the casts saved."""
 
 
 FLOAT32 = Numbers("float32", compute=4, stream=4, casts=False)
@@ -50,15 +47,12 @@ def numbers_of(precision: str, *, sharded: bool) -> Numbers:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward pass.
-
-    Attributes:
-        rows: number of rows.
-        length: tokens in a row.
-    """
+    """Rows of one forward pass."""
 
     rows: int
+    """Number of rows."""
     length: int
+    """Tokens in a row."""
 
     @property
     def tokens(self) -> int:
@@ -68,19 +62,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Activations:
-    """Saved bytes of one forward.
-
-    Attributes:
-        layer: of one decoder layer, with its gated weights.
-        stream: of the residual stream between two layers.
-        rest: of everything outside the layers, with the output head's input.
-        weights: the output head's cast (autocast).
-    """
+    """Saved bytes of one forward."""
 
     layer: int
+    """Of one decoder layer, with its gated weights."""
     stream: int
+    """Of the residual stream between two layers."""
     rest: int
+    """Of everything outside the layers, with the output head's input."""
     weights: int
+    """The output head's cast (autocast)."""
 
 
 def activations(
@@ -171,21 +162,8 @@ def inner_projections(table: CouplingTable) -> int:
     )
 
 
-def largest_matrix(table: CouplingTable) -> int:
-    """Elements of the largest matrix of a layer."""
-    return max(_elements(table, row) for row in table.rows if row.per_layer and len(row.dims) == 2)
-
-
-def layer_elements(table: CouplingTable) -> int:
-    """Parameters of one layer."""
-    return sum(_elements(table, row) for row in table.rows if row.per_layer)
-
-
-def outer_elements(table: CouplingTable) -> int:
-    """Parameters outside the layers."""
-    return sum(_elements(table, row) for row in table.rows if not row.per_layer)
-
-
-def _elements(table: CouplingTable, row: Row) -> int:
+def elements(table: CouplingTable, *, per_layer: bool) -> list[int]:
+    """Elements of each tensor of one layer, or of each tensor outside the layers."""
     sizes = table.sizes(table.source)
-    return math.prod(dim.size(sizes) for dim in row.dims)
+    rows = [row for row in table.rows if row.per_layer == per_layer]
+    return [math.prod(dim.size(sizes) for dim in row.dims) for row in rows]

@@ -35,17 +35,14 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of GPU, or the processor.
-
-    Attributes:
-        name: as in the table, or `cpu`.
-        memory: bytes that a process can use; None if no limit is known.
-        peak: dense bf16 operations per second; None if unknown.
-    """
+    """A kind of GPU, or the processor."""
 
     name: str
+    """As in the table, or `cpu`."""
     memory: int | None
+    """Bytes that a process can use; None if no limit is known."""
     peak: float | None
+    """Dense bf16 operations per second; None if unknown."""
 
     @property
     def is_gpu(self) -> bool:

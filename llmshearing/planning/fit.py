@@ -12,15 +12,12 @@ MOST_RANKS = 1024
 
 @dataclass(frozen=True)
 class Option:
-    """A change that was tried.
-
-    Attributes:
-        changes: overrides of the recipe, `key=value`; a number of GPUs as `--gpus N`.
-        peak: bytes with it.
-    """
+    """A change that was tried."""
 
     changes: tuple[str, ...]
+    """Overrides of the recipe, `key=value`; a number of GPUs as `--gpus N`."""
     peak: int
+    """Bytes with it."""
 
 
 def first_that_fits(job: Job, memory: int) -> tuple[Option | None, list[Option]]:

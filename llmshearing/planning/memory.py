@@ -16,11 +16,9 @@ from llmshearing.planning.activations import (
     Batch,
     Numbers,
     activations,
+    elements,
     inner_projections,
-    largest_matrix,
-    layer_elements,
     numbers_of,
-    outer_elements,
 )
 from llmshearing.planning.state import StateBytes, Target, pruned_axes, state_bytes
 
@@ -45,41 +43,38 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that the memory of a rank depends on.
-
-    Attributes:
-        config: of the model that is trained, complete.
-        table: of the same model.
-        target: what to prune to, or None.
-        constraint: form of the pruning constraint.
-        microbatch: rows per forward pass of a rank.
-        rank_batch: rows per step of a rank.
-        eval_batch: rows per evaluation batch of a rank.
-        sequence_length: tokens in a row.
-        precision: `fp32` or `amp_bf16`.
-        checkpointing: whether blocks are recomputed in the backward pass.
-        parallelism: `ddp`, `fsdp1` or `fsdp2`.
-        ranks: of the run.
-        shards: ranks that share each tensor; 1 without sharding.
-        gpu: whether the device is a GPU.
-        loss_chunk: tokens whose logits exist at the same time; 0 for all of a microbatch.
-    """
+    """Everything that the memory of a rank depends on."""
 
     config: Mapping[str, Any] = field(repr=False)
+    """Of the model that is trained, complete."""
     table: CouplingTable
+    """Of the same model."""
     target: Target
+    """What to prune to, or None."""
     constraint: str
+    """Form of the pruning constraint."""
     microbatch: int
+    """Rows per forward pass of a rank."""
     rank_batch: int
+    """Rows per step of a rank."""
     eval_batch: int
+    """Rows per evaluation batch of a rank."""
     sequence_length: int
+    """Tokens in a row."""
     precision: str = "fp32"
+    """`fp32` or `amp_bf16`."""
     checkpointing: bool = False
+    """Whether blocks are recomputed in the backward pass."""
     parallelism: str = "ddp"
+    """`ddp`, `fsdp1` or `fsdp2`."""
     ranks: int = 1
+    """Of the run."""
     shards: int = 1
+    """Ranks that share each tensor; 1 without sharding."""
     gpu: bool = True
+    """Whether the device is a GPU."""
     loss_chunk: int = ModelSettings.model_fields["loss_chunk"].default
+    """Tokens whose logits exist at the same time; 0 for all of a microbatch."""
 
     @property
     def sharded(self) -> bool:
@@ -104,15 +99,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Moment:
-    """The use of memory at one point of a step.
-
-    Attributes:
-        name: of the phase.
-        parts: bytes by what they are used for.
-    """
+    """The use of memory at one point of a step."""
 
     name: str
+    """Of the phase."""
     parts: Mapping[str, int]
+    """Bytes by what they are used for."""
 
     @property
     def total(self) -> int:
@@ -122,19 +114,16 @@ class Moment:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Memory of one rank.
-
-    Attributes:
-        state: parameters, gradients and optimizer state.
-        saved: bytes that one forward pass saves for the backward pass, in all layers.
-        logits: of a chunk of the loss, with its workspace.
-        moments: the highest moment of each phase.
-    """
+    """Memory of one rank."""
 
     state: StateBytes
+    """Parameters, gradients and optimizer state."""
     saved: int
+    """Bytes that one forward pass saves for the backward pass, in all layers."""
     logits: int
+    """Of a chunk of the loss, with its workspace."""
     moments: list[Moment] = field(default_factory=list)
+    """The highest moment of each phase."""
 
     @property
     def peak(self) -> Moment:
@@ -164,7 +153,9 @@ class _Walk:
         self.state = state_bytes(table, job.target, job.constraint, job.shards)
         self.kept = activations(job.config, table, batch, self.numbers, self.axes)
         self.logits = _chunk_bytes(job, batch)
-        self.outer, self.layer = outer_elements(table), layer_elements(table)
+        of_layer = elements(table, per_layer=True)
+        self.layer, self.matrix = sum(of_layer), max(of_layer)
+        self.outer = sum(elements(table, per_layer=False))
         self.head = table.source.vocabulary * table.source.hidden
         self.stored = self.kept.stream if job.checkpointing else self.kept.layer
         self.all_saved = self.layers * self.stored + self.kept.rest + self.kept.weights
@@ -207,7 +198,7 @@ class _Walk:
         """Temporary gradients of a layer's activations and of its gated weights."""
         shape, tokens = self.job.table.source, self.job.train_batch.tokens
         flow = tokens * (2 * shape.hidden + 2 * shape.intermediate) * self.numbers.compute
-        weight = 4 * largest_matrix(self.job.table)
+        weight = 4 * self.matrix
         if self.axes:
             return flow + 3 * weight
         return flow + (weight if self.job.accumulates or self.numbers.casts else 0)
@@ -221,7 +212,7 @@ class _Walk:
         """AdamW's roots of second moments: of all tensors at once on a GPU, otherwise of one."""
         if self.job.gpu:
             return self.state.parameters + self.state.masks
-        return 2 * 4 * max(self.head, largest_matrix(self.job.table)) // self.job.shards
+        return 2 * 4 * max(self.head, self.matrix) // self.job.shards
 
     def _evaluation(self) -> Moment:
         """A forward pass without a graph. Gradients stay until the next step starts."""

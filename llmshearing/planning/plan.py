@@ -7,61 +7,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmshearing.architecture.flops import training_flops_per_token
-from llmshearing.config import Recipe
 from llmshearing.errors import UserError
 from llmshearing.mixture.settings import domain_source
 from llmshearing.mixture.usage import Use, expected_use
 from llmshearing.planning import disk
 from llmshearing.planning.devices import Device
 from llmshearing.planning.fit import Option, first_that_fits
-from llmshearing.planning.inputs import PlanInputs, read_inputs
 from llmshearing.planning.memory import Job, MemoryPlan, plan_memory
+from llmshearing.planning.plan_inputs import PlanInputs, read_inputs
 from llmshearing.planning.state import StateBytes, state_bytes
 from llmshearing.planning.time import Schedule, Speed, hours, measured_speed, schedule, stated_speed
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices of a run.
-
-    Attributes:
-        device: the kind.
-        count: how many; each has one rank.
-    """
+    """The devices of a run."""
 
     device: Device
+    """The kind."""
     count: int = 8
+    """How many; each has one rank."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run needs.
-
-    Attributes:
-        inputs: the recipe and what it names.
-        machine: the devices.
-        job: everything that the memory of a rank depends on.
-        memory: of one rank.
-        whole: state of the run over all ranks.
-        option: the first change with which the run fits; None if it fits, or if none does.
-        tried: changes that were tried.
-        schedule: steps, tokens and operations.
-        speed: of one device; None if neither its peak nor a run is known.
-        disk: bytes by what they are used for.
-        use: expected use of each domain; empty without data.
-    """
+    """What a run needs."""
 
     inputs: PlanInputs
+    """The recipe and what it names."""
     machine: Machine
+    """The devices."""
     job: Job
+    """Everything that the memory of a rank depends on."""
     memory: MemoryPlan
+    """Of one rank."""
     whole: StateBytes
+    """State of the run over all ranks."""
     option: Option | None
+    """The first change with which the run fits; None if it fits, or if none does."""
     tried: list[Option]
+    """Changes that were tried."""
     schedule: Schedule
+    """Steps, tokens and operations."""
     speed: Speed | None
+    """Of one device; None if neither its peak nor a run is known."""
     disk: dict[str, int]
+    """Bytes by what they are used for."""
     use: list[Use]
+    """Expected use of each domain; empty without data."""
 
     @property
     def fits(self) -> bool | None:
@@ -72,15 +65,11 @@ class RunPlan:
     @property
     def train_hours(self) -> float | None:
         """Wall-clock hours of the steps."""
-        if self.speed is None:
-            return None
         return hours(self.schedule.flops, self.speed, self.machine.count)
 
     @property
     def eval_hours(self) -> float | None:
         """Wall-clock hours of the evaluations."""
-        if self.speed is None:
-            return None
         return hours(self.schedule.eval_flops, self.speed, self.machine.count)
 
 
@@ -120,9 +109,8 @@ def make_plan(
     flops = training_flops_per_token(inputs.table, inputs.sequence_length)
     held_out = sum(domain.held_out for domain in inputs.domains)
     when = schedule(inputs.recipe, inputs.sequence_length, flops, held_out)
-    speed = (
-        stated_speed(machine.device, mfu) if run is None else measured_speed(run, machine.device)
-    )
+    device = machine.device
+    speed = stated_speed(device, mfu) if run is None else measured_speed(run, device)
     whole = state_bytes(inputs.table, inputs.target, inputs.recipe.pruning.constraint)
     return RunPlan(
         inputs=inputs,
@@ -166,17 +154,10 @@ def job_of(inputs: PlanInputs, machine: Machine) -> Job:
         checkpointing=recipe.model.activation_checkpointing,
         parallelism=recipe.parallelism,
         ranks=ranks,
-        shards=_shards(recipe, machine),
+        shards=1 if recipe.parallelism == "ddp" else min(recipe.shard_ranks or ranks, ranks),
         loss_chunk=recipe.model.loss_chunk,
         gpu=machine.device.is_gpu,
     )
-
-
-def _shards(recipe: Recipe, machine: Machine) -> int:
-    """Ranks that share each tensor."""
-    if recipe.parallelism == "ddp":
-        return 1
-    return min(recipe.shard_ranks or machine.count, machine.count)
 
 
 def _use(inputs: PlanInputs, when: Schedule) -> list[Use]:

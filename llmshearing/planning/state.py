@@ -19,19 +19,16 @@ Target = Shape | Budget | None  # of pruning; None without
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of one rank.
-
-    Attributes:
-        parameters: of the decoder.
-        masks: parameters of masks and multipliers.
-        gradients: of all of them.
-        optimizer: both moments and step counters of all of them.
-    """
+    """Bytes of one rank."""
 
     parameters: int
+    """Of the decoder."""
     masks: int
+    """Parameters of masks and multipliers."""
     gradients: int
+    """Of all of them."""
     optimizer: int
+    """Both moments and step counters of all of them."""
 
     @property
     def total(self) -> int:

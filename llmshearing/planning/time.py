@@ -22,36 +22,30 @@ RATE = "throughput/tokens_per_second_per_device"
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of one device.
-
-    Attributes:
-        achieved: model operations per second.
-        mfu: as a fraction of the device's peak; None if the peak is unknown.
-        source: where the figure comes from.
-    """
+    """The speed of one device."""
 
     achieved: float
+    """Model operations per second."""
     mfu: float | None
+    """As a fraction of the device's peak; None if the peak is unknown."""
     source: str
+    """Where the figure comes from."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run computes.
-
-    Attributes:
-        steps: optimizer steps.
-        tokens: tokens trained on.
-        evaluations: times that the held-out sets are run through.
-        eval_tokens: tokens of all evaluations.
-        flops_per_token: operations of training per token.
-    """
+    """What a run computes."""
 
     steps: int
+    """Optimizer steps."""
     tokens: int
+    """Tokens trained on."""
     evaluations: int
+    """Times that the held-out sets are run through."""
     eval_tokens: int
+    """Tokens of all evaluations."""
     flops_per_token: int
+    """Operations of training per token."""
 
     @property
     def flops(self) -> float:
@@ -85,9 +79,9 @@ def schedule(recipe: Recipe, sequence_length: int, flops_per_token: int, rows: i
     )
 
 
-def hours(flops: float, speed: Speed, devices: int) -> float:
-    """Wall-clock hours of a number of operations."""
-    return flops / (speed.achieved * devices) / 3600
+def hours(flops: float, speed: Speed | None, devices: int) -> float | None:
+    """Wall-clock hours of a number of operations; None if the speed is unknown."""
+    return None if speed is None else flops / (speed.achieved * devices) / 3600
 
 
 def stated_speed(device: Device, mfu: float | None) -> Speed | None:
@@ -102,9 +96,8 @@ def stated_speed(device: Device, mfu: float | None) -> Speed | None:
         )
     if device.peak is None:
         return None
-    if mfu is None:
-        return Speed(device.peak * ASSUMED_MFU, ASSUMED_MFU, "assumed; give --mfu or --run")
-    return Speed(device.peak * mfu, mfu, "as given")
+    given, source = (mfu, "as given") if mfu else (ASSUMED_MFU, "assumed; give --mfu or --run")
+    return Speed(device.peak * given, given, source)
 
 
 def measured_speed(run: Path, device: Device) -> Speed:

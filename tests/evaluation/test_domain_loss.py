@@ -117,6 +117,16 @@ def test_impossible_numbers_are_refused(model_directory, tree, numbers):
         evaluate(model_directory, tree / "eval", **numbers)
 
 
+def test_changed_rows_are_refused_before_the_model_is_read(model_directory, tree):
+    shard = next((tree / "eval" / "b").glob("*.mds"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    (model_directory / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="its content has changed"):
+        evaluate(model_directory, tree / "eval")
+
+
 def test_damaged_weights_are_refused(model_directory, tree):
     model = AutoModelForCausalLM.from_pretrained(model_directory)
     model.lm_head.weight.data[0, 0] = float("nan")

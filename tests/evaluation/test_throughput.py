@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from llmshearing.cli import main
 from llmshearing.errors import UserError
@@ -50,12 +50,34 @@ def test_what_is_timed_is_greedy_generation(model_directory, monkeypatch):
     assert torch.equal(torch.cat(fed, 1), expected)
 
 
+def test_times_are_medians_of_the_rounds_after_the_first(model_directory, monkeypatch):
+    """The clock moves by 10 s for a prompt and 3 s for a token, by 99 s for the first of each."""
+    clock, prompts = [0.0], []
+    real = LlamaForCausalLM.forward
+
+    def forward(self, *args, **kwargs):
+        is_prompt = kwargs["input_ids"].shape[1] > 1
+        if is_prompt:
+            prompts.append(self)
+        clock[0] += 99 if len(prompts) == 1 else 10 if is_prompt else 3
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    sizes = {"batch_sizes": [4], "prompt": 6, "new_tokens": 5, "repeats": 1}
+    found = throughput.measure_throughput(model_directory, **sizes)
+    ((speed,),) = found.speeds.values()
+    assert speed == throughput.GenerationSpeed(4, 10_000, 3_000, 4 / 3)
+    assert len(prompts) == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"batch_sizes": [0]}, "expected positive numbers"),
         ({"dtype": "int8"}, "expected positive numbers"),
-        ({"prompt": 100}, "takes 32"),
+        ({"new_tokens": 1}, "at least 2 new tokens"),
+        ({"prompt": 20, "new_tokens": 13}, "answers of 33 tokens, but .* takes 32"),
     ],
 )
 def test_what_cannot_be_timed_says_so(model_directory, settings, message):

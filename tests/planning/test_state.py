@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from state_bytes_of_runs import measure
 
-from llmshearing.planning.inputs import read_inputs
+from llmshearing.planning.plan_inputs import read_inputs
 from llmshearing.planning.state import local_elements, state_bytes
 
 SCRIPT = Path(__file__).parents[1] / "state_bytes_of_runs.py"

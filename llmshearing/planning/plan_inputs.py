@@ -20,44 +20,38 @@ USUAL_HELD_OUT_ROWS = 500  # of a domain: 2M tokens (paper, appendix on data)
 
 @dataclass(frozen=True)
 class DomainData:
-    """One domain.
-
-    Attributes:
-        name: the domain.
-        weight: at the start.
-        rows: to train on; None where the data is not there.
-        held_out: rows to evaluate on.
-    """
+    """One domain."""
 
     name: str
+    """The domain."""
     weight: float
+    """At the start."""
     rows: int | None
+    """To train on; None where the data is not there."""
     held_out: int
+    """Rows to evaluate on."""
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """A recipe with what it names.
-
-    Attributes:
-        recipe: checked.
-        config: of the model that is trained, complete.
-        table: of the model that is trained.
-        target: what to prune to, or None.
-        sequence_length: tokens in a row.
-        domains: of the data; empty where neither data nor weights tell them.
-        tree: the data; None where there is none yet.
-        notes: what was assumed, one sentence each.
-    """
+    """A recipe with what it names."""
 
     recipe: Recipe
+    """Checked."""
     config: dict[str, Any] = field(repr=False)
+    """Of the model that is trained, complete."""
     table: CouplingTable
+    """Of the model that is trained."""
     target: Target
+    """What to prune to, or None."""
     sequence_length: int
+    """Tokens in a row."""
     domains: list[DomainData]
+    """Of the data; empty where neither data nor weights tell them."""
     tree: DataTree | None
+    """The data; None where there is none yet."""
     notes: list[str]
+    """What was assumed, one sentence each."""
 
 
 def read_inputs(
