@@ -56,6 +56,20 @@ def byte_size(text: str | int | float) -> int:
     return _scaled(text, BYTES)
 
 
+def token_milliseconds(text: str, sequences: int) -> float:
+    """Milliseconds from one token to the next, of `8ms` or `120tok/s`.
+
+    Args:
+        text: a time per token, or tokens per second of all sequences together.
+        sequences: how many are generated at a time.
+    """
+    found = re.fullmatch(rf"({NUMBER})(ms|tok/s)", text)
+    if found is None or float(found[1].replace("_", "")) == 0:
+        raise ValueError(text)
+    value = float(found[1].replace("_", ""))
+    return value if found[2] == "ms" else 1e3 * sequences / value
+
+
 def _scaled(text: str | int | float, units: dict[str, int]) -> int:
     found = re.fullmatch(rf"\s*({NUMBER})\s*([A-Z]*)\s*", str(text), re.IGNORECASE | re.ASCII)
     if found is None or isinstance(text, bool) or found[2].upper() not in units:
@@ -116,6 +130,14 @@ Quantity = Annotated[
 ]
 ByteSize = Annotated[
     str, Readable(byte_size, "a size such as 64MiB", "[0-9._]+ *([kKMGT]i?)?B?", numbers=True)
+]
+Latency = Annotated[
+    str,
+    Readable(
+        lambda text: token_milliseconds(text, 1),
+        "a time per token such as 8ms, or a speed such as 120tok/s",
+        "[0-9._e+-]+(ms|tok/s)",
+    ),
 ]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

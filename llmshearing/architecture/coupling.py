@@ -130,7 +130,11 @@ class CouplingTable:
 
     def parameter_count(self, shape: Shape) -> int:
         """The exact number of parameters of a model of `shape`; tied tensors count once."""
-        return sum(math.prod(size) for size in self.tensor_shapes(shape).values())
+        sizes = self.sizes(shape)
+        return sum(
+            math.prod(dim.size(sizes) for dim in row.dims) * (shape.layers if row.per_layer else 1)
+            for row in self.rows
+        )
 
 
 def expected_parameter_count(

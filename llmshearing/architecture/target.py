@@ -12,7 +12,7 @@ from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.budget import Budget, smallest
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape, implied_head_size_error
-from llmshearing.quantities import Count, Quantity, count
+from llmshearing.quantities import ByteSize, Count, Latency, Quantity, count
 from llmshearing.typed_yaml import Section
 
 Size = Literal["hidden", "layers", "heads", "kv_groups", "intermediate"]
@@ -27,8 +27,27 @@ AXIS_OF: dict[Size, Axis] = {
 }
 
 
+class ServingSettings(Section):
+    """How the model will generate text: what the budgets `memory` and `latency` refer to."""
+
+    batch: Count = 1
+    """Sequences at a time."""
+    context: Count = 4096
+    """Tokens of each sequence in the KV cache, for `memory`."""
+    prompt: Count = 128
+    """Tokens of a prompt, for `latency`."""
+    new_tokens: Count = 64
+    """Tokens generated after it, for `latency`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the weights and the KV cache."""
+
+
 class TargetSettings(Section):
-    """The shape to prune to. Sizes that are not given stay as in the source."""
+    """The shape to prune to, or budgets that lead to one.
+
+    Sizes that are not given stay as in the source. Learned masks take sizes or `parameters`,
+    `llmshearing search` takes everything.
+    """
 
     hidden: Count | None = None
     """Width of the residual stream."""
@@ -44,9 +63,31 @@ class TargetSettings(Section):
     """Divisors, e.g. `{intermediate: 64}`: each named size must be a multiple of its divisor."""
     parameters: Quantity | None = None
     """A budget such as `1.3B`, instead of sizes: the masks choose the shape."""
+    memory: ByteSize | None = None
+    """A budget such as `4GiB` for the weights and the KV cache, as `serving` says."""
+    latency: Latency | None = None
+    """A budget of time from one token to the next, such as `8ms`, or at least a speed such as
+    `120tok/s`, measured on this device as `serving` says."""
+    serving: ServingSettings | None = None
+    """What `memory` and `latency` refer to."""
     axes: list[AxisName] = Field(default_factory=list)
     """With a budget, the axes that may shrink (`hidden`, `layer`, `head`, `kv_group`,
-    `intermediate`); all by default."""
+    `intermediate`); all by default, and all others keep their size."""
+    minimum: dict[Size, Count] | None = None
+    """The smallest sizes that a search considers, e.g. `{layers: 16}`."""
+    maximum: dict[Size, Count] | None = None
+    """The largest sizes that a search considers."""
+
+    @property
+    def given_sizes(self) -> dict[Size, int]:
+        """The sizes that are given."""
+        return {name: getattr(self, name) for name in SIZES if getattr(self, name) is not None}
+
+    @property
+    def for_search(self) -> list[str]:
+        """The given keys that only `llmshearing search` supports."""
+        names = ("memory", "latency", "minimum", "maximum")
+        return [f"target.{name}" for name in names if getattr(self, name)]
 
 
 def resolve_target(
@@ -61,6 +102,11 @@ def resolve_target(
     Returns:
         The target shape, or the budget that leads to one, and the list of errors.
     """
+    if settings.for_search:
+        return table.source, [
+            f"{', '.join(settings.for_search)}: found with learned masks, expected sizes or "
+            "target.parameters; find a shape within other budgets with llmshearing search"
+        ]
     if settings.parameters is not None:
         return resolve_budget(table, settings)
     if settings.axes:
@@ -102,7 +148,7 @@ def resolve_budget(
 
 def _budget_error(table: CouplingTable, settings: TargetSettings) -> str | None:
     """What keeps any budget from being used with these settings, or None."""
-    if given := [name for name in SIZES if getattr(settings, name) is not None]:
+    if given := settings.given_sizes:
         return f"target.parameters: found sizes as well ({', '.join(given)}); give either"
     if table.implied_head_size:
         return (
@@ -123,7 +169,7 @@ def _budget_error(table: CouplingTable, settings: TargetSettings) -> str | None:
 def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:
     """Resolve the sizes of a shape; see `resolve_target`. Sizes not given are the source's."""
     source = table.source
-    given = {name: getattr(settings, name) for name in SIZES if getattr(settings, name) is not None}
+    given = settings.given_sizes
     multi_head = source.heads == source.kv_groups
     if multi_head and "heads" in given:
         given.setdefault("kv_groups", given["heads"])

@@ -49,10 +49,10 @@ def prune_oneshot(
     """
     source = read_source(model)
     table = source.table
-    if target.parameters is not None:
+    if budgets := [*target.for_search, *(["target.parameters"] if target.parameters else [])]:
         raise UserError(
-            "--target: found parameters, expected sizes such as hidden=128: only learned masks "
-            "find a shape within a budget (target.parameters of a pruning recipe)"
+            f"--target: found {', '.join(budgets)}, expected sizes such as hidden=128; find a "
+            "shape within a budget with llmshearing search"
         )
     shape, errors = resolve_shape(table, target)
     if errors:

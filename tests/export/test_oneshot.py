@@ -70,7 +70,10 @@ def test_weights_of_kept_units_are_the_sources_own(tiny_model, tmp_path):
         ),
         (["--method", "random", "--target", "hidden=64"], "the source has 32"),
         (["--method", "random", "--target", "width=16"], "unknown key"),
-        (["--method", "random", "--target", "parameters=9K", "hidden=16"], "found parameters, exp"),
+        (
+            ["--method", "random", "--target", "parameters=9K", "hidden=16"],
+            "found target.parameters, exp",
+        ),
         (["--method", "random", "--target", "hidden"], "expected SIZE=N"),
         (["--target", "hidden=16"], "one of --importance FILE and --method NAME"),
         (["--importance", "none", "--target", "hidden=16"], "no importance scores"),
