@@ -23,13 +23,11 @@ CHUNKS = (256, 512, 1024, 2048, 4096)
 
 def stock(head: LossHead, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """As Transformers computes it: logits of all tokens, widened to float32."""
-    head.targets = None
     return F.cross_entropy(head(hidden).float().flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def chunked(head: LossHead, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    head.targets = targets
-    return head(hidden).total
+    return head.losses(hidden, targets).total
 
 
 class Peak:

@@ -95,4 +95,4 @@ def _without_masks(model: ShearingModel, batch: dict[str, Tensor], metric: HeldO
     if model.masks is not None:
         set_gates(model.sites, model.masks.table, {})
     losses, counted = model.decoder_losses(batch)
-    metric.update(losses.each, counted)
+    metric.update(losses.cross_entropy, counted)

@@ -25,7 +25,7 @@ from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import Ranks, own_device
 from llmshearing.huggingface.source import Source, load_model, read_source
-from llmshearing.models.head import insert_loss_head
+from llmshearing.models.head import TokenLosses, insert_loss_head
 from llmshearing.models.metrics import IGNORED, shifted
 from llmshearing.progress import Progress
 from llmshearing.tables import Table
@@ -189,7 +189,7 @@ def _measure(
 
     A batch is a domain's number and row numbers. Returns float64, on the CPU. [len(batches), 2].
     """
-    head = insert_loss_head(model, LOGIT_CHUNK)
+    insert_loss_head(model, LOGIT_CHUNK)
     sums = torch.zeros(len(batches), 2, dtype=torch.float64)
     mine = range(ranks.rank, len(batches), ranks.count)
     total = sum(len(batches[number][1]) for number in mine) * tree.sequence_length
@@ -199,10 +199,10 @@ def _measure(
             tokens, labels = read_rows(
                 domains, [(domain, row) for row in rows], tree.sequence_length, tree.vocabulary
             )
-            head.targets = shifted(labels.to(model.device))
-            losses: Any = model(input_ids=tokens.to(model.device), use_cache=False).logits
-            sums[number, 0] = losses.each.double().sum()
-            sums[number, 1] = (head.targets != IGNORED).sum()
+            targets = shifted(labels.to(model.device))
+            losses: TokenLosses = model(tokens.to(model.device), targets=targets)
+            sums[number, 0] = losses.cross_entropy.double().sum()
+            sums[number, 1] = (targets != IGNORED).sum()
             progress.advance(tokens.numel(), detail=domains[domain].name)
     return sums
 

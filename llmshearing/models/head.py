@@ -5,6 +5,8 @@ vocabulary of 32,000 make 8 GiB in float32, and as much again for the gradient. 
 their gradient exist for one chunk of tokens at a time. The gradient is computed in the forward pass
 while the chunk's logits are in memory, so nothing is computed twice. The idea is that of Liger's
 fused linear cross entropy (Hsu et al. 2024); this version is plain PyTorch and runs on any device.
+With a teacher, the divergence from it is computed in the same chunk, from the teacher's hidden
+states and output weight, so the teacher's logits do not exist as a whole either.
 
 Shape legend: N tokens, d hidden width, V vocabulary, B batch, T tokens of a row.
 """
@@ -19,57 +21,92 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from llmshearing.models.divergence import Distillation, LogitTransform, divergence
 from llmshearing.models.gated import GatedLinear, change_class
 from llmshearing.models.metrics import IGNORED
 
 
 class TokenLosses(NamedTuple):
-    """Cross entropy of a microbatch.
+    """Losses of a microbatch.
 
-    It is a tuple because FSDP2 looks for the tensors that need its backward hooks in tuples.
+    It is a tuple because FSDP2 looks for the tensors that need its backward hooks in tuples. The
+    losses per token are in nats, without gradient, and 0 at positions without a target.
 
     Attributes:
-        total: sum over all targets, a scalar with gradient.
-        each: per token in nats, [B, T], without gradient; 0 at positions without a target.
+        total: what is trained, summed over all targets: a scalar with gradient. The cross entropy,
+            or its mix with the divergence.
+        cross_entropy: per token, [B, T].
+        divergence: from the teacher per token, times temperature^2, [B, T]; None without a teacher.
     """
 
     total: Tensor
-    each: Tensor
+    cross_entropy: Tensor
+    divergence: Tensor | None
 
 
 class LossHead(GatedLinear):
-    """The output head of a causal model, which computes losses while `targets` is set.
+    """The output head of a causal model, which can also compute losses.
 
-    It has the parameters and state-dict keys of the stock head. The loss is computed within the
-    model's own forward pass, so whatever shards, wraps or casts the parameters works here too.
+    It has the parameters and state-dict keys of the stock head.
 
     Attributes:
-        targets: [B, T], `IGNORED` at positions without one; None to return logits.
         chunk: tokens whose logits exist at the same time; 0 for all.
+        transform: what the family does to this head's outputs.
     """
 
-    targets: Tensor | None = None
     chunk: int = 0
+    transform: LogitTransform = LogitTransform()
 
-    def forward(self, input: Tensor) -> Any:  # noqa: A002 - the parent's name
-        """[B, T, d] to logits [B, T, V], or to `TokenLosses` while targets are set."""
-        if self.targets is None:
-            return super().forward(input)
+    def losses(
+        self, hidden: Tensor, targets: Tensor, distillation: Distillation | None = None
+    ) -> TokenLosses:
+        """The losses of a microbatch.
+
+        Args:
+            hidden: [B, T, d].
+            targets: [B, T], `IGNORED` at positions without one.
+            distillation: the teacher's part of the loss, if any.
+        """
         weight, bias = self.gated_parameters()
-        losses: Any = _LinearCrossEntropy.apply(
-            input.flatten(0, -2),
+        losses: Any = _LinearLoss.apply(
+            hidden.flatten(0, -2),
             weight,
             bias,
-            self.targets.flatten(),
-            self.chunk,
+            targets.flatten(),
+            _Form(self.chunk, self.transform, distillation),
             torch.is_grad_enabled(),
         )
-        total, each = losses
-        return TokenLosses(total, each.view_as(self.targets))
+        total, cross_entropy, divergence = losses
+        if divergence is not None:
+            divergence = divergence.view_as(targets)
+        return TokenLosses(total, cross_entropy.view_as(targets), divergence)
 
 
-def insert_loss_head(model: PreTrainedModel, chunk: int) -> LossHead:
-    """Turn a model's output head into a `LossHead`, in place.
+class _WithLosses:
+    """Added to a stock model's class: given targets, the model returns losses instead of logits.
+
+    The losses are computed within the model's own forward pass, so whatever shards, wraps or casts
+    its parameters works here too.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        distillation: Distillation | None = None,
+        **others: Any,
+    ) -> Any:
+        """[B, T] token ids to the stock output, or to `TokenLosses` with targets [B, T]."""
+        if targets is None:
+            return super().forward(input_ids, **others)  # pyright: ignore[reportAttributeAccessIssue]
+        stock: Any = self
+        hidden = stock.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return stock.get_output_embeddings().losses(hidden, targets, distillation)
+
+
+def insert_loss_head(model: PreTrainedModel, chunk: int) -> None:
+    """Let a model compute losses, in place: `model(tokens, targets=...)` is a `TokenLosses`.
 
     Args:
         model: a stock Transformers model, gated or not.
@@ -80,11 +117,29 @@ def insert_loss_head(model: PreTrainedModel, chunk: int) -> LossHead:
     change_class(head, LossHead)
     assert isinstance(head, LossHead)
     head.chunk = chunk
-    return head
+    head.transform = LogitTransform.of(model.config)
+    stock = type(model)
+    if not issubclass(stock, _WithLosses):
+        change_class(model, type(stock.__name__, (_WithLosses, stock), {}))
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of the cross entropies of a linear layer's outputs.
+class _Form(NamedTuple):
+    """How a loss is computed: see `LossHead`."""
+
+    chunk: int
+    transform: LogitTransform
+    distillation: Distillation | None
+
+
+class _Weights(NamedTuple):
+    """Weight [V, d] and bias [V] of a head in the dtype of the computation."""
+
+    matrix: Tensor
+    offset: Tensor | None
+
+
+class _LinearLoss(torch.autograd.Function):
+    """The sum of the losses of a linear layer's outputs.
 
     The gradient with respect to the sum is a scalar, so all other factors of the gradients are
     known, and computed, in the forward pass.
@@ -97,33 +152,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        chunk: int,
+        form: _Form,
         with_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """[N, d], [V, d], [V] or None, and [N] to the sum and the losses [N]."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[N, d], [V, d], [V] or None, and [N] to the sum, cross entropies [N], divergences [N]."""
         device = hidden.device.type
         compute = hidden.dtype
         if torch.is_autocast_enabled(device):
             compute = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            matrix = weight.to(compute)
-            offset = None if bias is None else bias.to(compute)
+            head = _Weights(weight.to(compute), None if bias is None else bias.to(compute))
             work = _Gradients.like(hidden, weight, bias) if with_gradient else None
-            losses = []
-            for first in range(0, len(hidden), chunk or len(hidden)):
-                part = slice(first, first + (chunk or len(hidden)))
-                losses.append(_chunk(hidden[part].to(compute), matrix, offset, targets, part, work))
-        each = torch.cat(losses)
-        ctx.mark_non_differentiable(each)
+            size = form.chunk or len(hidden)
+            parts = [slice(first, first + size) for first in range(0, len(hidden), size)]
+            found = [_chunk(hidden[p].to(compute), head, targets[p], form, p, work) for p in parts]
+        cross_entropy = torch.cat([one for one, _ in found])
+        total, divergence = cross_entropy.sum(), None
+        ctx.mark_non_differentiable(cross_entropy)
+        if form.distillation is not None:
+            divergence = torch.cat([one for _, one in found if one is not None])
+            share = form.distillation.weight
+            total = (1 - share) * total + share * divergence.sum()
+            ctx.mark_non_differentiable(divergence)
         ctx.work = work
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return each.sum(), each
+        return total, cross_entropy, divergence
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_total: Tensor, of_each: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Scale the stored gradients in place: a copy would add to the step's peak memory."""
-        del of_each
         work, ctx.work = ctx.work, None
         if work is None:
             raise RuntimeError("backward ran twice on one loss; compute the loss again")
@@ -153,30 +211,54 @@ class _Gradients(NamedTuple):
 
 def _chunk(
     hidden: Tensor,
-    matrix: Tensor,
-    offset: Tensor | None,
-    all_targets: Tensor,
+    head: _Weights,
+    targets: Tensor,
+    form: _Form,
     part: slice,
     work: _Gradients | None,
-) -> Tensor:
-    """Losses of a chunk of tokens; adds its part of the gradients to `work`."""
-    targets = all_targets[part]
-    logits = F.linear(hidden, matrix, offset)
+) -> tuple[Tensor, Tensor | None]:
+    """Cross entropies and divergences of a chunk [n]; adds its part of the gradients to `work`."""
+    logits = F.linear(hidden, *head)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = form.transform.apply_(logits)
     counted = targets != IGNORED
     safe = targets.where(counted, 0)[:, None]
+    from_teacher, slope = None, None
+    if form.distillation is not None:
+        from_teacher, slope = _compare(logits, form.distillation, part)
+        from_teacher = from_teacher.where(counted, 0.0)
     normaliser = logits.logsumexp(-1, keepdim=True)
     losses = (normaliser - logits.gather(1, safe)).squeeze(1).where(counted, 0.0)
     if work is not None:
+        of_logits = form.transform.slope(logits)
         wrong = logits.sub_(normaliser).exp_()  # probabilities, then minus 1 at the target
         wrong.scatter_add_(1, safe, wrong.new_full((), -1.0).expand_as(safe))
+        if form.distillation is not None and slope is not None:
+            share, temperature = form.distillation.weight, form.distillation.temperature
+            wrong.mul_(1 - share)[:, : slope.shape[1]].add_(slope, alpha=share * temperature)
         wrong.masked_fill_(~counted[:, None], 0.0)
-        narrow = wrong.to(matrix.dtype)
-        work.hidden[part] = narrow @ matrix
+        if of_logits is not None:
+            wrong.mul_(of_logits)
+        narrow = wrong.to(head.matrix.dtype)
+        work.hidden[part] = narrow @ head.matrix
         _add_product(work.weight, narrow, hidden)
         if work.bias is not None:
             work.bias.add_(wrong.sum(0))
-    return losses
+    return losses, from_teacher
+
+
+def _compare(logits: Tensor, distillation: Distillation, part: slice) -> tuple[Tensor, Tensor]:
+    """Divergences times temperature^2 [n], and the slope of the divergence [n, C].
+
+    Both distributions are renormalised to the C token ids that both models have: padding of a
+    vocabulary has probability 0. The slope is with respect to the logits over the temperature.
+    """
+    temperature = distillation.temperature
+    ids = min(logits.shape[1], distillation.teacher.vocabulary)
+    student = (logits[:, :ids] / temperature).log_softmax(-1)
+    teacher = distillation.teacher.log_probabilities(part, ids, temperature)
+    each, slope = divergence(teacher.to(student.dtype), student, distillation.beta)
+    return each * temperature**2, slope
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -82,20 +82,15 @@ class ShearingModel(ComposerModel):
 
     def decoder_losses(self, batch: Batch) -> tuple[TokenLosses, Tensor]:
         """The losses with the current gates, and whether each position has a target, [B, T]."""
-        head: Any = self.model.get_output_embeddings()
-        head.targets = targets = shifted(batch["labels"])
-        try:
-            losses = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-        finally:
-            head.targets = None
-        return losses, targets != IGNORED
+        targets = shifted(batch["labels"])
+        return self.model(batch["input_ids"], targets=targets), targets != IGNORED
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Mean cross entropy over the microbatch's targets, the penalty, and their sum `total`."""
         losses, counted, drawn = outputs
         if self.domain_loss.device != counted.device:  # FSDP moves parameters alone
             self.domain_loss.to(counted.device)
-        self.domain_loss.update(losses.each, counted, batch["domain"])
+        self.domain_loss.update(losses.cross_entropy, counted, batch["domain"])
         cross_entropy = losses.total / counted.sum().clamp(min=1)
         if drawn is None:
             return {"ce": cross_entropy, "total": cross_entropy.clone()}
@@ -116,7 +111,7 @@ class ShearingModel(ComposerModel):
     def update_metric(self, batch: Batch, outputs: Outputs, metric: Metric) -> None:
         """Add a batch to the held-out loss."""
         del batch
-        metric.update(outputs.losses.each, outputs.counted)
+        metric.update(outputs.losses.cross_entropy, outputs.counted)
 
 
 def unwrapped(model: nn.Module) -> ShearingModel:

@@ -37,8 +37,7 @@ def test_gradients_equal_those_of_the_loss_over_whole_logits(chunk, bias, gated)
     whole = F.cross_entropy(
         head(hidden).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
     )
-    head.targets = targets
-    found = head(hidden).total
+    found = head.losses(hidden, targets).total
     torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-13)
     expected = torch.autograd.grad(0.37 * whole, leaves)
     for one, other in zip(torch.autograd.grad(0.37 * found, leaves), expected, strict=True):
@@ -73,7 +72,7 @@ def test_losses_and_gradients_do_not_depend_on_the_chunk_size(variant, dtype, cl
         model.zero_grad()
         outputs = shearing(batch)
         shearing.loss(outputs, batch)["total"].backward()
-        torch.testing.assert_close(outputs.losses.each, expected, atol=close, rtol=close)
+        torch.testing.assert_close(outputs.losses.cross_entropy, expected, atol=close, rtol=close)
         for name, parameter in model.named_parameters():
             most = close * max(1.0, gradients[name].abs().max().item())
             torch.testing.assert_close(parameter.grad, gradients[name], atol=10 * most, rtol=0)
@@ -83,7 +82,7 @@ def test_losses_and_gradients_do_not_depend_on_the_chunk_size(variant, dtype, cl
     assert list(model.state_dict()) == keys
 
 
-def test_without_targets_the_head_returns_the_stock_logits():
+def test_without_targets_the_model_returns_the_stock_logits():
     model, _ = build(variants()[0])
     tokens = torch.arange(22).reshape(2, 11)
     with torch.no_grad():
@@ -100,11 +99,10 @@ def test_tied_weights_remain_one_parameter():
 
 def test_no_gradient_is_computed_in_evaluation():
     head = head_of(bias=False, dtype=torch.float32, chunk=2)
-    head.targets = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
-        losses = head(torch.randn(1, 3, 6))
+        losses = head.losses(torch.randn(1, 3, 6), torch.tensor([[1, 2, 3]]))
     assert not losses.total.requires_grad
-    assert losses.each.shape == (1, 3)
+    assert losses.cross_entropy.shape == (1, 3)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -116,8 +114,7 @@ def test_under_autocast_logits_are_bfloat16_and_losses_float32(chunk):
     with torch.autocast("cpu", torch.bfloat16):
         logits = F.linear(hidden, head.weight)
         expected = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        head.targets = targets
-        found = head(hidden).total
+        found = head.losses(hidden, targets).total
     assert logits.dtype == torch.bfloat16
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
@@ -130,9 +127,8 @@ def test_under_autocast_logits_are_bfloat16_and_losses_float32(chunk):
 
 def test_a_batch_without_targets_has_a_loss_of_zero():
     head = head_of(bias=False, dtype=torch.float32, chunk=2)
-    head.targets = torch.full((1, 3), IGNORED)
     hidden = torch.randn(1, 3, 6, requires_grad=True)
-    total = head(hidden).total
+    total = head.losses(hidden, torch.full((1, 3), IGNORED)).total
     total.backward()
     assert total.item() == 0
     assert hidden.grad.abs().max() == 0

@@ -1,0 +1,297 @@
+"""The distilled loss equals a plain one over both models' whole logits, in value and gradients.
+
+The reference builds every tensor that the loss head avoids, in float64 and with autograd alone.
+"""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models_zoo import COMMON, build, variants
+
+from llmshearing.models.divergence import Distillation, LogitTransform, TeacherStates, divergence
+from llmshearing.models.gated import insert_gates, set_gates
+from llmshearing.models.head import LossHead, insert_loss_head
+from llmshearing.models.metrics import IGNORED, shifted
+from llmshearing.pruning.gates import Gates
+
+BETAS = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.3}
+STUDENT = LogitTransform(scale=0.5, softcap=3.0)
+TEACHER = LogitTransform(scale=2.0, softcap=5.0)
+CLOSE = {torch.float64: 1e-10, torch.float32: 1e-6}
+
+
+def reference(student, teacher, targets, beta, temperature, weight):
+    """Sum over the targets of (1 - w) CE + w T^2 D, CE and D alone; from logits [N, V], [N, W]."""
+    kept = targets != IGNORED
+    student, teacher, targets = student[kept].double(), teacher[kept].double(), targets[kept]
+    cross_entropy = F.cross_entropy(student, targets, reduction="sum")
+    common = min(student.shape[1], teacher.shape[1])
+    q = torch.softmax(student[:, :common] / temperature, -1)
+    p = torch.softmax(teacher[:, :common] / temperature, -1)
+    if beta == 0:
+        distance = (p * (p / q).log()).sum()
+    elif beta == 1:
+        distance = (q * (q / p).log()).sum()
+    else:
+        m = beta * p + (1 - beta) * q
+        distance = beta * (p * (p / m).log()).sum() + (1 - beta) * (q * (q / m).log()).sum()
+    distance = temperature**2 * distance
+    return (1 - weight) * cross_entropy + weight * distance, cross_entropy, distance
+
+
+def transformed(outputs, transform):
+    scaled = outputs * transform.scale
+    cap = transform.softcap
+    return scaled if cap is None else cap * torch.tanh(scaled / cap)
+
+
+class Case:
+    """Random hidden states and heads of a student of width 6 and a teacher of width 8."""
+
+    def __init__(self, dtype, *, student_ids=11, teacher_ids=11, bias=True, rows=(2, 5)):
+        generator = torch.Generator().manual_seed(5)
+
+        def random(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.hidden = random(*rows, 6).requires_grad_()
+        self.gate = torch.rand(6, generator=generator, dtype=torch.float64).to(dtype)
+        self.gate.requires_grad_()
+        self.head = LossHead(6, student_ids, bias=bias, dtype=dtype)
+        with torch.no_grad():
+            for parameter in self.head.parameters():
+                parameter.copy_(random(*parameter.shape))
+        self.teacher_hidden = random(*rows, 8)
+        self.teacher_weight = random(teacher_ids, 8)
+        self.teacher_bias = random(teacher_ids) if bias else None
+        smallest = min(student_ids, teacher_ids)
+        self.targets = torch.randint(0, smallest, rows, generator=generator)
+        self.targets[0, 1] = self.targets[-1, -1] = IGNORED
+        self.student_transform = self.teacher_transform = LogitTransform()
+
+    @property
+    def leaves(self):
+        return [self.hidden, self.gate, *self.head.parameters()]
+
+    def found(self, chunk, beta, temperature, weight):
+        """Losses of the head."""
+        teacher = TeacherStates(
+            self.teacher_hidden.flatten(0, 1),
+            self.teacher_weight,
+            self.teacher_bias,
+            self.teacher_transform,
+        )
+        self.head.in_gate, self.head.chunk = self.gate, chunk
+        self.head.transform = self.student_transform
+        return self.head.losses(
+            self.hidden, self.targets, Distillation(teacher, weight, beta, temperature)
+        )
+
+    def expected(self, beta, temperature, weight):
+        self.head.in_gate = self.gate
+        student = transformed(self.head(self.hidden), self.student_transform)
+        outputs = F.linear(self.teacher_hidden, self.teacher_weight, self.teacher_bias)
+        teacher = transformed(outputs, self.teacher_transform)
+        flat = student.flatten(0, 1), teacher.flatten(0, 1), self.targets.flatten()
+        return reference(*flat, beta, temperature, weight)
+
+    def check(self, close, chunk, beta, temperature, weight):
+        """Compare the losses, and the gradients of 0.37 times the total, to `close` relatively."""
+        found = self.found(chunk, beta, temperature, weight)
+        expected = self.expected(beta, temperature, weight)
+        values = found.total, found.cross_entropy.sum(), found.divergence.sum()
+        for one, other in zip(values, expected, strict=True):
+            assert abs(one - other) <= close * max(1.0, abs(other))
+        gradients = torch.autograd.grad(0.37 * found.total, self.leaves)
+        wanted = torch.autograd.grad(0.37 * expected[0], self.leaves, allow_unused=True)
+        for one, other in zip(gradients, wanted, strict=True):
+            assert other is not None
+            assert other.abs().max() > 1e-3
+            assert (one - other).abs().max() <= close * max(1.0, other.abs().max())
+
+
+GRID = list(itertools.product(BETAS.values(), (1.0, 2.0), (0.0, 0.3, 1.0), (0, 7, 1024)))
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize(("beta", "temperature", "weight", "chunk"), GRID)
+def test_losses_and_gradients_equal_those_of_whole_logits(dtype, beta, temperature, weight, chunk):
+    Case(dtype).check(CLOSE[dtype], chunk, beta, temperature, weight)
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("sizes", [(11, 14), (14, 11)], ids=["wide_teacher", "wide_student"])
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+def test_padded_vocabularies_are_compared_on_their_common_ids(dtype, sizes, beta):
+    case = Case(dtype, student_ids=sizes[0], teacher_ids=sizes[1])
+    case.check(CLOSE[dtype], 7, beta, 2.0, 0.3)
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+def test_padding_takes_no_part_in_the_divergence_whatever_its_logits(beta):
+    case = Case(torch.float64, student_ids=11, teacher_ids=14)
+    before = case.found(7, beta, 1.0, 0.3)
+    case.teacher_weight[11:] *= 100  # a logit of 0 in its place would also change the result
+    assert torch.equal(case.found(7, beta, 1.0, 0.3).divergence, before.divergence)
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_soft_caps_and_scales_of_both_families_are_honoured(dtype, beta, temperature):
+    case = Case(dtype)
+    case.student_transform, case.teacher_transform = STUDENT, TEACHER
+    case.check(CLOSE[dtype], 7, beta, temperature, 0.3)
+
+
+def test_the_transform_is_read_from_the_fields_of_the_families():
+    class Config:
+        logits_scaling = 8.0
+        final_logit_softcapping = 30.0
+
+    assert LogitTransform.of(Config()) == LogitTransform(1 / 8, 30.0)
+    assert LogitTransform.of(object()) == LogitTransform()
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+def test_positions_without_a_target_have_no_loss_and_no_gradient(beta):
+    case = Case(torch.float64)
+    found = case.found(4, beta, 1.0, 0.5)
+    gradient = torch.autograd.grad(found.total, case.hidden)[0]
+    masked = case.targets == IGNORED
+    for one in (found.cross_entropy, found.divergence, gradient.abs().amax(-1)):
+        assert (one[masked] == 0).all()
+        assert (one[~masked] > 0).all()
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+def test_a_microbatch_without_targets_has_a_loss_of_zero(beta):
+    case = Case(torch.float32)
+    case.targets[:] = IGNORED
+    found = case.found(7, beta, 1.0, 0.5)
+    assert found.total == 0
+    assert all(g.abs().max() == 0 for g in torch.autograd.grad(found.total, case.leaves))
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_weight_of_zero_is_plain_cross_entropy_bit_for_bit(beta, temperature):
+    case = Case(torch.float32)
+    found = case.found(7, beta, temperature, 0.0)
+    plain = case.head.losses(case.hidden, case.targets)
+    assert torch.equal(found.total, plain.total)
+    assert torch.equal(found.cross_entropy, plain.cross_entropy)
+    assert plain.divergence is None
+    one, other = (torch.autograd.grad(f.total, case.leaves) for f in (found, plain))
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+@pytest.mark.parametrize("transform", [LogitTransform(), STUDENT])
+def test_a_teacher_equal_to_the_student_gives_divergence_and_gradient_zero(beta, transform):
+    case = Case(torch.float32)
+    case.head.chunk, case.head.transform = 7, transform
+    teacher = TeacherStates(
+        case.hidden.detach().flatten(0, 1), case.head.weight.detach(), case.head.bias.detach(),
+        transform,
+    )  # fmt: skip
+    found = case.head.losses(case.hidden, case.targets, Distillation(teacher, 1.0, beta))
+    assert (found.divergence == 0).all()
+    leaves = [case.hidden, *case.head.parameters()]
+    assert all(g.abs().max() == 0 for g in torch.autograd.grad(found.total, leaves))
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+def test_distant_distributions_have_finite_divergences_and_gradients(beta):
+    generator = torch.Generator().manual_seed(1)
+    teacher, student = (
+        (300 * torch.randn(4, 9, generator=generator)).log_softmax(-1) for _ in range(2)
+    )
+    each, slope = divergence(teacher, student, beta)
+    assert each.isfinite().all()
+    assert slope.isfinite().all()
+    assert (each > 0).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a_teacher_may_give_some_ids_the_probability_zero(beta):
+    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    masked = logits.flip(0).clone()
+    masked[:, 4:7] = -torch.inf
+    each, slope = divergence(masked.log_softmax(-1), logits.log_softmax(-1), beta)
+    nearly = masked.clamp(min=-600)
+    wanted, wanted_slope = divergence(nearly.log_softmax(-1), logits.log_softmax(-1), beta)
+    torch.testing.assert_close(each, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope, wanted_slope, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+def test_under_autocast_logits_are_bfloat16_and_losses_float32(chunk, beta):
+    case = Case(torch.float32)
+    teacher = TeacherStates(
+        case.teacher_hidden.flatten(0, 1).bfloat16(), case.teacher_weight.bfloat16(),
+        case.teacher_bias.bfloat16(),
+    )  # fmt: skip
+    case.head.chunk, leaves = chunk, [case.hidden, *case.head.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.head.losses(case.hidden, case.targets, Distillation(teacher, 0.3, beta))
+        student = F.linear(case.hidden, case.head.weight, case.head.bias)
+    logits = F.linear(teacher.hidden, teacher.weight, teacher.bias)
+    assert student.dtype == logits.dtype == torch.bfloat16
+    flat = student.flatten(0, 1), logits, case.targets.flatten()
+    expected = reference(*flat, beta, 1.0, 0.3)
+    assert found.total.dtype == torch.float32
+    torch.testing.assert_close(found.total.double(), expected[0], rtol=1e-6, atol=1e-5)
+    wanted = torch.autograd.grad(expected[0], leaves)
+    for one, other in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+@pytest.mark.parametrize("variant", variants(), ids=str)
+def test_whole_gated_models_have_the_gradients_of_the_reference(variant, beta):
+    """Of every weight, tied or not, and of the gates of every axis; the teacher is ungated."""
+    (model, table), (teacher, _) = build(variant), build(variant)
+    model.double()
+    teacher.double().requires_grad_(False)
+    insert_loss_head(model, chunk=7)
+    sites, generator = insert_gates(model, table), torch.Generator().manual_seed(3)
+    sizes = table.sizes(table.source)
+    gates: Gates = {
+        axis: torch.rand(
+            (table.source.layers, sizes[axis]) if axis.per_layer else (sizes[axis],),
+            generator=generator,
+            dtype=torch.float64,
+        ).requires_grad_()
+        for axis in sizes
+    }
+    tokens = torch.randint(0, COMMON["vocab_size"], (2, 11), generator=generator)
+    labels = tokens.clone()
+    labels[0, 4:7] = IGNORED
+    leaves = [*model.parameters(), *gates.values()]
+    set_gates(sites, table, gates)
+    states = teacher.base_model(tokens).last_hidden_state.flatten(0, 1)
+    head = teacher.get_output_embeddings()
+    distillation = Distillation(TeacherStates(states, head.weight, head.bias), 0.3, beta, 2.0)
+    found = model(tokens, targets=shifted(labels), distillation=distillation)
+    flat = (logits.flatten(0, 1) for logits in (model(tokens).logits, teacher(tokens).logits))
+    expected = reference(*flat, shifted(labels).flatten(), beta, 2.0, 0.3)
+    assert abs(found.total - expected[0]) < 1e-9
+    wanted = torch.autograd.grad(expected[0], leaves, retain_graph=True)  # of the gates
+    for one, other in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_no_gradient_reaches_the_teacher():
+    case = Case(torch.float64)
+    case.teacher_hidden.requires_grad_()
+    case.teacher_weight.requires_grad_()
+    found = case.found(7, 0.0, 1.0, 0.5)
+    given = torch.autograd.grad(
+        found.total, [case.teacher_hidden, case.teacher_weight], allow_unused=True
+    )
+    assert given == (None, None)
