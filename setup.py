@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 # the rest of the environment.
 REQUIRED = [
     "mosaicml==0.32.1",
+    "mosaicml-cli>=0.7.5,<0.8",  # of mosaicml; earlier ones warn with the websockets they allow
     "mosaicml-streaming==0.13.0",
     "transformers>=4.57,<5",
     "omegaconf>=2.3,<2.5",

@@ -6,10 +6,12 @@ that commands which do without it can use the rest.
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,12 +28,36 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def fake_tensors() -> AbstractContextManager[Any]:
+# FSDP2's function of divide factors also returns the operations of the reduce-scatter and of the
+# all-reduce since it takes `force_sum_reduction_for_comms` (torch 2.8).
+REDUCE_OPERATIONS = (
+    (dist.ReduceOp.SUM, dist.ReduceOp.SUM)
+    if "force_sum_reduction_for_comms"
+    in signature(_fsdp_collectives._get_gradient_divide_factors).parameters
+    else ()
+)
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
     """Tensors created in the block have shapes and storages but no data, as in torch.compile.
 
     On the meta device, which is public, attention would take another kernel than on a device.
+    Transformers 5 finds packed rows by the values of positions, and assumes some where there are no
+    values; a model then gets a mask that it does not get in training.
     """
-    return FakeTensorMode()
+    import transformers
+    from transformers import masking_utils
+
+    stock: Any = masking_utils
+    found = stock.find_packed_sequence_indices
+    if transformers.__version__ >= "5":
+        stock.find_packed_sequence_indices = lambda _: None
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        stock.find_packed_sequence_indices = found
 
 
 def keep_float32(module: nn.Module) -> None:
@@ -93,12 +119,13 @@ def average_gradients_on_gloo() -> None:
 
 
 def _divide_after_the_sum(
-    reduce_scatter_group: dist.ProcessGroup,
+    reduce_scatter_group: dist.ProcessGroup | None,
     all_reduce_group: dist.ProcessGroup | None,
     *_: Any,
-) -> tuple[float, float]:
-    replicas = 1 if all_reduce_group is None else all_reduce_group.size()
-    return 1.0, float(reduce_scatter_group.size() * replicas)
+) -> tuple[Any, ...]:
+    groups = [group for group in (reduce_scatter_group, all_reduce_group) if group is not None]
+    factors = 1.0, float(math.prod(group.size() for group in groups))
+    return (*factors, *REDUCE_OPERATIONS)
 
 
 def record_events_on_cpus() -> None:
@@ -115,6 +142,27 @@ def limit_collectives(seconds: float) -> None:
     """Change the timeout of collectives; torch has no public function for it after the start."""
     if dist.is_initialized():
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+def name_head(model: nn.Module, name: str) -> None:
+    """Name the output head of a stock model as in weight files.
+
+    Transformers 5 renames the head of GPT-NeoX while it loads and saves: `lm_head` in the model,
+    `embed_out` in the file. With one name, tables and checkpoints fit either version.
+    """
+    stock: Any = model
+    head = stock.get_output_embeddings()
+    found = next(n for n, module in model.named_modules() if module is head)
+    if found == name:
+        return
+    delattr(model, found)
+    setattr(model, name, head)
+    tied = stock._tied_weights_keys.items()
+    replaced = {
+        found: property(lambda self: getattr(self, name)),
+        "_tied_weights_keys": {key.replace(f"{found}.", f"{name}."): other for key, other in tied},
+    }
+    model.__class__ = type(type(model).__name__, (type(model),), replaced)
 
 
 def ignored_weights(model: nn.Module) -> list[str]:

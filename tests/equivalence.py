@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from models_zoo import COMMON, Places, Variant, build
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape, sized
+from llmshearing.huggingface.stock import complete_fields, stock_config, stock_model
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.selection import Kept, keep_only, select
 from llmshearing.pruning.surgery import cut_model
@@ -38,7 +39,7 @@ class Specimen:
         self.variant = variant
         stock, self.table = build(variant)
         self.model = in_float64(stock)
-        self.config: dict[str, Any] = stock.config.to_dict()
+        self.config: dict[str, Any] = complete_fields(stock.config)
         self.family = family_of(self.config)
         self.weights = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.classes = {module: type(module) for module in self.model.modules()}
@@ -55,8 +56,7 @@ class Specimen:
         """A stock model of another shape, in float64."""
         if shape not in self._small:
             fields = self.config | self.family.write_shape(shape)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)).eval()
-            self._small[shape] = in_float64(model)
+            self._small[shape] = in_float64(stock_model(stock_config(fields)).eval())
         return self._small[shape]
 
     def restore(self) -> None:
@@ -100,7 +100,8 @@ def target_shape(table: CouplingTable, axes: Sequence[Axis]) -> Shape:
     """The shape in which these axes are smaller; hidden follows the heads if it must."""
     sizes = table.sizes(table.source)
     heads = 1 if table.grouped else 2
-    hidden = heads * table.source.head_dim if table.implied_head_size else 14
+    hidden = 12 if table.heads_divide_hidden else 14
+    hidden = heads * table.source.head_dim if table.implied_head_size else hidden
     small = {**SMALL, Axis.HEAD: heads, Axis.HIDDEN: hidden}
     sizes |= {axis: small[axis] for axis in axes}
     return sized(table.source, sizes, grouped=table.grouped)
@@ -111,7 +112,7 @@ def subsets(table: CouplingTable) -> Iterator[Axes]:
     axes = [axis for axis, size in table.sizes(table.source).items() if size > 1]
     for count in range(1, len(axes) + 1):
         for some in itertools.combinations(axes, count):
-            if not (table.implied_head_size and (Axis.HIDDEN in some) != (Axis.HEAD in some)):
+            if table.shape_error(target_shape(table, some)) is None:
                 yield some
 
 

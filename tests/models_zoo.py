@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import all_families, family_of
+from llmshearing.huggingface.stock import complete_fields, stock_model
 
 COMMON: dict[str, Any] = {
     "vocab_size": 37,
@@ -181,10 +182,10 @@ def missing_families() -> list[str]:
 def build(variant: Variant, seed: int = 0) -> tuple[PreTrainedModel, CouplingTable]:
     """A random stock model in evaluation mode, float32, with its coupling table."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(variant.stock_config()).eval()
+    model = stock_model(variant.stock_config()).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    config = model.config.to_dict()
+    config = complete_fields(model.config)
     return model, family_of(config).table(config)

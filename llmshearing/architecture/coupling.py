@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.shape import Shape, axis_sizes, sized
+from llmshearing.architecture.shape import (
+    Shape,
+    axis_sizes,
+    head_count_error,
+    implied_head_size_error,
+    sized,
+)
 
 LAYER_FIELD = "{layer}"
 
@@ -97,12 +103,14 @@ class CouplingTable:
         grouped: whether it uses grouped-query attention.
         implied_head_size: whether its config derives the head size as hidden / heads, so that no
             other ratio of the two can be written.
+        heads_divide_hidden: whether Transformers refuses its config otherwise.
     """
 
     rows: tuple[Row, ...]
     source: Shape
     grouped: bool
     implied_head_size: bool = False
+    heads_divide_hidden: bool = False
 
     def __post_init__(self) -> None:
         """Check that each bias has the first dimension and the gates of its weight."""
@@ -118,6 +126,12 @@ class CouplingTable:
     def sizes(self, shape: Shape) -> dict[Axis, int]:
         """Units of `shape` per axis of this model."""
         return axis_sizes(shape, grouped=self.grouped)
+
+    def shape_error(self, shape: Shape) -> str | None:
+        """Why no config of the family states `shape`, or None."""
+        if self.implied_head_size:
+            return implied_head_size_error(shape)
+        return head_count_error(shape) if self.heads_divide_hidden else None
 
     def tensor_shapes(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Name and size of every parameter of a model of `shape`."""

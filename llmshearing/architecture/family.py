@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, Dim, Row
-from llmshearing.architecture.rope import rope_error
+from llmshearing.architecture.rope import ROPE_NAMES, rope_error
 from llmshearing.architecture.shape import Shape
+from llmshearing.architecture.stock_code import names_in_stock_code
 from llmshearing.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Fields of any `config.json` that do not change the forward pass (names, storage, generation), and
 # those of every decoder that shape and table account for.
@@ -72,6 +76,7 @@ class Family:
     Attributes:
         model_type: the value of `model_type` in `config.json`.
         blocks: name of the stock model's list of decoder blocks.
+        head: name of its output head in weight files.
         rows: the rows of the coupling table, from a complete config and its shape.
         fields: config fields that the table and the stock model support, besides the common ones.
         fixed: fields that are supported with the given value only.
@@ -80,6 +85,9 @@ class Family:
         config_error: what else is wrong with a stored config, or None.
         implied_head_size: whether the config has no field for the head size, so that hidden / heads
             cannot change.
+        heads_divide_hidden: whether a config is refused unless its heads divide the hidden size,
+            although the head size is a field.
+        rope_names: the family's names of rotary settings, as in `ROPE_NAMES`.
     """
 
     model_type: str
@@ -91,6 +99,9 @@ class Family:
     write_shape: Callable[[Shape], dict[str, Any]] = write_shape
     config_error: Callable[[Mapping[str, Any]], str | None] | None = None
     implied_head_size: bool = False
+    heads_divide_hidden: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    rope_names: Mapping[str, str] = field(default_factory=lambda: ROPE_NAMES)
+    head: str = "lm_head"
 
     def table(self, config: Mapping[str, Any]) -> CouplingTable:
         """The coupling table of a model, from its complete config (with defaults)."""
@@ -100,6 +111,7 @@ class Family:
             source=shape,
             grouped=shape.heads != shape.kv_groups,
             implied_head_size=self.implied_head_size,
+            heads_divide_hidden=self.heads_divide_hidden(config),
         )
 
     def check_fields(self, config: Mapping[str, Any]) -> None:
@@ -114,12 +126,9 @@ class Family:
         fixed = {**PLAIN_FIELDS, **self.fixed}
         known = NEUTRAL_FIELDS | self.fields | fixed.keys()
         stated = {key: value for key, value in config.items() if value is not None}
-        if unknown := sorted(stated.keys() - known):
-            raise UserError(
-                f"config.json of a {self.model_type} model has unknown fields, which may change "
-                f"its computation: {', '.join(unknown)}; remove them if they do not, otherwise "
-                "this model cannot be pruned yet"
-            )
+        unknown = stated.keys() - known
+        if unknown:
+            self._check_unknown(unknown)
         for name, value in fixed.items():
             if stated.get(name, value) != value:
                 raise UserError(
@@ -131,6 +140,20 @@ class Family:
             error = self.config_error(stated)
         if error is not None:
             raise UserError(error)
+
+    def _check_unknown(self, names: set[str]) -> None:
+        """Refuse fields that the stock code may read; the others cannot change what it computes."""
+        if read := sorted(names & names_in_stock_code(self.model_type)):
+            raise UserError(
+                f"config.json has {', '.join(read)}, which the {self.model_type} code of "
+                "Transformers may read but llmshearing does not support; prune another model of "
+                "the family, or extend the family as CONTRIBUTING.md describes"
+            )
+        log.info(
+            "config.json has %s, which the %s code of Transformers never reads: ignored",
+            ", ".join(sorted(names)),
+            self.model_type,
+        )
 
 
 def attention_dims(shape: Shape) -> tuple[Dim, Dim]:

@@ -1,4 +1,7 @@
-"""The rotary scalings of Transformers that pruning passes on unchanged.
+"""The rotary settings of a config: their two forms, and the scalings that pruning passes on.
+
+Transformers 4 stores `rope_theta` and `rope_scaling`. Transformers 5 stores `rope_parameters`, and
+still reads the older form. The code works with the older form, so the rest of it knows one.
 
 Head sizes and positions do not change, so a scaling of the source is right for the pruned model.
 Scalings that the stock model ignores, or applies in part, are refused.
@@ -8,6 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from llmshearing.errors import UserError
+
+# The names under which most families store the base, the rotated part of a head, and the base of
+# layers with sliding attention if it is another one.
+ROPE_NAMES = {
+    "rope_theta": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "sliding_attention": "",
+}
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 STRETCH = "attention_factor original_max_position_embeddings"
 # By type: its required and its optional keys (Transformers 4.57, `modeling_rope_utils.py`). `type`
@@ -44,3 +58,61 @@ def rope_error(scaling: Any) -> str | None:
             "type does not use; remove those keys"
         )
     return None
+
+
+def with_older_rope(
+    config: Mapping[str, Any], names: Mapping[str, str] = ROPE_NAMES
+) -> dict[str, Any]:
+    """A config with its rotary settings in the form that Transformers 4 and 5 both read.
+
+    Args:
+        config: a config in either form, or in both.
+        names: the family's names of the older fields, see `ROPE_NAMES`.
+
+    Raises:
+        UserError: the two forms disagree, or sliding layers have settings without an older field.
+    """
+    fields = {name: value for name, value in config.items() if name != "rope_parameters"}
+    newer = config.get("rope_parameters")
+    if newer is None:
+        return fields
+    if not isinstance(newer, Mapping):
+        raise UserError(f"config.json has rope_parameters={newer!r}; expected a mapping")
+    if any(kind in newer for kind in LAYER_TYPES):
+        full, sliding = ({"rope_type": "default", **(newer.get(k) or {})} for k in LAYER_TYPES)
+    else:
+        full, sliding = dict(newer), None
+    older = _older(full, names)
+    if sliding is not None:
+        base = sliding.pop("rope_theta", None)
+        if sliding != {"rope_type": "default"} or (
+            not names["sliding_attention"] and base != full.get("rope_theta")
+        ):
+            raise UserError(
+                f"config.json has rope_parameters={dict(newer)!r}; sliding layers are supported "
+                "with unscaled positions, and with a base of their own only in families that "
+                "have a field for it"
+            )
+        if names["sliding_attention"]:
+            older[names["sliding_attention"]] = base
+    for name, value in older.items():
+        stated = fields.get(name)
+        stated = _typed(stated) if name == "rope_scaling" and stated else stated
+        if stated is not None and stated != value:
+            raise UserError(
+                f"config.json has {name}={stated!r}, but rope_parameters say {value!r}; versions "
+                "of Transformers would read one or the other, so make them equal"
+            )
+    return fields | older
+
+
+def _older(parameters: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    scaling = _typed(parameters)
+    bases = {names[name]: scaling.pop(name) for name in ROPE_NAMES if name in scaling}
+    return bases | {"rope_scaling": None if scaling["rope_type"] == "default" else scaling}
+
+
+def _typed(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """A scaling with its type under the newer of its two names."""
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return {k: v for k, v in scaling.items() if k != "type"} | {"rope_type": kind}

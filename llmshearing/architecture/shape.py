@@ -49,6 +49,19 @@ def implied_head_size_error(shape: Shape) -> str | None:
     )
 
 
+def head_count_error(shape: Shape) -> str | None:
+    """Why Transformers refuses a config that demands that heads divide hidden, or None."""
+    remainder = shape.hidden % shape.heads
+    if not remainder:
+        return None
+    below, above = shape.hidden - remainder, shape.hidden - remainder + shape.heads
+    return (
+        f"found hidden {shape.hidden} with {shape.heads} heads, but Transformers loads no such "
+        "model of this family: the heads must divide the hidden size; give hidden = "
+        f"{f'{below} or ' if below else ''}{above} for {shape.heads} heads"
+    )
+
+
 def axis_sizes(shape: Shape, *, grouped: bool) -> dict[Axis, int]:
     """The units of each axis (per layer, for the per-layer axes).
 

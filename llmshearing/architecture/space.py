@@ -10,7 +10,7 @@ import numpy as np
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.shape import Shape, implied_head_size_error, sized
+from llmshearing.architecture.shape import Shape, sized
 from llmshearing.architecture.target import (
     AXIS_OF,
     SIZES,
@@ -207,7 +207,7 @@ def _grid(
             and all(sizes[name] >= size for name, size in least.items())
             and all(sizes[name] <= size for name, size in largest.items())
             and all(sizes[name] % step == 0 for name, step in settings.multiple_of.items())
-            and not (table.implied_head_size and implied_head_size_error(shape))
+            and table.shape_error(shape) is None
         )
 
     combined = itertools.product(*values.values()) if values else ()

@@ -11,7 +11,7 @@ from pydantic import Field
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.budget import Budget, smallest
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.architecture.shape import Shape, implied_head_size_error
+from llmshearing.architecture.shape import Shape
 from llmshearing.quantities import ByteSize, Count, Latency, Quantity, count
 from llmshearing.typed_yaml import Section
 
@@ -150,7 +150,7 @@ def _budget_error(table: CouplingTable, settings: TargetSettings) -> str | None:
     """What keeps any budget from being used with these settings, or None."""
     if given := settings.given_sizes:
         return f"target.parameters: found sizes as well ({', '.join(given)}); give either"
-    if table.implied_head_size:
+    if table.implied_head_size or table.heads_divide_hidden:
         return (
             "target.parameters: this family's config ties the hidden size to the heads, which "
             "masks choose independently; give target.hidden and target.heads instead"
@@ -178,7 +178,7 @@ def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape
     errors = [*_size_errors(source, target, named), *_divisor_errors(target, settings.multiple_of)]
     if not errors:
         errors = _head_errors(source, target, multi_head)
-    if not errors and table.implied_head_size and (error := implied_head_size_error(target)):
+    if not errors and (error := table.shape_error(target)):
         errors = [f"target: {error}"]
     if not errors and target == source:
         errors.append(

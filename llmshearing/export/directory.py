@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmshearing.architecture.coupling import CouplingTable, derive_shape
@@ -22,6 +21,7 @@ from llmshearing.export.model_card import model_card
 from llmshearing.export.verification import Original, gated_logits, verify
 from llmshearing.files import new_directory, write_text
 from llmshearing.huggingface import tokenizer_files
+from llmshearing.huggingface.stock import stock_config, write_config
 from llmshearing.huggingface.weight_files import (
     WeightFiles,
     parse_size,
@@ -153,8 +153,8 @@ def _write_config(directory: Path, config: dict[str, Any], shape: Shape, dtype: 
     """The source's config with another shape, for the stock model and without code of its own."""
     fields = {key: value for key, value in config.items() if key != "auto_map"}
     fields |= family_of(config).write_shape(shape) | {"dtype": dtype}
-    fields["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]]
-    AutoConfig.for_model(**fields).save_pretrained(directory)
+    fields["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[fields["model_type"]]]
+    write_config(stock_config(fields), directory)
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.integrations.accelerate import init_empty_weights
 
 from llmshearing.architecture.families import family_of
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import empty_model, parameter_aliases, read_source
+from llmshearing.huggingface.stock import empty_parameters, stock_config, stock_model
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.gated import GatedLinear, insert_gates, set_gates
 from llmshearing.pruning.gates import Gates
@@ -53,12 +52,8 @@ def gated_logits(original: Original, gates: Gates) -> Tensor:
         gates: the deterministic gates of all units.
     """
     table = family_of(original.config).table(original.config)
-    config = AutoConfig.for_model(**original.config)
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
-        )
-    model.tie_weights()
+    with empty_parameters():
+        model = stock_model(stock_config(original.config))
     if gates:
         sites = insert_gates(model, table)
         set_gates(sites, table, gates)

@@ -11,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.integrations.accelerate import init_empty_weights
+from transformers import GenerationConfig, PreTrainedModel
 
 from llmshearing import substrate
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.family import Family
 from llmshearing.errors import UserError
+from llmshearing.huggingface.stock import (
+    complete_fields,
+    empty_parameters,
+    stock_config,
+    stock_model,
+)
 from llmshearing.huggingface.weight_files import WeightFiles
 
 # From a parameter: the tensor with the values that this process holds, and which rows they are.
@@ -59,8 +64,8 @@ def read_source(path: str | Path) -> Source:
         UserError: no directory or config, an unknown family, or a field that the family refuses.
     """
     path = Path(path).expanduser()
-    family = family_of(read_config(path))
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
+    config = complete_fields(stock_config(read_config(path)))
+    family = family_of(config)
     return Source(path, config, family, family.table(config))
 
 
@@ -96,9 +101,8 @@ def empty_model(
         UserError: weights are missing, unexpected, of another size or damaged.
     """
     weights.check_contents()
-    with init_empty_weights():
+    with empty_parameters():
         model = _stock_model(source, attention)
-    model.tie_weights()  # the context gives every parameter an object of its own
     model.config.dtype = torch.float32
     _check_fit(model, weights)
     return model.eval()
@@ -153,14 +157,10 @@ def _read_parameter(
 
 
 def _stock_model(source: Source, attention: str) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    config = stock_config(source.config)
+    config.name_or_path = str(source.path)
     try:
-        model = AutoModelForCausalLM.from_config(
-            config,
-            attn_implementation=attention,
-            dtype=torch.float32,
-            trust_remote_code=False,
-        )
+        model = stock_model(config, attention=attention)
     except (ValueError, ImportError) as error:
         raise UserError(
             f"model.attention: found {attention!r}, which Transformers does not run here "

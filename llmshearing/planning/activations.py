@@ -115,16 +115,15 @@ def saved_bytes(
         pruned: axes with a mask.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from llmshearing import substrate
+    from llmshearing.huggingface.stock import stock_config, stock_model
     from llmshearing.models.gated import insert_gates, set_gates
 
     fields = json.loads(config)
     family = family_of(fields)
     fields |= family.write_shape(replace(family.read_shape(fields), layers=layers))
     table = family.table(fields)
-    stock = AutoConfig.for_model(**fields)
     saved = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -135,9 +134,9 @@ def saved_bytes(
 
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with substrate.fake_tensors():
-        model = AutoModelForCausalLM.from_config(
-            stock, attn_implementation="sdpa", trust_remote_code=False
-        ).train()
+        # FSDP2 computes with bf16 copies of the parameters.
+        dtype = torch.bfloat16 if numbers is SHARDED else torch.float32
+        model = stock_model(stock_config(fields), dtype=dtype).train()
         if pruned:
             sizes = table.sizes(table.source)
             gates = {
@@ -145,8 +144,6 @@ def saved_bytes(
                 for a in pruned
             }
             set_gates(insert_gates(model, table), table, gates)
-        if numbers is SHARDED:
-            model.to(torch.bfloat16)  # as FSDP2's copies of the parameters
         parameters = {id(s): s for s in (p.untyped_storage() for p in model.parameters())}
         tokens = torch.zeros(batch.rows, batch.length, dtype=torch.int64)
         with torch.autocast("cpu", torch.bfloat16, enabled=numbers is AUTOCAST), hooks:

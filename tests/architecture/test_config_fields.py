@@ -1,22 +1,27 @@
 """Config fields that change the computation are supported or refused by name, in every family."""
 
+import importlib.machinery
+import importlib.util
 import json
 
 import pytest
+import torch
 from models_zoo import ROPE, ZOO
 from transformers import AutoConfig
 
-from llmshearing.architecture.families import all_families, family_of
+from llmshearing.architecture.families import all_families, family_of, read_config
 from llmshearing.architecture.rope import ROPE_TYPES
+from llmshearing.architecture.stock_code import names_in_stock_code
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import read_source
+from llmshearing.huggingface.stock import complete_fields, stock_config, stock_model
 
 FAMILIES = sorted(all_families())
 
 
 def stored(model_type: str, **fields) -> dict:
     """A config as stored in a model directory, with all defaults."""
-    config = AutoConfig.for_model(model_type, **fields).to_dict()
+    config = complete_fields(AutoConfig.for_model(model_type, **fields))
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -27,16 +32,49 @@ def test_every_field_of_the_stock_config_is_known(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "field",
-    """attention_chunk_size attention_multiplier attn_logit_softcapping embedding_multiplier
-    final_logit_softcapping hidden_size_per_layer_input is_causal layer_types logit_scale
-    logits_scaling num_experts qk_layernorm quantization_config query_pre_attn_scalar
-    residual_multiplier rope_parameters""".split(),
+    "field", ["attention_chunk_size", "is_causal", "layer_types", "quantization_config"]
 )
-def test_a_field_that_may_change_the_computation_is_refused_by_name(family, field):
+def test_a_field_that_the_stock_code_reads_is_refused_by_name(family, field):
+    """Shared code reads these, whatever the family; a newer version may give them a meaning."""
     value = ["sliding_attention"] if field == "layer_types" else 0.5
-    with pytest.raises(UserError, match=field):
+    with pytest.raises(UserError, match=field) as refused:
         all_families()[family].check_fields(stored(family) | {field: value})
+    assert "remove" not in str(refused.value)
+
+
+def test_a_field_that_the_stock_code_never_reads_is_ignored_with_one_log_line(caplog):
+    caplog.set_level("INFO")
+    fields = stored("llama", num_hidden_layers=1, hidden_size=16, vocab_size=9)
+    odd = {"logits_scaling": 0.5, "num_experts": 8, "residual_multiplier": 0.5}
+    all_families()["llama"].check_fields(fields | odd)
+    assert [record.getMessage() for record in caplog.records] == [
+        "config.json has logits_scaling, num_experts, residual_multiplier, which the llama code of "
+        "Transformers never reads: ignored"
+    ]
+    logits = []
+    for config in (fields, fields | odd):
+        torch.manual_seed(0)
+        logits.append(stock_model(stock_config(config))(torch.arange(9)[None]).logits)
+    assert torch.equal(*logits)
+
+
+def test_code_that_reads_a_field_is_found(monkeypatch, tmp_path):
+    for number, code in enumerate(
+        [
+            "x = config.one",
+            "x = getattr(config, 'two', 0)",
+            "x: int = 1  # three",
+            "def f(four): ...",
+        ]
+    ):
+        file = tmp_path / "models" / "odd" / f"modeling_{number}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    found = importlib.machinery.ModuleSpec("transformers", None, origin=str(tmp_path / "x.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    names = names_in_stock_code("odd")
+    assert {"one", "two", "four"} <= names
+    assert "three" not in names
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,7 +100,6 @@ def test_a_value_that_is_not_supported_is_refused_by_name(family, field, value):
         ("llama", "sliding_window", 128),
         ("qwen2", "use_sliding_window", True),
         ("qwen3", "use_sliding_window", True),
-        ("qwen2", "attention_bias", False),
         ("gpt_neox", "hidden_dropout", 0.1),
         ("gpt_neox", "head_dim", 64),
         ("gpt_neox", "num_key_value_heads", 8),
@@ -102,7 +139,7 @@ def test_unknown_rotary_scalings_are_refused_by_name(family, scaling, message):
 def test_rotary_types_are_those_of_the_stock_models():
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    assert set(ROPE_TYPES) == set(ROPE_INIT_FUNCTIONS)
+    assert set(ROPE_TYPES) - {"default"} == set(ROPE_INIT_FUNCTIONS) - {"default", "proportional"}
 
 
 @pytest.mark.parametrize(
@@ -155,8 +192,51 @@ def test_rotary_types_are_those_of_the_stock_models():
              "attention_bias": False, "tie_word_embeddings": True, "vocab_size": 151936},
             (1024, 28, 16, 8, 128, 3072, 151936),
         ),
+        # With fields that Transformers never reads.
+        (
+            "qwen2",
+            {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28,
+             "num_key_value_heads": 4, "num_hidden_layers": 28, "max_window_layers": 28,
+             "sliding_window": 131072, "use_mrope": False, "use_sliding_window": False,
+             "tie_word_embeddings": False, "vocab_size": 152064, "rope_theta": 1000000.0},
+            (3584, 28, 28, 4, 128, 18944, 152064),
+        ),
+        (
+            "llama",
+            {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "num_hidden_layers": 30, "is_llama_config": True,
+             "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+             "pretraining_tp": 1, "tie_word_embeddings": True, "vocab_size": 49152},
+            (576, 30, 9, 3, 64, 1536, 49152),
+        ),
+        (
+            "llama",
+            {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+             "num_hidden_layers": 32, "max_sequence_length": 2048, "pad_token_id": 0,
+             "rms_norm_eps": 1e-06, "vocab_size": 32000},
+            (4096, 32, 32, 32, 128, 11008, 32000),
+        ),
+        (
+            "gpt_neox",
+            {"attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0, "hidden_act": "gelu_fast",
+             "hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 64,
+             "num_hidden_layers": 44, "layer_norm_eps": 1e-05, "rotary_emb_base": 10000,
+             "rotary_pct": 0.25, "tie_word_embeddings": False, "vocab_size": 50432},
+            (6144, 44, 64, 64, 96, 24576, 50432),
+        ),
+        (
+            "llama",
+            {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "num_hidden_layers": 16, "head_dim": 64,
+             "tie_word_embeddings": True, "vocab_size": 128256, "dtype": "bfloat16",
+             "rope_parameters": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                                 "original_max_position_embeddings": 8192,
+                                 "rope_theta": 500000.0, "rope_type": "llama3"}},
+            (2048, 16, 32, 8, 64, 8192, 128256),
+        ),
     ],
-    ids=["pythia-1.4b", "incite-3b", "llama-3.2-1b", "mistral-7b", "qwen2.5-0.5b", "qwen3-0.6b"],
+    ids="""pythia-1.4b incite-3b llama-3.2-1b mistral-7b qwen2.5-0.5b qwen3-0.6b qwen2.5-7b
+    smollm2-135m llama-7b gpt-neox-20b llama-3.2-1b-by-transformers-5""".split(),
 )  # fmt: skip
 def test_published_configs_are_read(tmp_path, model_type, fields, shape):
     config = {"model_type": model_type, "torch_dtype": "bfloat16", "use_cache": True, **fields}
@@ -165,6 +245,52 @@ def test_published_configs_are_read(tmp_path, model_type, fields, shape):
     found = source.table.source
     assert (found.hidden, found.layers, found.heads, found.kv_groups) == shape[:4]
     assert (found.head_dim, found.intermediate, found.vocabulary) == shape[4:]
+
+
+def read(folder, **fields) -> dict:
+    (folder / "config.json").write_text(json.dumps(fields))
+    return read_config(folder)
+
+
+NEWER = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+OLDER = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize("both", [{}, OLDER, {"rope_scaling": {"type": "linear", "factor": 2.0}}])
+def test_either_form_of_rotary_settings_is_read(tmp_path, both):
+    assert read(tmp_path, model_type="llama", rope_parameters=NEWER, **both) == {
+        "model_type": "llama",
+        **OLDER,
+    }
+
+
+def test_rotary_settings_take_the_names_of_the_family(tmp_path):
+    newer = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}
+    found = read(tmp_path, model_type="gpt_neox", rope_parameters=newer)
+    assert found == {
+        "model_type": "gpt_neox",
+        "rotary_emb_base": 5e5,
+        "rotary_pct": 0.5,
+        "rope_scaling": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_parameters": NEWER, "rope_theta": 1e4}, "rope_theta=10000.0, but rope_parameters"),
+        ({"rope_parameters": NEWER, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "equal"),
+        ({"rope_parameters": 5}, "rope_parameters=5; expected a mapping"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "type 'proportional'; supported are"),
+        (
+            {"rope_parameters": {"full_attention": NEWER, "sliding_attention": {"rope_theta": 1}}},
+            "sliding layers are supported",
+        ),
+    ],
+)
+def test_rotary_settings_that_disagree_are_refused(tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, model_type="llama", **fields)
 
 
 # From the models' cards.

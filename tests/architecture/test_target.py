@@ -126,6 +126,29 @@ def test_no_config_with_a_wrong_implied_head_size_is_written():
         family_of({"model_type": "gpt_neox"}).write_shape(shape)
 
 
+def test_a_target_whose_heads_must_divide_hidden_is_refused_with_the_nearest_sizes():
+    divided = replace(MULTI_HEAD, heads_divide_hidden=True)
+    _, (error,) = resolve_target(divided, TargetSettings(heads=6))
+    assert error == (
+        "target: found hidden 256 with 6 heads, but Transformers loads no such model of this "
+        "family: the heads must divide the hidden size; give hidden = 252 or 258 for 6 heads"
+    )
+    assert resolve_target(divided, TargetSettings(heads=4))[1] == []
+    assert resolve_target(MULTI_HEAD, TargetSettings(heads=6))[1] == []
+    _, (error,) = resolve_target(divided, TargetSettings(parameters="1M"))
+    assert "ties the hidden size to the heads" in error
+
+
+def test_a_llama_shape_that_transformers_5_refuses_is_written_as_mistral():
+    llama = family_of({"model_type": "llama"})
+    shape = replace(MULTI_HEAD.source, heads=6, kv_groups=6)
+    assert "model_type" not in llama.write_shape(MULTI_HEAD.source)
+    assert llama.write_shape(shape).items() >= {"model_type": "mistral", "head_dim": 32}.items()
+    for bias in ("attention_bias", "mlp_bias"):
+        config = {"model_type": "llama", bias: True, **llama.write_shape(MULTI_HEAD.source)}
+        assert llama.table(config).heads_divide_hidden
+
+
 def test_all_errors_of_a_target_are_reported():
     _, errors = resolve_target(MULTI_HEAD, TargetSettings(hidden=999, layers=9, intermediate=9999))
     assert len(errors) == 3

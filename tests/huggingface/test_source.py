@@ -8,6 +8,7 @@ from models_zoo import build, variants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from llmshearing import substrate
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.huggingface.weight_files import WeightFiles
@@ -28,6 +29,7 @@ def test_equals_what_transformers_loads(tmp_path, variant, dtype):
     assert (tmp_path / "model.safetensors.index.json").is_file()
     ours = load_model(read_source(tmp_path))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    substrate.name_head(theirs, read_source(tmp_path).family.head)
     expected = theirs.state_dict()
     assert list(ours.state_dict()) == list(expected)
     for name, tensor in ours.state_dict().items():

@@ -67,5 +67,5 @@ def test_a_graph_break_is_an_error():
     original = mlp.forward
     mlp.forward = lambda hidden: original(hidden) if hidden.sum().item() else hidden
     compile_blocks(decoder, "aot_eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
         decoder(torch.zeros(1, 4, dtype=torch.long))

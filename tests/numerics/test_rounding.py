@@ -14,8 +14,8 @@ import torch
 from equivalence import Specimen, draw, export, subsets, target_shape
 from models_zoo import build, variants
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmshearing.huggingface.stock import stock_config, stock_model
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.surgery import cut_model
 
@@ -91,8 +91,7 @@ def test_a_bfloat16_export_errs_no_more_than_the_bfloat16_source(specimen):
     source = build(specimen.variant)[0].bfloat16()
     sites = insert_gates(source, specimen.table)
     fields = specimen.family.write_shape(target_shape(specimen.table, every))
-    config = AutoConfig.for_model(**(specimen.config | fields))
-    small = AutoModelForCausalLM.from_config(config).eval().bfloat16()
+    small = stock_model(stock_config(specimen.config | fields)).eval().bfloat16()
     errors: dict[str, list[Tensor]] = {"source": [], "export": []}
     for _ in range(4):
         gates, kept = draw(specimen.table, every, specimen.generator, hard=False)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from models_zoo import COMMON, extras, variants
-from transformers import AutoModelForCausalLM
 
 from llmshearing.architecture.families import family_of
+from llmshearing.huggingface.stock import complete_fields, stock_model
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.planning.activations import Batch, activations, numbers_of
 from llmshearing.planning.state import pruned_axes
@@ -40,8 +40,8 @@ def saved_bytes(model, tokens, autocast):
 @pytest.mark.parametrize("variant", variants() + extras(), ids=str)
 def test_planned_activations_are_what_a_forward_saves(variant, how, pruned):
     config = variant.stock_config(num_hidden_layers=LAYERS)
-    decoder = AutoModelForCausalLM.from_config(config).train()
-    fields = config.to_dict()
+    decoder = stock_model(config).train()
+    fields = complete_fields(config)
     table = family_of(fields).table(fields)
     target, masks = None, None
     if pruned:

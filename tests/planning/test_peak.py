@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from llmshearing.architecture.families import family_of
+from llmshearing.huggingface.stock import complete_fields, stock_model
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.planning.memory import Job, plan_memory
 from llmshearing.pruning.masks import Masks, PruningSettings
@@ -32,14 +33,15 @@ def training(family, *, masked, recompute, passes):
     """A model, and the job that describes its training."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **CONFIG)
-    decoder = AutoModelForCausalLM.from_config(config).train()
+    decoder = stock_model(config).train()
     if recompute:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
-    table = family_of(config.to_dict()).table(config.to_dict())
+    fields = complete_fields(config)
+    table = family_of(fields).table(fields)
     target = replace(table.source, hidden=64, layers=3, intermediate=172) if masked else None
     masks = Masks(table, target, PruningSettings(), seed=0) if target else None
     job = Job(
-        config=config.to_dict(),
+        config=fields,
         table=table,
         target=target,
         constraint="released",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.architecture.family import Family
+from llmshearing.architecture.rope import with_older_rope
 from llmshearing.errors import UserError
 
 
@@ -27,6 +28,8 @@ def all_families() -> dict[str, Family]:
 def read_config(directory: str | Path) -> dict[str, Any]:
     """The `config.json` of a Hugging Face model directory of a known family.
 
+    Its rotary settings are in the older form, whichever version of Transformers wrote the file.
+
     Raises:
         UserError: there is no such file, it is not a config, or the family refuses a field.
     """
@@ -42,7 +45,9 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error}); copy the model again") from error
     if not isinstance(config, dict):
         raise UserError(f"{file} is not a JSON object; expected the config of a model")
-    family_of(config).check_fields(config)
+    family = family_of(config)
+    config = with_older_rope(config, family.rope_names)
+    family.check_fields(config)
     return config
 
 

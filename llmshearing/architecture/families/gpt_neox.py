@@ -91,6 +91,7 @@ def config_error(config: Mapping[str, Any]) -> str | None:
 FAMILY = Family(
     model_type="gpt_neox",
     blocks=BLOCKS,
+    head="embed_out",
     read_shape=read_shape,
     write_shape=write_shape,
     rows=rows,
@@ -100,5 +101,10 @@ FAMILY = Family(
         rope_scaling rope_theta rotary_emb_base rotary_pct use_parallel_residual""".split()
     ),
     fixed={"attention_dropout": 0.0, "hidden_dropout": 0.0},
+    rope_names={
+        "rope_theta": "rotary_emb_base",
+        "partial_rotary_factor": "rotary_pct",
+        "sliding_attention": "",
+    },
     config_error=config_error,
 )

@@ -1,0 +1,87 @@
+"""Configs and models of Transformers, with the same names under its versions 4 and 5."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from llmshearing import substrate
+from llmshearing.architecture.families import family_of
+from llmshearing.architecture.rope import with_older_rope
+from llmshearing.errors import UserError
+from llmshearing.files import write_json
+
+
+def stock_config(fields: Mapping[str, Any]) -> PretrainedConfig:
+    """The stock config of fields as `read_config` returns them.
+
+    Raises:
+        UserError: Transformers refuses them.
+    """
+    try:
+        return AutoConfig.for_model(**fields)
+    except (StrictDataclassError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"Transformers {transformers.__version__} refuses the config of a "
+            f"{fields['model_type']} model ({reason}); correct config.json, or use the version "
+            "that wrote it"
+        ) from error
+
+
+def complete_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Every field of a stock config with its default, rotary settings in the older form."""
+    fields = config.to_dict()
+    return with_older_rope(fields, family_of(fields).rope_names)
+
+
+def write_config(config: PretrainedConfig, directory: Path) -> None:
+    """Write `config.json` so that Transformers 4 and 5 both read the rotary settings."""
+    config.save_pretrained(directory)
+    path = directory / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, saved | with_older_rope(saved, family_of(saved).rope_names))
+
+
+def stock_model(
+    config: PretrainedConfig, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A stock causal model with random weights, each named as in weight files.
+
+    Args:
+        config: from `stock_config`.
+        attention: Transformers' `attn_implementation`.
+        dtype: of its parameters.
+    """
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, dtype=dtype, trust_remote_code=False
+    )
+    substrate.name_head(model, family_of({"model_type": config.model_type}).head)
+    return model
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Parameters of modules made in the block are on the meta device; buffers have their values."""
+
+    def without_data(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None  # leaves it as it is
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    register: Any = register_module_parameter_registration_hook  # annotated to return None
+    hook = register(without_data)
+    try:
+        yield
+    finally:
+        hook.remove()
