@@ -44,7 +44,8 @@ def test_a_field_that_the_stock_code_reads_is_refused_by_name(family, field):
 
 def test_a_field_that_the_stock_code_never_reads_is_ignored_with_one_log_line(caplog):
     caplog.set_level("INFO")
-    fields = stored("llama", num_hidden_layers=1, hidden_size=16, vocab_size=9)
+    small = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 4, "vocab_size": 9}
+    fields = stored("llama", **small)
     odd = {"logits_scaling": 0.5, "num_experts": 8, "residual_multiplier": 0.5}
     all_families()["llama"].check_fields(fields | odd)
     assert [record.getMessage() for record in caplog.records] == [
