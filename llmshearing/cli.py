@@ -56,7 +56,7 @@ def arg(*names: str, **options: Any) -> Argument:
     return names, options
 
 
-MODEL = arg("model", metavar="HF_DIR")
+MODEL = arg("model", metavar="MODEL", help="a directory, or ORG/NAME[@REVISION] of the hub")
 OUT_DIR = arg("out", metavar="OUT_DIR")
 RECIPE = (
     arg("recipe", metavar="RECIPE.yaml"),
@@ -124,7 +124,7 @@ STAGES: dict[str, list[Command]] = {
         ),
         command(
             "plan",
-            "yamls/prune/llama2-7b-to-1.3b.yaml model.path=yamls/models/llama2-7b --gpus 8",
+            "yamls/prune/llama2-7b-to-1.3b.yaml --gpus 8",
             *RECIPE,
             arg("--gpus", type=_count, default=8, metavar="N", help="of the run (8)"),
             arg("--gpu", type=str, metavar="NAME", help="A100-80GB by default; or cpu"),
@@ -177,7 +177,8 @@ STAGES: dict[str, list[Command]] = {
             OUT_DIR,
             DTYPE,
             arg("--max-shard-size", type=str, default="5GB", help="of a weight file (5GB)"),
-            arg("--tokenizer", metavar="DIR", help="the run's source by default"),
+            arg("--tokenizer", metavar="MODEL", help="the run's source by default"),
+            arg("--push", type=str, metavar="ORG/NAME", help="also upload it to the hub"),
             arg("--allow-undecided", action="store_true", help="even with undecided masks"),
             arg("--no-verify", action="store_true", help="do not compare logits"),
         ),
@@ -207,7 +208,7 @@ STAGES: dict[str, list[Command]] = {
             "throughput",
             "out/half --against MODEL",
             MODEL,
-            arg("--against", metavar="HF_DIR", help="a model to compare with"),
+            arg("--against", metavar="MODEL", help="a model to compare with"),
             arg("--batch-sizes", type=_count, nargs="+", default=[1, 8], help="1 and 8"),
             arg("--prompt", type=_count, default=128, metavar="N", help="tokens (128)"),
             arg("--new-tokens", type=_count, default=64, metavar="N", help="to generate (64)"),

@@ -101,7 +101,10 @@ def export(options: Namespace) -> None:
     """Write a run as a Hugging Face directory, and verify it."""
     from llmshearing.export.directory import Format
     from llmshearing.export.export import export as export_run
+    from llmshearing.huggingface import hub
 
+    if options.push is not None:
+        hub.check_push(options.push)
     result = export_run(
         options.run,
         options.out,
@@ -118,6 +121,8 @@ def export(options: Namespace) -> None:
         print("not verified")
     else:
         print(f"verified: logits within {result.difference:.1e} of the gated model's")
+    if options.push is not None:
+        print(f"pushed {hub.push(result.directory, options.push)}")
 
 
 def evaluate(options: Namespace) -> None:

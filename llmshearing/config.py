@@ -73,7 +73,7 @@ class ModelSettings(Section):
     """The source model."""
 
     path: PathText = Field(examples=["MODEL"])
-    """A Hugging Face directory."""
+    """A Hugging Face directory, or `org/name[@revision]` of the hub."""
     initialize: Literal["pretrained", "random"] = "pretrained"
     """`pretrained` reads its weights, `random` takes only its config."""
     attention: str = "sdpa"

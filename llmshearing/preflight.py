@@ -25,6 +25,7 @@ from llmshearing.data.schema import TOKENIZER_FOLDER
 from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.huggingface import hub
 from llmshearing.mixture.mixture_file import read_mixture
 from llmshearing.mixture.references import References
 from llmshearing.mixture.settings import problems, starting_weights
@@ -46,6 +47,7 @@ class Outline:
 
     Attributes:
         recipe: the recipe; wrong values are replaced.
+        directory: of the source.
         config: the source's `config.json`.
         table: the source's coupling table.
         target: the shape or the number of parameters to prune to, or None.
@@ -58,6 +60,7 @@ class Outline:
 
     recipe: Recipe
     errors: list[str]
+    directory: Path | None = None
     config: dict[str, Any] | None = None
     table: CouplingTable | None = None
     target: Shape | Budget | None = None
@@ -121,7 +124,9 @@ def resolve(
     found.attempt(
         lambda: check_files(tree, splits, cached=bool(data.remote), by_hash=by_hash), "data.root"
     )
-    source = found.attempt(lambda: read_source(recipe.model.path), "model.path")
+    directory = found.directory
+    assert directory is not None
+    source = found.attempt(lambda: read_source(directory), "model.path")
     if source is not None:
         longest = source.config.get("max_position_embeddings")
         if longest is not None and tree.sequence_length > longest:
@@ -157,7 +162,9 @@ def outline(
     recipe, wrong = parse_recipe(path, overrides)
     absent = [key for key in OPTIONAL_IN_PLANS if planned and NOT_GIVEN.format(key) in wrong]
     found = Outline(recipe, [])
-    found.config = found.attempt(lambda: read_config(recipe.model.path), "model.path")
+    found.directory = _model_directory(found, planned)
+    if (directory := found.directory) is not None:
+        found.config = found.attempt(lambda: read_config(directory), "model.path")
     if (config := found.config) is not None:
         found.table = found.attempt(lambda: family_of(config).table(config), "model.path")
     if found.table is not None and recipe.target is not None:
@@ -175,8 +182,8 @@ def outline(
             _read_mixture(found, found.tree, planned)
     if not planned:
         found.errors += _rank_errors(recipe, ranks) + _tracking_errors(recipe)
-        if found.table is not None and found.tree is not None:
-            found.errors += _fit_errors(recipe.model.path, found.table, found.tree)
+        if found.directory and found.table is not None and found.tree is not None:
+            found.errors += _fit_errors(found.directory, found.table, found.tree)
     # Nothing is reported twice: a wrong value was replaced, which may have led to another error.
     wrong_keys = {error.partition(":")[0] for error in wrong}
     errors = [error for error in wrong if error.partition(":")[0] not in absent]
@@ -184,6 +191,16 @@ def outline(
     if errors:
         raise UserError(error_list(str(path), errors))
     return found
+
+
+def _model_directory(found: Outline, planned: bool) -> Path | None:
+    """The source's directory; a plan asks no hub for the models whose configs are shipped."""
+    name = found.recipe.model.path
+    shipped = hub.shipped_config(name) if planned else None
+    if shipped is None:
+        return found.attempt(lambda: hub.model_directory(name), "model.path")
+    found.notes.append(f"the config of {name} is the one in yamls/models/{shipped.name}")
+    return shipped
 
 
 def _open_tree(recipe: Recipe, planned: bool) -> DataTree:
@@ -274,7 +291,7 @@ def _tracking_errors(recipe: Recipe) -> list[str]:
     ]
 
 
-def _fit_errors(model: str, table: CouplingTable, tree: DataTree) -> list[str]:
+def _fit_errors(model: Path, table: CouplingTable, tree: DataTree) -> list[str]:
     """Errors of a model and data that do not belong together."""
     errors, vocabulary = [], table.source.vocabulary
     if tree.vocabulary > vocabulary:

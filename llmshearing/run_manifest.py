@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmshearing.checkpoints.manifest import DataRecord, HeldOutRecord, RunManifest, SourceRecord
+from llmshearing.checkpoints.manifest import DataRecord, HeldOutRecord, RunManifest
 from llmshearing.config import Recipe
 from llmshearing.preflight import Inputs
 from llmshearing.quantities import steps
@@ -17,7 +17,7 @@ def run_manifest(recipe: Recipe, inputs: Inputs) -> RunManifest:
     )
     return RunManifest(
         recipe=recipe.model_dump(),
-        source=SourceRecord(str(source.path.resolve()), source.table.source, source.config),
+        source=source.record(),
         data=DataRecord(
             root=str(tree.root),
             sequence_length=tree.sequence_length,

@@ -49,6 +49,7 @@ from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import build_loaders
 from llmshearing.errors import STOPPED_STATUS, UserError, exits_on_user_error
 from llmshearing.files import write_text
+from llmshearing.huggingface.weight_files import find_weights
 from llmshearing.logs import set_up_log
 from llmshearing.preflight import Inputs
 from llmshearing.quantities import seconds, steps
@@ -71,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"expected RECIPE.yaml and key=value overrides\n{__doc__}")
     begun = time.monotonic()
     recipe, inputs = preflight.resolve(arguments[0], arguments[1:], dist.get_world_size())
+    if recipe.model.initialize == "pretrained":
+        find_weights(inputs.source.path)  # here, where no timeout counts a download
     checked = time.monotonic()
     parallelism.join_ranks(recipe)
     times = {"config": checked - begun, "ranks": time.monotonic() - checked}
@@ -107,6 +110,8 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
             return 0
     if dist.get_global_rank() == 0:  # only now: a refused recipe must not replace the run's own
         write_text(directory / "config.yaml", recipe.to_yaml())
+    source = run_manifest(recipe, inputs).source
+    log.info("model %s, read from %s", source.repository or recipe.model.path, source.path)
     log.info("recipe\n%s", recipe.to_yaml())
     status = 0
     watchdog = Watchdog(directory, dist.get_global_rank(), dist.get_world_size())

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,18 @@ import pytest
 # Before torch is imported, here and in the processes of the tests: on models of a few thousand
 # parameters a second thread only waits for the first, for longer than the work takes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Before huggingface_hub is imported: its hub is on this machine, where nothing listens unless a
+# test starts a server (fixture `hub`), and its cache and token are the tests' own.
+with socket.create_server(("127.0.0.1", 0)) as free:
+    HUB_ADDRESS = free.getsockname()
+HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ |= {
+    "HF_ENDPOINT": "http://{}:{}".format(*HUB_ADDRESS),
+    "HF_HOME": HF_HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 # A loaded machine may take long over one example; the limit of the whole test is in pyproject.toml.
 hypothesis.settings.register_profile("llmshearing", deadline=None)
@@ -39,6 +53,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real input at {folder}: set LLMSHEARING_SHARED to a folder that holds it")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A running hub without repositories, and an empty cache."""
+    from hub_server import Hub, serve
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    hub = Hub()
+    server = serve(hub, HUB_ADDRESS)
+    yield hub
+    server.shutdown()
+    server.server_close()
 
 
 ROOT = Path(__file__).parents[1]

@@ -47,11 +47,13 @@ class SourceRecord:
         path: the directory.
         shape: its shape.
         config: its config, complete; empty in one-shot exports of format 0.
+        repository: `org/name@commit` on the hub; None for a directory.
     """
 
     path: str
     shape: Shape
     config: dict[str, Any] = field(default_factory=dict)
+    repository: str | None = None
 
 
 @dataclass(frozen=True)

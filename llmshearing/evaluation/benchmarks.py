@@ -19,6 +19,7 @@ from pydantic import Field
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import own_device, refuse_several
 from llmshearing.huggingface.source import read_source
+from llmshearing.huggingface.weight_files import find_weights
 from llmshearing.tables import Table
 from llmshearing.typed_yaml import Section, load
 
@@ -193,7 +194,7 @@ def benchmark(
     """Score a model on a suite.
 
     Args:
-        model_directory: a Hugging Face directory with its tokenizer.
+        model_directory: with its tokenizer; a directory, or `org/name[@revision]` of the hub.
         suite: the tasks.
         batch_size: requests of a forward pass.
         include: a folder of task files, which take precedence over lm-eval's of the same name.
@@ -206,21 +207,21 @@ def benchmark(
             metric that a task does not have, an impossible number, or several ranks.
     """
     refuse_several("benchmark")
-    model_directory = Path(model_directory)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise UserError(f"found batch size {batch_size}, limit {limit}; expected at least 1 each")
-    read_source(model_directory)
+    source = read_source(model_directory)
+    find_weights(source.path)  # lm-eval reads the directory itself
     manager = _task_manager(suite, include)
     loaded = {task.task: _loaded(manager, task.task) for task in suite.tasks}
-    model = _language_model(model_directory, batch_size)
+    model = _language_model(source.path, batch_size)
     settings = {"task_manager": manager, "limit": limit, "bootstrap_iters": BOOTSTRAPS}
     if cache is not None:
-        settings["use_cache"] = str(cache / fingerprint(model_directory) / "answers")
+        settings["use_cache"] = str(cache / fingerprint(source.path) / "answers")
     scores = {}
     for number, task in enumerate(suite.tasks, 1):
         log.info("%s (%d of %d)", task.task, number, len(suite.tasks))
         scores[task.column] = _score(model, loaded[task.task], task, settings)
-    return Scores(model_directory, suite, scores, limit)
+    return Scores(Path(model_directory), suite, scores, limit)
 
 
 def fingerprint(model_directory: Path) -> str:

@@ -106,7 +106,7 @@ def evaluate(
     `torchrun`) share the rows, and each of them returns the result.
 
     Args:
-        model_directory: a Hugging Face directory.
+        model_directory: a directory, or `org/name[@revision]` of the hub.
         data: a split's folder in a data tree, such as `ROOT/eval`.
         batch_size: rows of a forward pass; it does not change the result.
         rows: rows of each domain at most, evenly spread as in a run's evaluation; None for all.
@@ -115,7 +115,7 @@ def evaluate(
         UserError: no model, no tree, no such split, a tokenizer that is not the tree's, a damaged
             shard, damaged weights, or an impossible number.
     """
-    model_directory, folder = Path(model_directory), Path(data).absolute()
+    folder = Path(data).absolute()
     if batch_size < 1 or (rows is not None and rows < 1):
         raise UserError(f"found batch size {batch_size}, rows {rows}; expected at least 1 of each")
     tree, source = open_inputs(model_directory, folder)
@@ -133,7 +133,7 @@ def evaluate(
     for number, domain in enumerate(domains):
         mine = [total for (one, _), total in zip(batches, sums, strict=True) if one == number]
         found[domain.name] = _domain_loss(domain, tree, len(chosen[number]), mine)
-    return DomainLosses(model_directory, Path(data), found, rows)
+    return DomainLosses(Path(model_directory), Path(data), found, rows)
 
 
 def evenly_spread(size: int, limit: int | None) -> list[int]:
@@ -142,11 +142,11 @@ def evenly_spread(size: int, limit: int | None) -> list[int]:
     return [number * size // used for number in range(used)]
 
 
-def open_inputs(model_directory: Path, folder: Path) -> tuple[DataTree, Source]:
+def open_inputs(model_directory: str | Path, folder: Path) -> tuple[DataTree, Source]:
     """A split's data tree and a model, checked against each other.
 
     Args:
-        model_directory: a Hugging Face directory.
+        model_directory: a directory, or `org/name[@revision]` of the hub.
         folder: of the split.
 
     Raises:
@@ -164,9 +164,8 @@ def open_inputs(model_directory: Path, folder: Path) -> tuple[DataTree, Source]:
             f"{tree.vocabulary} of {tree.root}: prepare the data with the model's tokenizer"
         )
     try:
-        same = same_tokenizer(
-            model_directory, tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
-        )
+        recorded = tree.tokenizer["fingerprint"]
+        same = same_tokenizer(source.path, recorded, tree.root / TOKENIZER_FOLDER)
     except FileNotFoundError:
         return tree, source  # a model without a tokenizer can still be measured on ids
     if not same:

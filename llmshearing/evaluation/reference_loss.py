@@ -13,7 +13,7 @@ def measure_references(model: str | Path, data: str | Path, batch_size: int = 16
     """Measure a model on every domain of a split, and record what the losses belong to.
 
     Args:
-        model: a Hugging Face directory.
+        model: a directory, or `org/name[@revision]` of the hub.
         data: a split's folder in a data tree, such as `ROOT/eval`.
         batch_size: rows of a forward pass; it does not change the result.
 

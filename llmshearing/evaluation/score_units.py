@@ -32,7 +32,7 @@ def measure_importance(
     Takes the first rows of each domain, in proportion to the domains' numbers of rows.
 
     Args:
-        model_directory: a Hugging Face directory.
+        model_directory: a directory, or `org/name[@revision]` of the hub.
         data: a split's folder in a data tree, such as `ROOT/prune`.
         rows: rows to read; 512 to 1,024 are enough (Minitron, section 4).
         batch_size: rows of a forward pass; it does not change the scores beyond rounding.
@@ -44,7 +44,7 @@ def measure_importance(
     if rows < 1 or batch_size < 1:
         raise UserError(f"found {rows} rows in batches of {batch_size}, expected at least 1 each")
     folder = Path(data).absolute()
-    tree, source = open_inputs(Path(model_directory), folder)
+    tree, source = open_inputs(model_directory, folder)
     chosen = shares({n: info.rows for n, info in tree.split(folder.name).items()}, rows)
     device = own_device()
     model = load_model(source).to(device)  # pyright: ignore[reportArgumentType]

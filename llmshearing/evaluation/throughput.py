@@ -90,7 +90,7 @@ def measure_throughput(
     """Time greedy generation from random prompts.
 
     Args:
-        model: a Hugging Face directory.
+        model: a directory, or `org/name[@revision]` of the hub.
         against: another one, usually the source model.
         batch_sizes: sequences at a time.
         prompt: tokens of a prompt.

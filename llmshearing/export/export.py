@@ -12,10 +12,12 @@ from pathlib import Path
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
+from llmshearing.checkpoints.manifest import SourceRecord
 from llmshearing.checkpoints.tensors import Checkpoint, open_checkpoint
 from llmshearing.errors import UserError
 from llmshearing.export.directory import Exported, Format, write_directory
 from llmshearing.huggingface import tokenizer_files
+from llmshearing.huggingface.hub import model_directory
 from llmshearing.pruning.distributions import DISTRIBUTIONS
 from llmshearing.pruning.gates import Gates
 from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, decided_gates, select
@@ -55,7 +57,8 @@ def export(
         form: how weights are stored; float32 by default.
         verify: load what was written and compare its logits with the gated model's.
         allow_undecided: export masks that are undecided about some units.
-        tokenizer: directory to copy the tokenizer from; by default the run's source directory.
+        tokenizer: where to copy the tokenizer from, a directory or `org/name[@revision]` of the
+            hub; by default the run's source.
 
     Raises:
         UserError: no whole checkpoint, weights that are not the manifest's model, masks that are
@@ -68,7 +71,7 @@ def export(
     decision = decide(checkpoint, table)
     if not allow_undecided:
         _refuse_undecided(checkpoint, decision)
-    tokenizer = Path(tokenizer or manifest.source.path).expanduser()
+    tokenizer = model_directory(tokenizer or _origin(manifest.source))
     fingerprint = manifest.data.tokenizer["fingerprint"]
     tokenizer_files.check(tokenizer, table.source.vocabulary, fingerprint)
     return write_directory(
@@ -86,6 +89,13 @@ def export(
         checkpoint=checkpoint.path.name,
         run=manifest,
     )
+
+
+def _origin(source: SourceRecord) -> str:
+    """Where a run's source is now: its directory, or its repository once the cache is gone."""
+    if Path(source.path).is_dir():
+        return source.path
+    return source.repository or source.path
 
 
 def decide(checkpoint: Checkpoint, table: CouplingTable) -> Decision:

@@ -9,7 +9,7 @@ from llmshearing.checkpoints.manifest import ExportManifest, RunManifest
 
 CARD = """\
 ---
-library_name: transformers
+library_name: transformers{base}
 pipeline_tag: text-generation
 tags:
 - llmshearing
@@ -83,6 +83,7 @@ def model_card(name: str, manifest: ExportManifest, parameters: int) -> str:
     ]
     return CARD.format(
         name=name,
+        base=f"\nbase_model: {_repository(run)[0]}" if run.source.repository else "",
         kind=manifest.source.config["model_type"],
         pruned_tag="" if run.target is None else "\n- pruned",
         parameters=parameters,
@@ -102,10 +103,17 @@ def model_card(name: str, manifest: ExportManifest, parameters: int) -> str:
 
 def _origin(run: RunManifest) -> str:
     source = Path(run.source.path).name
+    if run.source.repository:
+        source = "{}` at commit `{}".format(*_repository(run))
     if run.target is not None:
         return f"`{source}`, pruned to a given shape with learned masks"
     random = run.recipe.get("model", {}).get("initialize") == "random"
     return "trained from scratch" if random else f"`{source}`, trained further"
+
+
+def _repository(run: RunManifest) -> list[str]:
+    """Name and commit of a source on the hub."""
+    return (run.source.repository or "").split("@")
 
 
 def _undecided(manifest: ExportManifest) -> str:

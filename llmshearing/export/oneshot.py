@@ -11,7 +11,6 @@ from torch import Tensor
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.target import TargetSettings, resolve_shape
-from llmshearing.checkpoints.manifest import SourceRecord
 from llmshearing.errors import UserError
 from llmshearing.export.directory import Exported, Format, write_directory
 from llmshearing.huggingface.source import Source, empty_model, parameter_aliases, read_source
@@ -34,10 +33,10 @@ def prune_oneshot(
     method: str,
     form: Format | None = None,
 ) -> Exported:
-    """Cut a Hugging Face directory to a target shape and write it as another.
+    """Cut a model to a target shape and write it as a Hugging Face directory.
 
     Args:
-        model: the source directory.
+        model: the source, a directory or `org/name[@revision]` of the hub.
         out: the directory to make; it must not exist or be empty.
         target: the shape.
         score: gives the scores, see `scorer` and `from_file`.
@@ -63,10 +62,9 @@ def prune_oneshot(
     scores = score(table, sizes, original.read)
     kept = select({axis: scores[axis] for axis in axes}, sizes)
     gates = {axis: indicator(scores[axis].float(), kept[axis]) for axis in axes}
-    record = SourceRecord(str(source.path.resolve()), table.source, source.config)
     form = form or Format()
     return write_directory(
-        out, original, record, table, shape, kept, gates, form, source.path, method=method
+        out, original, source.record(), table, shape, kept, gates, form, source.path, method=method
     )
 
 

@@ -17,7 +17,9 @@ from llmshearing import substrate
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.family import Family
+from llmshearing.checkpoints.manifest import SourceRecord
 from llmshearing.errors import UserError
+from llmshearing.huggingface.hub import model_directory, repository_of
 from llmshearing.huggingface.stock import (
     complete_fields,
     empty_parameters,
@@ -56,14 +58,23 @@ class Source:
     family: Family
     table: CouplingTable
 
+    def record(self) -> SourceRecord:
+        """What a manifest says of it."""
+        path = self.path.resolve()
+        return SourceRecord(str(path), self.table.source, self.config, repository_of(path))
 
-def read_source(path: str | Path) -> Source:
-    """Read and check a directory's config; no weights are read.
+
+def read_source(model: str | Path) -> Source:
+    """Read and check a model's config; no weights are read.
+
+    Args:
+        model: a directory, or `org/name[@revision]` of the hub.
 
     Raises:
-        UserError: no directory or config, an unknown family, or a field that the family refuses.
+        UserError: no directory or config, an unknown family, or a field that the family refuses; or
+            the hub does not give it.
     """
-    path = Path(path).expanduser()
+    path = model_directory(model)
     config = complete_fields(stock_config(read_config(path)))
     family = family_of(config)
     return Source(path, config, family, family.table(config))

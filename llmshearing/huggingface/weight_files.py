@@ -25,6 +25,7 @@ from llmshearing.checkpoints.manifest import EXPORT_FILE, ExportManifest
 from llmshearing.checksums import FileRecord, check_files, record_files
 from llmshearing.errors import UserError
 from llmshearing.files import write_json
+from llmshearing.huggingface import hub
 from llmshearing.quantities import byte_size
 
 # Weights of any other type are quantised, and mean nothing without their scales. Files may contain
@@ -48,7 +49,8 @@ class WeightFiles:
     """The tensors of a directory by name: safetensors, or else PyTorch's files.
 
     Args:
-        path: a Hugging Face directory, weights in one file or in several with an index.
+        path: a Hugging Face directory, weights in one file or in several with an index. What is
+            missing in a directory of the hub's cache is downloaded.
 
     Raises:
         UserError: there are no weights, or a file is missing, truncated or not a weight file.
@@ -58,7 +60,7 @@ class WeightFiles:
         self.path = Path(path)
         self.stored: dict[str, StoredTensor] = {}
         self._pickled: dict[Path, dict[str, Tensor]] = {}
-        for file in _weight_files(self.path):
+        for file in find_weights(self.path):
             try:
                 found = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
             except UNREADABLE as error:
@@ -177,7 +179,7 @@ def parse_size(text: int | str) -> int:
 
 def weight_records(path: Path) -> dict[str, FileRecord]:
     """Size and checksum of a directory's weight files, for its manifest."""
-    return record_files({file.name: file for file in _weight_files(path)})
+    return record_files({file.name: file for file in find_weights(path)})
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:
@@ -187,6 +189,28 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
             for name, part in slices.items()
         }
+
+
+def find_weights(path: Path) -> list[Path]:
+    """The weight files of a directory; those of the hub are downloaded first.
+
+    Raises:
+        UserError: there are none, or the hub does not give them.
+    """
+    repository = hub.repository_of(path)
+    try:
+        return _weight_files(path)
+    except UserError:
+        if repository is None:
+            raise
+    hub.fetch_weights(path)
+    try:
+        return _weight_files(path)
+    except UserError as error:
+        raise UserError(
+            f"found no whole weights of {repository}, neither on the hub nor, without network, in "
+            f"its cache ({error})"
+        ) from error
 
 
 def _weight_files(path: Path) -> list[Path]:
