@@ -39,7 +39,7 @@ def schema(options: Namespace) -> None:
     from llmshearing.preparation import recipe
     from llmshearing.typed_yaml import json_schema
 
-    model = config.Recipe if options.kind == "training" else recipe.Recipe
+    model = config.Recipe if options.kind == "training" else recipe.PreparationRecipe
     print(json.dumps(json_schema(model), indent=1))
 
 

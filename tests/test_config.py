@@ -5,6 +5,7 @@ import pytest
 from llmshearing.config import load_recipe, parse_recipe
 from llmshearing.errors import UserError
 from llmshearing.preparation import recipe as preparation
+from llmshearing.typed_yaml import load
 
 BASE = """
 run: {directory: here, duration: 10ba}
@@ -82,8 +83,10 @@ def test_names_in_mappings_are_text(recipe_text, name):
 
 def test_a_preparation_takes_text_literally(tiny_data_recipe):
     given = ["output=2026_01_15", "text_field=no", "domains.c4.en={weight: 1}"]
-    loaded = preparation.load(
-        tiny_data_recipe, [*given, "domains.prose.where={dump: 2023, no: no}"]
+    loaded = load(
+        preparation.PreparationRecipe,
+        tiny_data_recipe,
+        [*given, "domains.prose.where={dump: 2023, no: no}"],
     )
     assert (loaded.output, loaded.text_field) == ("2026_01_15", "no")
     assert loaded.domains["prose"].where == {"dump": 2023, "no": "no"}

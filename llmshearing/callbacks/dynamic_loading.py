@@ -25,7 +25,6 @@ from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.mixture import usage
 from llmshearing.mixture.controller import MixtureController, check_finite
 from llmshearing.mixture.mixture_file import write_mixture
 from llmshearing.models.shearing import unwrapped
@@ -35,36 +34,29 @@ log = logging.getLogger(__name__)
 
 
 class DynamicLoading(Callback):
-    """Moves the domain weights of a run and logs what was read.
+    """Gives the losses of a run to the mixture controller and logs its updates and what was read.
 
-    An update after step s takes effect `mixture.prefetch` batches later, with the first batch that
-    no number of workers can have read already. It is made before the step's checkpoint is saved.
-
-    Args:
-        recipe: a checked recipe.
-        tree: its data.
-        loaders: of the run; the labels of the evaluators are the domains' names.
-        references: losses to reach [k]; None without a file.
+    An update takes effect `mixture.prefetch` batches later, with the first batch that no number of
+    workers can have read already. It is made before the step's checkpoint is saved.
     """
 
     def __init__(
         self, recipe: Recipe, tree: DataTree, loaders: Loaders, references: np.ndarray | None
     ) -> None:
-        self.settings, self.sampler = recipe.mixture, loaders.sampler
-        self.row_tokens = tree.sequence_length
-        self.domains, self.global_batch = list(loaders.held_out), recipe.data.global_batch
-        self.log_interval = steps(recipe.run.log_interval)
-        self.total_samples = steps(recipe.run.duration) * self.global_batch
+        self.global_batch, self.log_interval = recipe.data.global_batch, recipe.run.log_interval
+        self.signal, self.sampler = recipe.mixture.signal, loaders.sampler
         self.file = Path(recipe.run.directory) / "mixture.yaml"
         self.controller = MixtureController(
-            self.settings,
-            self.domains,
+            recipe.mixture,
+            loaders.sampler,
             loaders.start,
             references,
-            self.total_samples,
+            total_samples=steps(recipe.run.duration) * self.global_batch,
+            global_batch=self.global_batch,
+            row_tokens=tree.sequence_length,
             agree=_from_rank_0,
         )
-        self.trained = 0  # samples
+        self.domains, self.trained = self.controller.domains, 0  # samples
         # Summed losses and numbers of targets, on the model's device, so that no step waits for it.
         self.since_update = torch.zeros(2, len(self.domains), dtype=torch.float64)
         self.since_log = torch.zeros_like(self.since_update)
@@ -74,13 +66,7 @@ class DynamicLoading(Callback):
         del logger
         self.trained = state.timestamp.sample.value
         self.sampler.rewind(self.trained)
-        uses = usage.expected_use(
-            self.sampler.sources,
-            self.controller.weights,
-            max(0, self.total_samples - self.trained),
-            self.sampler.cursor.positions,
-        )
-        table = usage.use_table(uses, self.row_tokens)
+        table = self.controller.expected_use(self.trained)
         log.info("use of the data at the current weights\n%s", table)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -98,14 +84,16 @@ class DynamicLoading(Callback):
         metric.reset()
         self.since_update = self.since_update.to(sums.device) + sums
         self.since_log = self.since_log.to(sums.device) + sums
-        if state.timestamp.batch.value % self.log_interval == 0:
-            self._log_running(logger)
+        if state.timestamp.batch.value % steps(self.log_interval) == 0:
+            losses = self.since_log.cpu().numpy()
+            logger.log_metrics(self.controller.running_metrics(self.trained, *losses))
+            self.since_log = torch.zeros_like(self.since_log)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Take the held-out losses; update if it is time."""
         losses = [float(state.eval_metrics[name]["loss"].compute()) for name in self.domains]
         check_finite(losses, self.domains, state.timestamp.batch.value)
-        if self.settings.signal == "held_out":
+        if self.signal == "held_out":
             self.controller.observe(self.trained, np.array(losses))
         self._update(state, logger)
 
@@ -115,8 +103,7 @@ class DynamicLoading(Callback):
         This comes before the saver: a run with its last checkpoint has all its files.
         """
         self._update(state, logger)
-        if at_end(state):
-            self._write()
+        self.epoch_checkpoint(state, logger)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """End the run if the data is used up."""
@@ -134,22 +121,19 @@ class DynamicLoading(Callback):
         state.stop_training()
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write the last mixture of a run whose data is used up."""
+        """Write the last mixture at the end of a run, also of one whose data is used up."""
         del logger
         if at_end(state):
             self._write()
 
     def mixture(self) -> dict[str, dict[str, float]]:
         """The current weights and what was realised up to the last trained sample, by domain."""
-        weights = dict(zip(self.domains, self.controller.weights.tolist(), strict=True))
-        return {"weights": weights} | usage.realised(self.sampler, self.trained, self.row_tokens)
+        return self.controller.mixture(self.trained)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers. The plan and the position are in the dataset's state."""
-        return self.controller.state_dict() | {
-            "since_update": self.since_update.tolist(),
-            "since_log": self.since_log.tolist(),
-        }
+        sums = {"since_update": self.since_update, "since_log": self.since_log}
+        return self.controller.state_dict() | {name: x.tolist() for name, x in sums.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a checkpoint."""
@@ -161,40 +145,15 @@ class DynamicLoading(Callback):
         step = state.timestamp.batch.value
         if not self.controller.is_due(step):
             return
-        if self.settings.signal == "train":
+        if self.signal == "train":
             sums = self.since_update.cpu().numpy()
             if self.controller.observe_sums(self.trained, *sums):
                 self.since_update = torch.zeros_like(self.since_update)
-        update = self.controller.update(step)
-        if update is None:
-            return
-        if self.settings.policy != "constant":
-            first = self.trained + self.settings.prefetch * self.global_batch
-            self.sampler.update(max(first, self.sampler.plan.segments[-1].first), update.after)
-        for level, line in update.lines():
-            log.log(level, "%s", line)
-        logger.log_metrics(update.metrics())
-        self._write()
-
-    def _log_running(self, logger: Logger) -> None:
-        realised = usage.realised(self.sampler, self.trained, self.row_tokens)
-        planned = dict(zip(self.domains, self.sampler.plan.shares(self.trained), strict=True))
-        losses = {
-            name: total / count
-            for name, total, count in zip(self.domains, *self.since_log.tolist(), strict=True)
-            if count
-        }
-        kinds = {
-            "share": realised["shares"],
-            "planned_share": planned,
-            "tokens": realised["tokens"],
-            "passes": realised["passes"],
-            "train_loss": losses,
-        }
-        logger.log_metrics(
-            {f"mixture/{kind}/{name}": v for kind in kinds for name, v in kinds[kind].items()}
-        )
-        self.since_log = torch.zeros_like(self.since_log)
+        if (update := self.controller.update(step, self.trained)) is not None:
+            for level, line in update.lines():
+                log.log(level, "%s", line)
+            logger.log_metrics(update.metrics())
+            self._write()
 
     def _write(self) -> None:
         if dist.get_global_rank() == 0:

@@ -1,4 +1,4 @@
-"""The decision of dynamic batch loading: losses in, domain weights out."""
+"""The decision of dynamic batch loading: losses in, domain weights out, into the sampler's plan."""
 
 from __future__ import annotations
 
@@ -10,45 +10,33 @@ from typing import Any
 import numpy as np
 
 from llmshearing.errors import UserError
-from llmshearing.mixture import policies
+from llmshearing.mixture import policies, usage
 from llmshearing.mixture.history import LossHistory, PlateauDetector
 from llmshearing.mixture.policies import Vector
+from llmshearing.mixture.sampler import Sampler
 from llmshearing.mixture.settings import MixtureSettings, limits
 from llmshearing.quantities import steps
+from llmshearing.tables import Table
 
 
 @dataclass(frozen=True)
 class Update:
-    """One update of the domain weights, each per domain [k].
-
-    Attributes:
-        domains: names.
-        before: weights until now.
-        after: weights from now on.
-        losses: the signal, in nats per token.
-        references: losses to reach; None if the weights are constant and no file gives any.
-        plateaued: numbers of the domains that stay above their reference and come no closer.
-        patience: updates during which they did not.
-    """
+    """One update of the domain weights, each per domain [k]; losses in nats per token."""
 
     domains: Sequence[str]
-    before: Vector
-    after: Vector
-    losses: Vector
-    references: Vector | None
-    plateaued: Sequence[int]
-    patience: int
+    before: Vector  # weights until now
+    after: Vector  # weights from now on
+    losses: Vector  # the signal
+    references: Vector | None  # to reach; None if weights are constant and no file gives any
+    plateaued: Sequence[int]  # domains that stay above their reference and come no closer
+    patience: int  # updates during which they did not
 
     def metrics(self) -> dict[str, float]:
         """What loggers get, by name."""
         kinds = {"weight": self.after, "loss": self.losses}
         if self.references is not None:
             kinds |= {"reference": self.references, "excess": self.losses - self.references}
-        return {
-            f"mixture/{kind}/{name}": float(value)
-            for kind, values in kinds.items()
-            for name, value in zip(self.domains, values, strict=True)
-        }
+        return usage.as_metrics({k: usage.by_domain(self.domains, v) for k, v in kinds.items()})
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Lines for the log, with their levels."""
@@ -74,27 +62,34 @@ class MixtureController:
 
     Args:
         settings: the recipe's `mixture` section.
-        domains: names, in the run's order.
+        sampler: of the run; its plan gets the new weights.
         start: weights at the start [k].
         references: losses to reach [k]; None if no file gives any.
         total_samples: samples of the whole run. `dro` without references aims at the losses that
             it extrapolates to there.
+        global_batch: samples of a step.
+        row_tokens: tokens of a sample.
         agree: makes the new weights the same on all ranks.
     """
 
     def __init__(
         self,
         settings: MixtureSettings,
-        domains: Sequence[str],
+        sampler: Sampler,
         start: Vector,
         references: Vector | None,
+        *,
         total_samples: int,
+        global_batch: int,
+        row_tokens: int,
         agree: Callable[[Vector], Vector] = lambda weights: weights,
     ) -> None:
-        self.policy, self.domains, self.references = settings.policy, list(domains), references
-        self.total_samples, self.agree = total_samples, agree
+        self.policy, self.sampler, self.references = settings.policy, sampler, references
+        self.domains = [source.name for source in sampler.sources]
+        self.total_samples, self.row_tokens, self.agree = total_samples, row_tokens, agree
+        self.read_ahead = settings.prefetch * global_batch  # samples
         self.weights, self.losses = np.asarray(start, np.float64), None
-        self.limits = limits(settings, domains, self.weights)
+        self.limits = limits(settings, self.domains, self.weights)
         self.interval = steps(settings.update_interval)
         self.first = settings.first_update * self.interval
         self.updated = 0  # step of the last update
@@ -111,15 +106,10 @@ class MixtureController:
             self.history.add(sample, losses.tolist())
 
     def observe_sums(self, sample: int, totals: Vector, counts: Vector) -> bool:
-        """Take mean training losses; a domain without targets keeps its last known loss.
+        """Take summed training losses in nats [k] and their numbers of targets [k].
 
-        Args:
-            sample: samples trained on.
-            totals: summed losses in nats [k].
-            counts: their numbers of targets [k].
-
-        Returns:
-            Whether they were used: False while nothing is known of a domain.
+        A domain without targets keeps its last known loss. Returns whether the sums were used:
+        False while nothing is known of a domain.
         """
         known = self.losses if self.losses is not None else self.references
         if known is None and not counts.all():
@@ -128,8 +118,16 @@ class MixtureController:
         self.observe(sample, means if known is None else np.where(counts > 0, means, known))
         return True
 
-    def update(self, step: int) -> Update | None:
-        """Move the weights; None if no losses are known yet."""
+    def update(self, step: int, sample: int) -> Update | None:
+        """Move the weights from the first batch on that cannot have been read yet.
+
+        Args:
+            step: now.
+            sample: the first sample that was not trained on.
+
+        Returns:
+            What changed; None if no losses are known yet.
+        """
         if self.losses is None:
             return None
         references, before = self.references, self.weights
@@ -139,22 +137,46 @@ class MixtureController:
             assert references is not None, f"policy {self.policy} needs references"
             after = policies.update(self.policy, before, self.losses, references, self.limits)
             self.weights = self.agree(after)
+            last = self.sampler.plan.segments[-1].first
+            self.sampler.update(max(sample + self.read_ahead, last), self.weights)
         self.updated = step
         plateaued = []
         if self.references is not None:
             plateaued = self.plateaus.add((self.losses - self.references).tolist())
+        patience = self.plateaus.patience
         return Update(
-            self.domains,
-            before,
-            self.weights,
-            self.losses,
-            references,
-            plateaued,
-            self.plateaus.patience,
+            self.domains, before, self.weights, self.losses, references, plateaued, patience
+        )
+
+    def expected_use(self, sample: int) -> Table:
+        """The use of the data from `sample` to the run's end at the current weights."""
+        left, used = max(0, self.total_samples - sample), self.sampler.cursor.positions
+        uses = usage.expected_use(self.sampler.sources, self.weights, left, used)
+        return usage.use_table(uses, self.row_tokens)
+
+    def mixture(self, sample: int) -> dict[str, dict[str, float]]:
+        """The current weights, and the use of the data before `sample`, by domain."""
+        weights = usage.by_domain(self.domains, self.weights)
+        return {"weights": weights} | usage.realised(self.sampler, sample, self.row_tokens)
+
+    def running_metrics(self, sample: int, totals: Vector, counts: Vector) -> dict[str, float]:
+        """What loggers get between updates, with mean losses as in `observe_sums`."""
+        realised = usage.realised(self.sampler, sample, self.row_tokens)
+        planned = usage.by_domain(self.domains, self.sampler.plan.shares(sample))
+        sums = zip(self.domains, totals.tolist(), counts.tolist(), strict=True)
+        losses = {name: total / count for name, total, count in sums if count}
+        return usage.as_metrics(
+            {
+                "share": realised["shares"],
+                "planned_share": planned,
+                "tokens": realised["tokens"],
+                "passes": realised["passes"],
+                "train_loss": losses,
+            }
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Plain numbers; the plan and the position are in the sampler's state."""
         return {
             "weights": self.weights.tolist(),
             "losses": None if self.losses is None else self.losses.tolist(),
@@ -173,11 +195,7 @@ class MixtureController:
 
 
 def check_finite(losses: Sequence[float], domains: Sequence[str], step: int) -> None:
-    """Refuse a held-out loss that is not finite.
-
-    Raises:
-        UserError: names the first such domain.
-    """
+    """Refuse a held-out loss that is not finite with a UserError that names its domain."""
     for name, loss in zip(domains, losses, strict=True):
         if not np.isfinite(loss):
             raise UserError(

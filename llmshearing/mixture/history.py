@@ -16,15 +16,10 @@ EXPONENTS = np.geomspace(0.05, 2.0, 40)
 
 @dataclass
 class LossHistory:
-    """Losses per domain at a bounded number of points, which get sparser as a run grows.
+    """Losses per domain at a bounded number of points, which get sparser as a run grows."""
 
-    Attributes:
-        samples: samples trained on, at each point.
-        losses: in nats per token, per domain, at each point.
-    """
-
-    samples: list[int] = field(default_factory=list)
-    losses: list[list[float]] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)  # trained on, at each point
+    losses: list[list[float]] = field(default_factory=list)  # nats per token, at each point
 
     def add(self, sample: int, losses: Sequence[float]) -> None:
         """Add a point. Above `POINTS`, drop every other point of the older half."""
@@ -40,9 +35,6 @@ class LossHistory:
 
         Fits a / n^b + c to the points since the highest mean loss: before it, masks are being
         learned and the losses rise. With fewer than four points, returns the lowest losses.
-
-        Raises:
-            ValueError: there is no point yet.
         """
         if not self.losses:
             raise ValueError("no losses yet")
@@ -80,15 +72,10 @@ def _fitted(samples: NDArray[np.float64], losses: NDArray[np.float64], at: int) 
 
 @dataclass
 class PlateauDetector:
-    """Finds domains that stay above their reference without coming nearer.
+    """Finds domains that stay above their reference without coming nearer."""
 
-    Attributes:
-        patience: updates to wait.
-        excess: losses above the references at the last updates, per domain.
-    """
-
-    patience: int
-    excess: list[list[float]] = field(default_factory=list)
+    patience: int  # updates to wait
+    excess: list[list[float]] = field(default_factory=list)  # losses above the references
 
     def add(self, excess: Sequence[float]) -> list[int]:
         """Take an update's excess losses; return the numbers of the domains to warn about."""

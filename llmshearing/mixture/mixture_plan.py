@@ -21,15 +21,10 @@ SCALE = 1 << 30  # weights are whole multiples of 1 / SCALE; products stay exact
 
 @dataclass(frozen=True)
 class Segment:
-    """Weights from a sample on.
+    """Weights from a sample on."""
 
-    Attributes:
-        first: global number of its first sample.
-        weights: per domain, in multiples of 1 / SCALE; they sum to SCALE.
-    """
-
-    first: int
-    weights: tuple[int, ...]
+    first: int  # global number of its first sample
+    weights: tuple[int, ...]  # per domain, in multiples of 1 / SCALE; they sum to SCALE
 
 
 @dataclass(frozen=True)
@@ -40,20 +35,11 @@ class MixturePlan:
 
     @classmethod
     def start(cls, weights: ArrayLike) -> MixturePlan:
-        """A plan of one segment.
-
-        Raises:
-            UserError: weights are negative or do not sum to 1.
-        """
+        """A plan of one segment; for the weights see `quantised`."""
         return cls((Segment(0, quantised(weights)),))
 
     def append(self, first: int, weights: ArrayLike) -> MixturePlan:
-        """The plan with other weights from sample `first` on.
-
-        Raises:
-            UserError: weights are negative or do not sum to 1.
-            ValueError: `first` is before the last segment.
-        """
+        """The plan with other weights from sample `first` on, not before its last segment."""
         last = self.segments[-1]
         if first < last.first:
             raise ValueError(f"segment at {first} after one at {last.first}")

@@ -26,17 +26,11 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The order of the rows of all domains, [k] each.
+    """The order of the rows of all domains, [k] each."""
 
-    Attributes:
-        rows: number of rows.
-        block: rows in a block; the last block may be shorter.
-        window: rows that are shuffled together, a multiple of the block.
-    """
-
-    rows: Words
-    block: Words
-    window: Words
+    rows: Words  # number of rows
+    block: Words  # rows in a block; the last block may be shorter
+    window: Words  # rows that are shuffled together, a multiple of the block
 
     @classmethod
     def of(cls, rows: Sequence[int], blocks: Sequence[int], window: int) -> RowOrder:

@@ -23,23 +23,14 @@ NEGLIGIBLE = 1e-9  # nats between domains that count as equally far from their r
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a policy's step, per domain [k].
+    """The bounds of a policy's step, per domain [k]."""
 
-    Attributes:
-        eta: step size on the excess loss.
-        floor: smallest weight.
-        ceiling: largest weight.
-        prior: weights to mix back to.
-        prior_share: how much of the prior is mixed in, from 0 to 1.
-        radius: of the chi-square ball around the prior; only `dro` uses it.
-    """
-
-    eta: Vector
-    floor: Vector
-    ceiling: Vector
-    prior: Vector
-    prior_share: float = 0.0
-    radius: float = 0.1
+    eta: Vector  # step size on the excess loss
+    floor: Vector  # smallest weight
+    ceiling: Vector  # largest weight
+    prior: Vector  # weights to mix back to
+    prior_share: float = 0.0  # how much of the prior is mixed in, from 0 to 1
+    radius: float = 0.1  # of the chi-square ball around the prior; only `dro` uses it
 
     @classmethod
     def none(cls, prior: ArrayLike) -> Limits:
@@ -55,17 +46,14 @@ Rule = Callable[[Vector, Vector, Vector, Limits], Vector]
 def update(
     name: str, weights: ArrayLike, losses: ArrayLike, references: ArrayLike, limits: Limits
 ) -> Vector:
-    """The next weights.
+    """The next weights [k] by the policy `name`: they sum to 1, within floor and ceiling.
 
     Args:
-        name: of the policy, see `POLICIES`.
+        name: a key of `POLICIES`.
         weights: current weights [k]; they sum to 1.
         losses: current losses in nats per token [k].
         references: losses to reach, in nats per token [k].
         limits: bounds.
-
-    Returns:
-        Weights [k] that sum to 1, within floor and ceiling.
 
     Raises:
         UserError: no such policy; weights that do not sum to 1; a loss or a reference that is
@@ -85,11 +73,7 @@ def update(
 
 
 def check_weights(weights: ArrayLike) -> None:
-    """Refuse weights that are not probabilities.
-
-    Raises:
-        UserError: a weight is negative or not finite, or they do not sum to 1.
-    """
+    """Refuse weights that are not probabilities with a UserError."""
     weights = np.asarray(weights, np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise UserError(f"found weights {weights.tolist()}, expected finite numbers, 0 or more")
@@ -100,12 +84,8 @@ def check_weights(weights: ArrayLike) -> None:
 def bounded(weights: Vector, floor: Vector, ceiling: Vector) -> Vector:
     """Weights within bounds that sum to 1; those strictly within them keep their ratios.
 
-    The result is clip(s * weights, floor, ceiling) for the scale s at which it sums to 1.
-
-    Args:
-        weights: [k], 0 or more, not all 0.
-        floor: [k], with a sum of at most 1.
-        ceiling: [k], with a sum of at least 1.
+    The result is clip(s * weights, floor, ceiling) [k] for the scale s at which it sums to 1. The
+    floors sum to at most 1, the ceilings to at least 1.
     """
     if (weights >= floor).all() and (weights <= ceiling).all() and abs(weights.sum() - 1) < 1e-15:
         return weights
@@ -137,12 +117,6 @@ def _released(weights: Vector, losses: Vector, references: Vector, limits: Limit
     """The released code: the excess unclamped, and a little of the uniform mixture."""
     moved = _tilted(weights, limits.eta * (losses - references))
     return (1 - RELEASED_SMOOTHING) * moved + RELEASED_SMOOTHING / len(weights)
-
-
-def _constant(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
-    """The weights unchanged."""
-    del losses, references, limits
-    return weights
 
 
 def _robust(weights: Vector, losses: Vector, references: Vector, limits: Limits) -> Vector:
@@ -201,6 +175,6 @@ def _tilted(weights: Vector, exponents: Vector) -> Vector:
 POLICIES: dict[str, Rule] = {
     "paper": _paper,
     "released": _released,
-    "constant": _constant,
+    "constant": lambda weights, *_: weights,
     "dro": _robust,
 }

@@ -11,27 +11,20 @@ from pydantic import ConfigDict, Field
 
 from llmshearing.errors import UserError
 from llmshearing.files import write_text
+from llmshearing.mixture.settings import name_errors
 from llmshearing.quantities import NotNegative
 from llmshearing.typed_yaml import Section, load
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The data of a run, which mixtures and references have to fit.
+    """The data of a run, which references have to fit."""
 
-    Attributes:
-        domains: names, in the run's order.
-        rows: to train on, of each domain.
-        tokenizer: its fingerprint.
-        sequence_length: tokens in a row.
-        fingerprints: of the held-out rows by domain.
-    """
-
-    domains: Sequence[str]
-    rows: Sequence[int]
-    tokenizer: str
-    sequence_length: int
-    fingerprints: dict[str, str]
+    domains: Sequence[str]  # in the run's order
+    rows: Sequence[int]  # to train on, of each domain
+    tokenizer: str  # its fingerprint
+    sequence_length: int  # tokens in a row
+    fingerprints: dict[str, str]  # of the held-out rows by domain
 
 
 class References(Section):
@@ -60,11 +53,7 @@ class References(Section):
 
     @classmethod
     def read(cls, path: str | Path) -> References:
-        """Read a file.
-
-        Raises:
-            UserError: no such file, or every missing or wrong value in it.
-        """
+        """Read a file; a UserError lists every missing or wrong value in it."""
         return load(cls, path, what="reference file")
 
     @classmethod
@@ -75,31 +64,13 @@ class References(Section):
             UserError: it cannot be read, or does not belong to the run's data.
         """
         found = cls.read(path)
-        errors = found.errors(path, data)
-        if errors:
+        if errors := found.errors(path, data):
             raise UserError("; ".join(errors))
         return found
 
     def errors(self, path: str | Path, data: RunData) -> list[str]:
-        """Why these losses cannot be compared with a run's.
-
-        Args:
-            path: where they come from, for the messages.
-            data: of the run.
-        """
-        errors = []
-        missing = [name for name in data.domains if name not in self.losses]
-        if missing:
-            errors.append(
-                f"{path}: no reference loss for {', '.join(missing)}; "
-                f"it has {', '.join(self.losses)}"
-            )
-        unknown = [name for name in self.losses if name not in data.domains]
-        if unknown:
-            errors.append(
-                f"{path}: reference losses for {', '.join(unknown)}, which the data does not have; "
-                f"it has {', '.join(data.domains)}"
-            )
+        """Why these losses, read from `path`, cannot be compared with a run's."""
+        errors = name_errors(str(path), self.losses, data.domains)
         if self.tokenizer and self.tokenizer != data.tokenizer:
             errors.append(
                 f"{path}: losses of another tokenizer ({self.tokenizer[:12]}, the data has "

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,22 +26,16 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class DomainSource:
-    """The rows of a domain.
+    """The rows of a domain, and what happens once they are used up.
 
-    Attributes:
-        name: the domain.
-        rows: number of rows.
-        block: rows that are stored together, e.g. in a shard.
-        passes: how often the rows may be used; None for any number of times.
-        then: what happens once they are used up: `stop` ends the run, `drop` gives the domain's
-            weight to the others.
+    `stop` ends the run, `drop` gives the domain's weight to the others.
     """
 
     name: str
     rows: int
-    block: int
-    passes: int | None = None
-    then: str = "stop"
+    block: int  # rows that are stored together, e.g. in a shard
+    passes: int | None = None  # how often the rows may be used; None for any number of times
+    then: Literal["stop", "drop"] = "stop"
 
     @property
     def limit(self) -> float:
@@ -51,17 +45,11 @@ class DomainSource:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a run is.
+    """Where a run is."""
 
-    Attributes:
-        sample: number of the next sample.
-        positions: samples taken so far, per domain.
-        deficit: samples that each domain lacks in this segment; see `DomainScheduler`.
-    """
-
-    sample: int
-    positions: tuple[int, ...]
-    deficit: tuple[int, ...]
+    sample: int  # number of the next one
+    positions: tuple[int, ...]  # samples taken so far, per domain
+    deficit: tuple[int, ...]  # samples that each lacks in this segment; see `DomainScheduler`
 
 
 @dataclass(frozen=True)
@@ -139,9 +127,8 @@ class Sampler:
                 return self._stop(cursor, f"domain {source.name}")
             domains[done], places[done], positions[domain] = domain, place, place + 1
             if place + 1 >= source.limit and source.then == "drop":
-                log.info(
-                    "domain %s is used up after %s passes: dropped", source.name, source.passes
-                )
+                name, passes = source.name, source.passes
+                log.info("domain %s is used up after %s passes: dropped", name, passes)
                 return Cursor(cursor.sample + done + 1, tuple(positions), nothing), done + 1
         return Cursor(cursor.sample + count, tuple(positions), tuple(scheduler.deficit)), count
 
@@ -164,21 +151,13 @@ class Sampler:
         return self.order.row(self.seed, assigned.domain, assigned.position)
 
     def update(self, first: int, weights: ArrayLike) -> None:
-        """Change the weights from sample `first` on.
-
-        Raises:
-            ValueError: that sample was taken already.
-        """
+        """Change the weights from sample `first` on, which was not taken yet."""
         if first < self.cursor.sample:
             raise ValueError(f"sample {first} was taken already; next is {self.cursor.sample}")
         self.plan = self.plan.append(first, weights)
 
     def cursor_at(self, sample: int) -> Cursor:
-        """Where the run was when `sample` was the next one; a batch must start there.
-
-        Raises:
-            ValueError: too long ago, or not the start of a batch.
-        """
+        """Where the run was when `sample` was the next one; a recent batch must start there."""
         for cursor in (self.cursor, *reversed(self._earlier)):
             if cursor.sample == sample:
                 return cursor
@@ -193,11 +172,7 @@ class Sampler:
             self._earlier.pop()
 
     def state_dict(self, sample: int | None = None) -> dict[str, Any]:
-        """What is needed to resume at `sample`: a few numbers per domain and segment.
-
-        Args:
-            sample: the first sample that was not trained on; by default the first not taken.
-        """
+        """What is needed to resume at `sample`, by default the first one that was not taken."""
         cursor = self.cursor if sample is None else self.cursor_at(sample)
         return {
             "format": FORMAT,
@@ -213,11 +188,7 @@ class Sampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a state.
-
-        Raises:
-            UserError: it is of other data or another seed.
-        """
+        """Resume from a state; a UserError if it is of other data or another seed."""
         own = self.state_dict()
         for key in ("format", "seed", "window", "domains", "rows", "blocks"):
             if state[key] != own[key]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from llmshearing.errors import UserError
@@ -26,10 +26,8 @@ EVALUATIONS = 20_000
 FAR = 4.0  # factor outside the measured sizes from which on a warning says so
 
 
-class Measured(BaseModel):
+class Measured(Section):
     """A model's losses."""
-
-    model_config = Section.model_config
 
     parameters: Positive
     """Its size."""
@@ -50,11 +48,8 @@ class MeasuredModels(Section):
             return [f"models: found sizes {sizes}, expected each size once"]
         names = [set(model.losses) for model in self.models]
         odd = sorted(set.union(*names) - set.intersection(*names))
-        if odd:
-            return [
-                f"models: found {', '.join(odd)} in some only, expected the same domains in each"
-            ]
-        return []
+        error = f"models: found {', '.join(odd)} in some only, expected the same domains in each"
+        return [error] if odd else []
 
     @property
     def by_size(self) -> list[Measured]:
@@ -77,10 +72,7 @@ class Curve:
 
 
 def fit(models: Sequence[Measured]) -> dict[str, Curve]:
-    """Fit a curve for each domain.
-
-    Args:
-        models: three or more, of different sizes, with the same domains; smallest first.
+    """Fit a curve for each domain of models as in `MeasuredModels.by_size`.
 
     Raises:
         UserError: the fit for a domain does not converge.
@@ -118,11 +110,7 @@ def fit_warnings(
 
 
 def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
-    """Reference losses for a size from a file of measured ones.
-
-    Args:
-        path: see `MeasuredModels`.
-        parameters: size of the target model.
+    """Reference losses for a size from a file of `MeasuredModels`.
 
     Returns:
         The losses, and the residuals and warnings as lines of text.

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from pydantic import Field, model_serializer
 
 from llmshearing.errors import UserError
+from llmshearing.mixture.mixture_file import read_mixture
 from llmshearing.mixture.policies import TOLERANCE, Limits, bounded
 from llmshearing.mixture.sampler import DomainSource
 from llmshearing.quantities import Count, Fraction, NotNegative, Steps
@@ -94,12 +95,8 @@ class MixtureSettings(Section):
 
 
 def problems(settings: MixtureSettings, domains: Sequence[str]) -> list[str]:
-    """Errors that show once the names of the domains are known.
-
-    Returns:
-        One message per error, each with the key's full name.
-    """
-    errors = _unknown("mixture.domains", settings.domains, domains)
+    """Errors that show once the names of the domains are known."""
+    errors = name_errors("mixture.domains", settings.domains, domains, complete=False)
     if settings.weights:
         errors += name_errors("mixture.weights", settings.weights, domains)
     if settings.policy in NEEDS_REFERENCES and not settings.references:
@@ -107,7 +104,21 @@ def problems(settings: MixtureSettings, domains: Sequence[str]) -> list[str]:
             f"mixture.references: policy {settings.policy} needs the loss to reach in each domain; "
             "give a file made by `llmshearing reference-loss`"
         )
-    return errors or _bound_errors(settings, domains)
+    if errors:
+        return errors
+    floor, ceiling = _each(settings, domains, "floor"), _each(settings, domains, "ceiling")
+    errors = [
+        f"mixture: domain {name} has floor {low:g} above its ceiling {high:g}"
+        for name, low, high in zip(domains, floor, ceiling, strict=True)
+        if low > high
+    ]
+    if floor.sum() > 1:
+        errors.append(f"mixture.floor: the floors sum to {floor.sum():g}, expected at most 1")
+    if ceiling.sum() < 1:
+        errors.append(
+            f"mixture.ceiling: the ceilings sum to {ceiling.sum():g}, expected at least 1"
+        )
+    return errors
 
 
 def sum_errors(key: str, weights: Mapping[str, float]) -> list[str]:
@@ -118,11 +129,17 @@ def sum_errors(key: str, weights: Mapping[str, float]) -> list[str]:
     return [f"{key}: found a sum of {total:g}, expected weights from 0 that sum to 1; scale them"]
 
 
-def name_errors(key: str, given: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
-    """Domains that are missing or unknown."""
-    errors = _unknown(key, given, domains)
-    missing = [name for name in domains if name not in given]
-    if missing:
+def name_errors(
+    key: str, given: Mapping[str, Any], domains: Sequence[str], *, complete: bool = True
+) -> list[str]:
+    """Domains that are unknown or, where the entries have to be complete, missing."""
+    errors = []
+    for name in given:
+        if name not in domains:
+            near = get_close_matches(name, domains, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the data has {', '.join(domains)}"
+            errors.append(f"{key}: unknown domain {name}; {hint}")
+    if complete and (missing := [name for name in domains if name not in given]):
         errors.append(f"{key}: no entry for {', '.join(missing)}; expected one for each domain")
     return errors
 
@@ -139,14 +156,9 @@ def limits(settings: MixtureSettings, domains: Sequence[str], prior: ArrayLike) 
     )
 
 
-def domain_settings(settings: MixtureSettings, name: str) -> DomainSettings:
-    """What differs for a domain."""
-    return settings.domains.get(name) or DomainSettings()
-
-
 def domain_source(settings: MixtureSettings, name: str, rows: int, block: int) -> DomainSource:
     """A domain's rows with what happens once they are used up."""
-    own = domain_settings(settings, name)
+    own = settings.domains.get(name, DomainSettings())
     used_up = own.used_up or settings.used_up
     most = settings.max_passes if own.max_passes is None else own.max_passes
     passes = most or (None if used_up == "repeat" else 1)
@@ -154,35 +166,9 @@ def domain_source(settings: MixtureSettings, name: str, rows: int, block: int) -
 
 
 def _each(settings: MixtureSettings, domains: Sequence[str], key: str) -> np.ndarray:
-    common = getattr(settings, key)
-    own = [getattr(domain_settings(settings, name), key) for name in domains]
-    return np.array([common if value is None else value for value in own], np.float64)
-
-
-def _bound_errors(settings: MixtureSettings, domains: Sequence[str]) -> list[str]:
-    floor, ceiling = _each(settings, domains, "floor"), _each(settings, domains, "ceiling")
-    errors = [
-        f"mixture: domain {name} has floor {low:g} above its ceiling {high:g}"
-        for name, low, high in zip(domains, floor, ceiling, strict=True)
-        if low > high
-    ]
-    if floor.sum() > 1:
-        errors.append(f"mixture.floor: the floors sum to {floor.sum():g}, expected at most 1")
-    if ceiling.sum() < 1:
-        errors.append(
-            f"mixture.ceiling: the ceilings sum to {ceiling.sum():g}, expected at least 1"
-        )
-    return errors
-
-
-def _unknown(key: str, given: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
-    errors = []
-    for name in given:
-        if name not in domains:
-            near = get_close_matches(name, domains, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the data has {', '.join(domains)}"
-            errors.append(f"{key}: unknown domain {name}; {hint}")
-    return errors
+    own = [getattr(settings.domains.get(name), key, None) for name in domains]
+    values = [getattr(settings, key) if value is None else value for value in own]
+    return np.array(values, np.float64)
 
 
 def starting_weights(
@@ -193,20 +179,12 @@ def starting_weights(
     Raises:
         UserError: the mixture file cannot be read or does not fit.
     """
-    if settings.start_from:
-        from llmshearing.mixture.mixture_file import read_mixture
-
-        given = read_mixture(settings.start_from, settings.start_with)
-        where = settings.start_from
-        errors = name_errors(where, given, domains) + sum_errors(where, given)
-        if errors:
+    given = settings.weights or dict(zip(domains, np.divide(rows, sum(rows)), strict=True))
+    if where := settings.start_from:
+        given = read_mixture(where, settings.start_with)
+        if errors := name_errors(where, given, domains) + sum_errors(where, given):
             raise UserError("; ".join(errors))
-    else:
-        given = settings.weights
-    if given:
-        weights = np.array([given[name] for name in domains], np.float64)
-    else:
-        weights = np.asarray(rows, np.float64) / sum(rows)
+    weights = np.array([given[name] for name in domains], np.float64)
     floor, ceiling = _each(settings, domains, "floor"), _each(settings, domains, "ceiling")
     if ((weights >= floor) & (weights <= ceiling)).all():
         return weights

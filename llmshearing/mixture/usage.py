@@ -1,8 +1,8 @@
-"""How much of each domain a run will use, shown before it starts."""
+"""How much of each domain a run will use, and has used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +14,12 @@ from llmshearing.tables import Table
 
 @dataclass(frozen=True)
 class Use:
-    """Expected use of a domain.
-
-    Attributes:
-        source: the domain.
-        weight: its assumed weight.
-        used: samples already used.
-        samples: samples still to come.
-    """
+    """Expected use of a domain."""
 
     source: DomainSource
-    weight: float
-    used: int
-    samples: float
+    weight: float  # as it is now
+    used: int  # samples already used
+    samples: float  # still to come
 
     @property
     def passes(self) -> float:
@@ -45,61 +38,52 @@ def expected_use(
     samples: int,
     used: Sequence[int] | None = None,
 ) -> list[Use]:
-    """The use of each domain if its weight stays as it is.
-
-    Args:
-        sources: the domains.
-        weights: [k], which sum to 1.
-        samples: samples to come over all domains.
-        used: samples already used, per domain.
-    """
-    used = used or [0] * len(sources)
+    """The use of each domain in the next `samples` samples if the weights stay as they are."""
     shares = np.asarray(weights, np.float64).tolist()
     return [
         Use(source, weight, before, weight * samples)
-        for source, weight, before in zip(sources, shares, used, strict=True)
+        for source, weight, before in zip(sources, shares, used or [0] * len(sources), strict=True)
     ]
 
 
 def realised(sampler: Sampler, sample: int, sequence_length: int) -> dict[str, dict[str, float]]:
-    """What was read before a sample, by domain: `shares`, `tokens` and `passes`.
+    """What was read before `sample`, by domain: `shares`, `tokens` and `passes`.
 
-    Args:
-        sampler: of the run; a batch starts at `sample`.
-        sample: the first sample that does not count.
-        sequence_length: tokens in a row.
+    A batch must start at `sample`.
     """
-    shares, tokens, passes = {}, {}, {}
-    for source, used in zip(sampler.sources, sampler.cursor_at(sample).positions, strict=True):
-        shares[source.name] = used / max(sample, 1)
-        tokens[source.name] = used * sequence_length
-        passes[source.name] = used / source.rows
-    return {"shares": shares, "tokens": tokens, "passes": passes}
+    used = [*zip(sampler.sources, sampler.cursor_at(sample).positions, strict=True)]
+    return {
+        "shares": {source.name: count / max(sample, 1) for source, count in used},
+        "tokens": {source.name: count * sequence_length for source, count in used},
+        "passes": {source.name: count / source.rows for source, count in used},
+    }
+
+
+def by_domain(domains: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Values [k] by the domains' names."""
+    return dict(zip(domains, values.tolist(), strict=True))
+
+
+def as_metrics(kinds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Values by kind and domain, as `mixture/KIND/DOMAIN`."""
+    return {
+        f"mixture/{kind}/{name}": value
+        for kind, values in kinds.items()
+        for name, value in values.items()
+    }
 
 
 def use_table(uses: Sequence[Use], sequence_length: int) -> Table:
-    """One line per domain.
-
-    Args:
-        uses: see `expected_use`.
-        sequence_length: tokens in a row.
-    """
-    lines = [
-        (
-            use.source.name,
-            f"{use.source.rows:,}",
-            f"{use.source.rows * sequence_length:,}",
-            f"{use.weight:.4f}",
-            f"{round(use.used + use.samples):,}",
-            f"{use.passes:.2f}",
-            "" if use.fits else f"used up: {_consequence(use.source)}",
-        )
-        for use in uses
-    ]
+    """One line per domain."""
+    lines = []
+    for use in uses:
+        source, note = use.source, ""
+        if not use.fits:
+            what = "dropped" if source.then == "drop" else "the run stops"
+            passes = "1 pass" if source.passes == 1 else f"{source.passes} passes"
+            note = f"used up: {what} after {passes}"
+        counts = (source.rows, source.rows * sequence_length)
+        weight, expected = f"{use.weight:.4f}", f"{round(use.used + use.samples):,}"
+        cells = (*(f"{n:,}" for n in counts), weight, expected, f"{use.passes:.2f}", note)
+        lines.append((source.name, *cells))
     return Table("", ("domain", "rows", "tokens", "weight", "expected", "passes", ""), lines)
-
-
-def _consequence(source: DomainSource) -> str:
-    passes = "1 pass" if source.passes == 1 else f"{source.passes} passes"
-    what = "dropped" if source.then == "drop" else "the run stops"
-    return f"{what} after {passes}"

@@ -35,17 +35,11 @@ class Dialogue:
 
 
 class ChatEncoder:
-    """Renders dialogues and marks the tokens of the assistant's answers.
+    """Renders dialogues by the template of a Hugging Face directory and marks the answers' tokens.
 
     A token counts as a target when its first character lies in an answer: in a block that the
     template marks with `{% generation %}`, or else in what the template writes from the end of the
     prompt for the answer to the end of the turn.
-
-    Args:
-        path: a Hugging Face directory with a chat template.
-
-    Raises:
-        UserError: there is no such template.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -84,14 +78,13 @@ class ChatEncoder:
     def render(self, value: Any) -> tuple[Dialogue, ...]:
         """Render a dialogue and find its answers.
 
+        Returns one text if the template writes a turn the same way whatever follows it. If not
+        (some drop the reasoning of earlier turns), several texts, so that each answer follows the
+        prompt that the model reads when it has to write that answer.
+
         Args:
             value: messages with `role` and `content`, or a mapping with these as `messages` and
                 the functions that the assistant may call as `tools`.
-
-        Returns:
-            One text if the template writes a turn the same way whatever follows it. If not (some
-            drop the reasoning of earlier turns), several texts, so that each answer follows the
-            prompt that the model reads when it has to write that answer.
 
         Raises:
             ValueError: it is no dialogue, or the template cannot render it.
@@ -121,12 +114,7 @@ class ChatEncoder:
     def encode(
         self, batch: list[tuple[Dialogue, ...]], bos: int | None = None, eos: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Encode the texts of some dialogues.
-
-        Args:
-            batch: what `render` returned, by dialogue.
-            bos: id to begin each text with, where the template does not.
-            eos: id to end each text with, where the template does not.
+        """Encode dialogues; `bos` and `eos` begin and end each text where the template does not.
 
         Returns:
             All ids, the number of ids of each dialogue, and 1 for each target token.
@@ -203,9 +191,6 @@ def _templates(folder: Path) -> dict[str, str]:
 
     Transformers imports the class that `tokenizer_config.json` names, which may be code that came
     with the directory.
-
-    Raises:
-        ValueError: there is no default one.
     """
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -223,11 +208,7 @@ def _templates(folder: Path) -> dict[str, str]:
 
 
 def _conversation(value: Any) -> tuple[list[Message], Tools]:
-    """Check the messages of a dialogue and bring them into the form that templates expect.
-
-    Raises:
-        ValueError: what is wrong with them.
-    """
+    """Check the messages of a dialogue and bring them into the form that templates expect."""
     messages, tools = value, None
     if isinstance(value, dict):
         messages, tools = value["messages"], value["tools"]

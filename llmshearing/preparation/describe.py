@@ -57,12 +57,7 @@ def summary(tree: DataTree) -> Table:
 
 
 def describe(root: Path, number: int, domain: str | None) -> None:
-    """Print what a tree holds and some of its rows, and check its files.
-
-    Args:
-        root: the tree.
-        number: rows to print of each split of each domain.
-        domain: print rows of this domain only.
+    """Print what a tree holds and `number` rows of each split of each domain, and check its files.
 
     Raises:
         UserError: there is no finished tree, or a file is damaged.

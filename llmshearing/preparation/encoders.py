@@ -112,13 +112,7 @@ class Marks:
 
 
 def choose_marks(facts: TokenizerFacts, *, bos: bool, eos: bool, separator: str | None) -> Marks:
-    """Choose the tokens around documents.
-
-    Args:
-        facts: the tokenizer.
-        bos: whether documents begin with its BOS token.
-        eos: whether they end with its EOS token.
-        separator: name of the special token that ends a text instead of these two.
+    """Choose the tokens around documents: BOS and EOS, or after each text the token `separator`.
 
     Raises:
         UserError: the tokenizer lacks a token.
@@ -203,12 +197,7 @@ def fastest(facts: TokenizerFacts) -> ReferenceEncoder | FastEncoder:
 
 
 class FastEncoder:
-    """Gigatoken, with the reference for texts that contain the name of a special token.
-
-    Raises:
-        ImportError: gigatoken is not installed.
-        Exception: gigatoken does not know this tokenizer.
-    """
+    """Gigatoken, with the reference for texts that contain the name of a special token."""
 
     def __init__(self, facts: TokenizerFacts, reference: ReferenceEncoder) -> None:
         import gigatoken

@@ -32,15 +32,10 @@ def stamp(path: Path) -> Stamp:
 
 
 def chunks(path: Path, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[str]:
-    """Hash the chunks of a part of a file.
-
-    Args:
-        path: the file.
-        expected: its stamp when the work was planned.
-        part: which of how many equal parts.
+    """Hash the chunks of a part of a file: which of how many equal parts.
 
     Raises:
-        UserError: the file has changed since then, or cannot be read.
+        UserError: it is not as `expected` when the work was planned, or cannot be read.
     """
     count = -(-expected[0] // CHUNK_BYTES)
     first, last = (count * index // part[1] for index in (part[0], part[0] + 1))
@@ -77,10 +72,7 @@ def record(files: Files, digests: Mapping[str, str]) -> str:
 def changed(root: Path, inputs: str, files: Files) -> list[str]:
     """List the files whose content is not what a finished tree was made from.
 
-    Args:
-        root: the tree.
-        inputs: the `combined` digest in its manifest.
-        files: the files as they are now.
+    `inputs` is the `combined` digest in its manifest.
     """
     try:
         lines = (root / INPUTS).read_text(encoding="utf-8").splitlines()

@@ -52,7 +52,7 @@ def finish(
     """Write the tree from finished units and what each split takes of them.
 
     Raises:
-        UserError: a split has no row, or the disk is full.
+        UserError: a split has no row.
     """
     streams = _with_rows(
         [
@@ -99,7 +99,7 @@ def _stream(
     layout = mds_files.ShardFormat(
         plan.recipe.sequence_length,
         plan.settings.dtype,
-        domain.chat,
+        domain.reads.chat,
         byte_size(plan.recipe.shard_bytes),
     )
     return packing.Stream(
@@ -108,11 +108,7 @@ def _stream(
 
 
 def _with_rows(streams: list[packing.Stream]) -> list[packing.Stream]:
-    """Leave out streams without a row that the recipe allows to be empty.
-
-    Raises:
-        UserError: another stream has no row, or no domain of a split has one.
-    """
+    """Leave out streams without a row that the recipe allows to be empty; refuse others."""
     kept = [stream for stream in streams if stream.rows]
     in_use = {stream.cut.split for stream in kept}
     budgets = {stream.domain for stream in kept if stream.cut.asked}
@@ -200,7 +196,7 @@ def _domain_record(
 
 def _manifest(plan: plans.Plan) -> dict[str, Any]:
     """Return the part of the manifest that follows from the plan alone."""
-    tokenizer = plan.tokenizer
+    tokenizer = plan.settings.tokenizer
     return {
         "format": FORMAT_VERSION,
         "identity": plan.identity,

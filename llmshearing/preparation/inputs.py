@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
 from llmshearing.errors import UserError
-from llmshearing.preparation.sources import SUFFIXES, Source, beginning
+from llmshearing.preparation.sources import SUFFIXES, TextFile, beginning
 
 SHOWN = 5  # files listed in a message
 POINTERS = (b"version https://git-lfs", b"../.git/annex/objects", b"/annex/objects")
 
 
-class Inputs(NamedTuple):
-    """What folders and globs name.
+class FoundFiles(NamedTuple):
+    """What folders and globs name."""
 
-    Attributes:
-        files: the files to read, in the order of their names.
-        skipped: the files and folders that are not read, and why.
-    """
-
-    files: list[Source]
-    skipped: dict[str, str]
+    files: list[TextFile]  # in the order of their names
+    skipped: dict[str, str]  # files and folders that are not read, and why
 
 
-def find(root: Path, patterns: list[str], what: str) -> Inputs:
+def find(root: Path, patterns: list[str], what: str) -> FoundFiles:
     """Find the files that folders and globs below `root` name. Links are followed.
 
     Raises:
@@ -39,7 +35,7 @@ def find(root: Path, patterns: list[str], what: str) -> Inputs:
     """
     if not root.is_dir():
         raise UserError(f"found no folder {root}, expected the source of the text: set source=")
-    found: dict[str, Source] = {}
+    found: dict[str, TextFile] = {}
     skipped: dict[str, str] = {}
     first: dict[str, str] = {}  # the name under which each file or folder was first read
     try:
@@ -52,7 +48,7 @@ def find(root: Path, patterns: list[str], what: str) -> Inputs:
                 if why := why or _repeated(path, name, first):
                     skipped[name] = why
                 else:
-                    found[name] = Source(path, name, path.stat().st_size)
+                    found[name] = TextFile(path, name, path.stat().st_size)
             if not fit:
                 raise UserError(
                     f"{what}: found no file for `{pattern}` below {root}, expected a folder or "
@@ -66,7 +62,7 @@ def find(root: Path, patterns: list[str], what: str) -> Inputs:
             f"{what}: found {len(problems):,} of {len(found):,} files that cannot be read, "
             f"expected one JSON object per line{listed(problems)}"
         )
-    return Inputs([found[name] for name in sorted(found)], dict(sorted(skipped.items())))
+    return FoundFiles([found[name] for name in sorted(found)], dict(sorted(skipped.items())))
 
 
 def listed(reasons: dict[str, str]) -> str:
@@ -113,17 +109,13 @@ def _walk(
                 skipped[name] = why
                 folders.clear()
                 continue
-            for name in _hidden([*folders, *names]):
-                skipped[_name(root, path / name)] = "hidden"
-            folders[:] = sorted(set(folders) - set(_hidden(folders)))
-            links = [name for name in folders if (path / name).is_symlink()]
+            hidden = {name for name in (*folders, *names) if name.startswith(".")}
+            skipped |= {_name(root, path / name): "hidden" for name in hidden}
+            shown = sorted(set(folders) - hidden)
+            links = [name for name in shown if (path / name).is_symlink()]
             tops += [str(path / name) for name in links]
-            folders[:] = [name for name in folders if name not in links]
-            yield from (path / name for name in sorted(set(names) - set(_hidden(names))))
-
-
-def _hidden(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(".")]
+            folders[:] = [name for name in shown if name not in links]
+            yield from (path / name for name in sorted(set(names) - hidden))
 
 
 def _fail(error: OSError) -> None:
@@ -149,7 +141,7 @@ def _unfit(path: Path) -> str | None:
     return "unknown suffix" if path.exists() else "a link to nothing"
 
 
-def _problem(source: Source) -> str | None:
+def _problem(source: TextFile) -> str | None:
     """Explain why a file cannot hold one document per line, or return None."""
     if source.size == 0:
         return "an empty file; remove it"
@@ -165,16 +157,12 @@ def _problem(source: Source) -> str | None:
     line, newline, _ = head.partition(b"\n")
     if b"\r" in line and not newline:
         return "lines that end with CR alone; convert them with `tr '\\r' '\\n'`"
-    if line.startswith(b"[") and (not newline or not _is_json(line)):
-        return "one JSON array; convert it with `jq -c '.[]'`"
     if newline and line.strip() == b"{":
         return "one JSON document over several lines; convert it with `jq -c .`"
+    if line.startswith(b"["):
+        with contextlib.suppress(ValueError):
+            orjson.loads(line)
+            if newline:
+                return None  # one bad document
+        return "one JSON array; convert it with `jq -c '.[]'`"
     return None
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        orjson.loads(line)
-    except ValueError:
-        return False
-    return True

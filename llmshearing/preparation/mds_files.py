@@ -66,12 +66,7 @@ def shard_name(index: int) -> str:
 
 
 def read_entry(path: Path, index: int) -> dict[str, Any]:
-    """Return the index entry of a shard file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no shard.
-    """
+    """Return the index entry of a shard file; a ValueError if it is no shard."""
     data = path.read_bytes()
     rows, begin = np.frombuffer(data, "<u4", 2).tolist()
     config = json.loads(data[4 * (rows + 2) : begin])

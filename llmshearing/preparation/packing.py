@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmshearing import files
-from llmshearing.data.schema import LOSS, TOKENS
+from llmshearing.data.schema import TOKENS
 from llmshearing.preparation import mds_files, splits, units
 
 
@@ -59,19 +59,9 @@ def chosen(hashes: np.ndarray, cut: splits.Cut, excluded: np.ndarray) -> np.ndar
 
 
 def pack(stream: Stream, index: int, root: Path, work: Path) -> dict[str, Any]:
-    """Write a shard of the stream, unless it is there.
+    """Write a shard of the stream, unless it is there, and return its index entry.
 
-    Args:
-        stream: the documents.
-        index: number of the shard.
-        root: the tree.
-        work: folder for a file that is being written, so that a kill leaves nothing in the tree.
-
-    Returns:
-        The shard's index entry.
-
-    Raises:
-        OSError: the file cannot be written.
+    The file gets its name in the tree `root` when it is complete; until then it is in `work`.
     """
     layout = stream.layout
     path = root / stream.folder / mds_files.shard_name(index)
@@ -97,8 +87,6 @@ def _rows(stream: Stream, first: int, count: int) -> np.ndarray:
         for name, part in parts.items():
             columns[name][at : at + len(part)] = part
         at += len(parts[TOKENS])
-    if not layout.chat:
-        return columns[TOKENS].view(layout.row)
     rows = np.empty(count, layout.row)
     for name, column in columns.items():
         rows[name] = column.reshape(count, length)
@@ -117,9 +105,7 @@ def _stretches(stream: Stream, begin: int, end: int) -> Iterator[dict[str, np.nd
         if after == before:
             continue
         unit = units.UnitFile.open(path, dtype)
-        columns = {TOKENS: unit.tokens(dtype)}
-        if stream.layout.chat:
-            columns[LOSS] = unit.loss(dtype)
+        columns = unit.columns(dtype)
         for start, stop, place in _runs(unit, stream, before):
             low, high = start + max(0, begin - place), min(stop, start + end - place)
             if low < high:

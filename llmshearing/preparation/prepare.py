@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llmshearing import files
 from llmshearing.data.schema import MANIFEST
@@ -26,10 +26,11 @@ from llmshearing.preparation import (
     units,
     workers,
 )
-from llmshearing.preparation import recipe as recipes
 from llmshearing.preparation import work_plan as plans
+from llmshearing.preparation.recipe import PreparationRecipe
 from llmshearing.progress import Progress, duration
 from llmshearing.tables import Table
+from llmshearing.typed_yaml import load
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +41,16 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
 
 
 def run(config: str, overrides: Sequence[str], shard: tuple[int, int] | None, merge: bool) -> int:
-    """Prepare data and print what there was and what the tree holds.
+    """Prepare data, print what there was and what the tree holds, and return the exit status.
 
     Args:
         config: a recipe.
         overrides: `key=value` that replace its values.
         shard: tokenise only the pieces of one task (index, number of tasks).
         merge: tokenise nothing; write the tree from the pieces of all tasks.
-
-    Returns:
-        The exit status.
     """
     began = time.monotonic()
-    plan = plans.make(recipes.load(config, overrides))
+    plan = plans.make(load(PreparationRecipe, config, overrides))
     overview(plan).show(sys.stderr)
     try:
         whole = prepare(plan, shard, merge=merge)
@@ -95,15 +93,7 @@ def overview(plan: plans.Plan) -> Table:
 
 
 def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bool = False) -> bool:
-    """Do the work that is left.
-
-    Args:
-        plan: the preparation.
-        shard: tokenise only the units of one task (index, number of tasks), and stop.
-        merge: tokenise nothing; all units have to be there.
-
-    Returns:
-        Whether the tree is complete.
+    """Do the work that is left; return whether the tree is complete.
 
     Raises:
         UserError: the text, the target folder or the disk does not allow it.
@@ -195,18 +185,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
-    """Tokenise units, the largest first, and stop if too many documents are bad.
-
-    Raises:
-        UserError: a file cannot be read, or too many documents are bad.
-    """
+    """Tokenise units, the largest first, and stop if too many documents are bad."""
     if not todo:
         return
     todo = sorted(todo, key=lambda unit: -unit.megabytes)
     bad = seen = tokens = 0
     began = time.monotonic()
     with Progress("tokenise", sum(unit.megabytes for unit in todo), "MB") as progress:
-        for summary in workers.results(processes, _worker, plan.settings, todo):
+        for summary in workers.results(processes, units.UnitWorker, plan.settings, todo):
             unit = plan.units[summary.index]
             bad += summary.bad
             seen += summary.bad + summary.documents
@@ -219,7 +205,3 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
                     for line, problem in summary.problems
                 ]
                 raise split_selection.too_many_bad(plan, bad, seen, problems)
-
-
-def _worker(settings: units.UnitSettings) -> Callable[[units.Unit], units.UnitSummary]:
-    return units.UnitWorker(settings).run

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from llmshearing.preparation.sources import json_text
-from llmshearing.quantities import (
-    ByteSize,
-    Fraction,
-    NotNegative,
-    Quantity,
-    byte_size,
-    count,
-)
+from llmshearing.quantities import ByteSize, Fraction, NotNegative, Quantity, byte_size, count
 from llmshearing.typed_yaml import PathText, Section
-from llmshearing.typed_yaml import load as load_model
 
 Filters: TypeAlias = dict[tuple[str, ...], tuple[str, ...]]
 
@@ -33,14 +23,7 @@ def _listed(given: Any) -> Any:
 
 
 def filters(where: Any, path: tuple[str, ...] = ()) -> Filters:
-    """Read the rules of `where`.
-
-    Returns:
-        Paths of fields, and the values wanted there as JSON.
-
-    Raises:
-        ValueError: a value is neither text, a number, true, false, null nor a list of these.
-    """
+    """Read the rules of `where`: paths of fields, and the values wanted there as JSON."""
     if isinstance(where, dict) and (where or not path):
         found = {}
         for key, value in where.items():
@@ -48,15 +31,12 @@ def filters(where: Any, path: tuple[str, ...] = ()) -> Filters:
         return found
     wanted = where if isinstance(where, list) else [where]
     if not wanted or any(isinstance(value, (list, dict)) for value in wanted):
-        raise ValueError(where)
+        raise PydanticCustomError("where", "for each field a value or a list of values")
     return {path: tuple(map(json_text, wanted))}
 
 
 def _where(given: dict[str, Any]) -> dict[str, Any]:
-    try:
-        filters(given)
-    except ValueError:
-        raise PydanticCustomError("where", "for each field a value or a list of values") from None
+    filters(given)
     return given
 
 
@@ -100,7 +80,7 @@ class SplitRule(Section):
     """A part, up to 1, of what the splits before it left (eval, prune, continue)."""
 
 
-class Recipe(Section):
+class PreparationRecipe(Section):
     """Everything that decides a preparation."""
 
     source: PathText = Field(examples=["raw"])
@@ -186,12 +166,3 @@ class Recipe(Section):
             part = (self.domains[domain].weight or 0) / self.total_weight
             return round(count(rule.tokens) * part)
         return None if rule.tokens_per_domain is None else count(rule.tokens_per_domain)
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and its `key=value` overrides.
-
-    Raises:
-        UserError: lists every error.
-    """
-    return load_model(Recipe, path, overrides)

@@ -45,7 +45,7 @@ Seen: TypeAlias = dict[str, set[str]]  # values of fields, as JSON
 
 
 @dataclass(frozen=True)
-class Source:
+class TextFile:
     """A file of a domain."""
 
     path: Path
@@ -60,31 +60,27 @@ class Source:
 
 
 class Document(NamedTuple):
-    """One record of a source."""
+    """One record of a file."""
 
     line: int  # or row, counted from 1 within the unit
-    value: Any  # of the field, or None
+    value: Any = None  # of the field, or None
     problem: str | None = None  # why there is no value
     blank: bool = False  # an empty line, or a record of another domain
     size: int = 0  # bytes of the line; in Parquet, the mean size of a row
 
 
-def block_ranges(source: Source, unit_bytes: int) -> list[tuple[int, int]]:
-    """Cut a source into units: half-open ranges of its blocks.
-
-    Raises:
-        UserError: a Parquet file cannot be read.
-    """
-    if source.kind == "parquet":
-        groups = _parquet(source).metadata.num_row_groups
-        per_unit = max(1, round(groups * unit_bytes / source.size))
-        return [(first, min(first + per_unit, groups)) for first in range(0, groups, per_unit)]
-    if source.kind == "plain":
+def block_ranges(file: TextFile, unit_bytes: int) -> list[tuple[int, int]]:
+    """Cut a file into units: half-open ranges of its blocks."""
+    if file.kind == "parquet":
+        blocks = _parquet(file).metadata.num_row_groups
+        per_unit = round(blocks * unit_bytes / file.size)
+    elif file.kind == "plain":
         block = plain_block_bytes(unit_bytes)
-        per_unit, blocks = max(1, unit_bytes // block), -(-source.size // block)
+        per_unit, blocks = unit_bytes // block, -(-file.size // block)
     else:
-        blocks = -(-source.size // COMPRESSED_BLOCK_BYTES)
-        per_unit = max(unit_bytes // COMPRESSED_BLOCK_BYTES, -(-blocks // MAX_COMPRESSED_UNITS), 1)
+        blocks = -(-file.size // COMPRESSED_BLOCK_BYTES)
+        per_unit = max(unit_bytes // COMPRESSED_BLOCK_BYTES, -(-blocks // MAX_COMPRESSED_UNITS))
+    per_unit = max(1, per_unit)
     return [(first, min(first + per_unit, blocks)) for first in range(0, blocks, per_unit)]
 
 
@@ -99,14 +95,11 @@ class Reads:
 
     field: str  # with the text or the chat
     where: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # paths; wanted values as JSON
+    chat: bool = False  # whether it is a chat
     tools: str | None = None  # field with the functions which the assistant of a chat may call
 
     def value(self, record: dict[str, Any]) -> Any:
-        """Return the value of the field; with tools, a mapping of `messages` and `tools`.
-
-        Raises:
-            KeyError: there is no such field.
-        """
+        """Return the value of the field; with tools, a mapping of `messages` and `tools`."""
         if self.tools and (tools := record.get(self.tools)):
             return {"messages": record[self.field], "tools": tools}
         return record[self.field]
@@ -114,9 +107,7 @@ class Reads:
     def select(self, record: dict[str, Any], seen: Seen) -> bool:
         """Return whether a record is of the domain; a missing field counts as null.
 
-        Args:
-            record: the record.
-            seen: gets the values of the fields: all that are wanted, and a few others.
+        `seen` gets the values of the fields: all that are wanted, and a few others.
         """
         found = True
         for path, wanted in self.where:
@@ -138,41 +129,34 @@ def json_text(value: Any) -> str:
 
 
 def documents(
-    source: Source,
+    file: TextFile,
     blocks: tuple[int, int],
     unit_bytes: int,
     reads: Reads,
     seen: Seen | None = None,
 ) -> Iterator[Document]:
-    """Read the documents of a unit.
-
-    Args:
-        source: the file.
-        blocks: the unit's blocks.
-        unit_bytes: size of units.
-        reads: what to read of a record.
-        seen: see `Reads.select`.
+    """Read the documents of a unit; `seen` as in `Reads.select`.
 
     Raises:
         UserError: the file cannot be read to its end.
     """
     seen = {} if seen is None else seen
     try:
-        if source.kind == "parquet":
-            yield from _parquet_documents(source, blocks, reads, seen)
+        if file.kind == "parquet":
+            yield from _parquet_documents(file, blocks, reads, seen)
             return
-        for number, line in enumerate(lines(source, blocks, unit_bytes), start=1):
+        for number, line in enumerate(lines(file, blocks, unit_bytes), start=1):
             starts_file = number == 1 and blocks[0] == 0
             text = line.removeprefix(codecs.BOM_UTF8) if starts_file else line
             yield _parse(number, text, reads, seen)
     except OSError as error:
-        raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {file.path}: {error.strerror or error}") from None
 
 
 def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
     size = len(line)
     if not line or line.isspace():
-        return Document(number, None, None, True, size)
+        return Document(number, blank=True, size=size)
     try:
         try:
             record = orjson.loads(line)
@@ -181,7 +165,7 @@ def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
         if not isinstance(record, dict):
             raise ValueError(f"found {type(record).__name__}, expected an object")
         if reads.where and not reads.select(record, seen):
-            return Document(number, None, None, True, size)
+            return Document(number, blank=True, size=size)
         return Document(number, reads.value(record), size=size)
     except UnicodeDecodeError as error:
         problem = f"invalid UTF-8 at byte {error.start}"
@@ -191,29 +175,29 @@ def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
         problem = str(error)
     except KeyError:
         problem = f"no field `{reads.field}`"
-    return Document(number, None, problem, size=size)
+    return Document(number, problem=problem, size=size)
 
 
-def lines(source: Source, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
+def lines(file: TextFile, blocks: tuple[int, int], unit_bytes: int) -> Iterator[bytes]:
     """Read the lines whose first byte is in `blocks`, without their newlines."""
-    with source.path.open("rb") as file:
-        if source.kind != "plain":
-            yield from _compressed_lines(source, file, *blocks)
+    with file.path.open("rb") as opened:
+        if file.kind != "plain":
+            yield from _compressed_lines(file, opened, *blocks)
             return
         block = plain_block_bytes(unit_bytes)
         if blocks[0]:
-            file.seek(blocks[0] * block - 1)
-            file.readline()  # the end of a line that begins before
-        at = file.tell()
-        while at < blocks[1] * block and (line := file.readline()):
+            opened.seek(blocks[0] * block - 1)
+            opened.readline()  # the end of a line that begins before
+        at = opened.tell()
+        while at < blocks[1] * block and (line := opened.readline()):
             at += len(line)
             yield line.removesuffix(b"\n")
 
 
-def _compressed_lines(source: Source, file: BinaryIO, first: int, last: int) -> Iterator[bytes]:
+def _compressed_lines(file: TextFile, opened: BinaryIO, first: int, last: int) -> Iterator[bytes]:
     parts: list[bytes] = []  # of the current line
     begins = 0  # block of its first byte
-    for index, text in _decompressed(source, file):
+    for index, text in _decompressed(file, opened):
         *ends, rest = text.split(b"\n")
         for end in ends:
             begins = begins if parts else index
@@ -229,94 +213,92 @@ def _compressed_lines(source: Source, file: BinaryIO, first: int, last: int) -> 
         yield b"".join(parts)
 
 
-def _decompressed(source: Source, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _decompressed(file: TextFile, opened: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Decompress a file of one or more members; each piece with the block that it ends in."""
     index, decoder = 0, None
-    while data := file.read(COMPRESSED_BLOCK_BYTES):
+    while data := opened.read(COMPRESSED_BLOCK_BYTES):
         while data:
-            if decoder is None:
-                decoder = DECODERS[source.kind]()
+            decoder = decoder or DECODERS[file.kind]()
             try:
                 text = decoder.decompress(data)
             except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:
                 raise UserError(
-                    f"found damaged data in {source.path} ({error}): get the file again"
+                    f"found damaged data in {file.path} ({error}): get the file again"
                 ) from None
             yield index, text
-            data = decoder.unused_data if decoder.eof else b""
+            data = b""
             if decoder.eof:
-                decoder = None
+                data, decoder = decoder.unused_data, None
         index += 1
     if decoder is not None:
         raise UserError(
-            f"found {source.path} cut off before its end, expected a whole file: get it again"
+            f"found {file.path} cut off before its end, expected a whole file: get it again"
         )
 
 
-def beginning(source: Source) -> bytes:
+def beginning(file: TextFile) -> bytes:
     """Read the first bytes of a plain or compressed file, decompressed."""
-    with source.path.open("rb") as file:
-        if source.kind == "plain":
-            return file.read(HEAD_BYTES)
-        return next((piece for _, piece in _decompressed(source, file) if piece), b"")[:HEAD_BYTES]
+    with file.path.open("rb") as opened:
+        if file.kind == "plain":
+            return opened.read(HEAD_BYTES)
+        return next((piece for _, piece in _decompressed(file, opened) if piece), b"")[:HEAD_BYTES]
 
 
-def _parquet(source: Source) -> Any:
+def _parquet(file: TextFile) -> Any:
     import pyarrow  # slow to import, and few need it
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20, pre_buffer=False)
+        return pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {source.path} as Parquet: {error}") from None
+        raise UserError(f"cannot read {file.path} as Parquet: {error}") from None
 
 
 def _parquet_documents(
-    source: Source, blocks: tuple[int, int], reads: Reads, seen: Seen
+    file: TextFile, blocks: tuple[int, int], reads: Reads, seen: Seen
 ) -> Iterator[Document]:
     import pyarrow
 
-    file = _parquet(source)
+    table = _parquet(file)
     columns = sorted({reads.field, *(path[0] for path, _ in reads.where)})
-    if reads.tools and reads.tools in file.schema_arrow.names:
+    if reads.tools and reads.tools in table.schema_arrow.names:
         columns.append(reads.tools)
-    if not set(columns) <= set(file.schema_arrow.names):
+    if not set(columns) <= set(table.schema_arrow.names):
         raise UserError(
-            f"found the columns {', '.join(file.schema_arrow.names)} in {source.path}, "
+            f"found the columns {', '.join(table.schema_arrow.names)} in {file.path}, "
             f"expected {', '.join(columns)}: set text_field or where"
         )
-    number, size = 0, source.size // max(1, file.metadata.num_rows)
+    number, size = 0, file.size // max(1, table.metadata.num_rows)
     try:
-        batches = file.iter_batches(batch_size=256, row_groups=range(*blocks), columns=columns)
-        for batch in batches:
+        for batch in table.iter_batches(batch_size=256, row_groups=range(*blocks), columns=columns):
             for row in range(batch.num_rows):
                 number += 1
                 try:
                     record = {name: batch.column(name)[row].as_py() for name in columns}
                     blank = not reads.select(record, seen)
-                    yield Document(number, reads.value(record), None, blank, size)
+                    yield Document(number, reads.value(record), blank=blank, size=size)
                 except UnicodeDecodeError as error:
                     problem = f"invalid UTF-8 at byte {error.start}"
-                    yield Document(number, None, problem, size=size)
+                    yield Document(number, problem=problem, size=size)
     except pyarrow.ArrowException as error:
-        raise UserError(f"found damaged data in {source.path} ({error}): get it again") from None
+        raise UserError(f"found damaged data in {file.path} ({error}): get it again") from None
 
 
-def expansion(source: Source, field: str) -> float:
+def expansion(file: TextFile, field: str) -> float:
     """Estimate how many bytes a byte of a file stands for.
 
     Returns:
         Bytes of lines, from the first block of the file; of Parquet, bytes of the field.
     """
-    if source.kind == "parquet":
-        file = _parquet(source).metadata
-        groups = [file.row_group(number) for number in range(file.num_row_groups)]
+    if file.kind == "parquet":
+        about = _parquet(file).metadata
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         named = [one.total_uncompressed_size for one in columns if one.path_in_schema == field]
-        return sum(named) / source.size
-    if source.kind == "plain":
+        return sum(named) / file.size
+    if file.kind == "plain":
         return 1.0
-    with source.path.open("rb") as file:
-        pieces = _decompressed(source, file)
+    with file.path.open("rb") as opened:
+        pieces = _decompressed(file, opened)
         text = sum(len(piece) for _, piece in itertools.takewhile(lambda one: not one[0], pieces))
-    return text / min(source.size, COMPRESSED_BLOCK_BYTES)
+    return text / min(file.size, COMPRESSED_BLOCK_BYTES)

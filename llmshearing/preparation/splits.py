@@ -53,15 +53,11 @@ def contains(values: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def cut(tokens: np.ndarray, asks: list[Ask], begin: int = 0) -> list[Cut]:
-    """Divide the buckets among splits, in the order in which they ask.
+    """Divide the buckets from `begin` on among splits, in the order in which they ask.
 
     A budget takes the fewest buckets that hold it. A share takes the number of buckets that comes
     nearest to it, but at least one document, and leaves at least one for later splits if it can.
-
-    Args:
-        tokens: number of tokens in each bucket [buckets].
-        asks: what each split asks.
-        begin: the first bucket that they may take.
+    `tokens` is the number of tokens in each bucket.
     """
     total = np.concatenate([[0], np.cumsum(tokens)])  # tokens before each boundary
     filled = np.flatnonzero(tokens)
@@ -85,14 +81,7 @@ def cut(tokens: np.ndarray, asks: list[Ask], begin: int = 0) -> list[Cut]:
 
 
 def keep_bound(asks: list[Ask], estimate: int, oversample: float, small: int) -> int:
-    """Return the bound on the hashes of the documents to tokenise.
-
-    Args:
-        asks: what the splits ask of the domain.
-        estimate: about how many tokens the domain has.
-        oversample: how many times the budgets to tokenise.
-        small: a domain of fewer tokens is tokenised whole.
-    """
+    """Return the bound on the hashes of the documents to tokenise: all if the domain is small."""
     if estimate <= small or any(ask.tokens is None for ask in asks):
         return 1 << 64
     return bound_of(sum(ask.tokens or 0 for ask in asks) * oversample / estimate)

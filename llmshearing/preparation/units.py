@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from llmshearing import files
+from llmshearing.data.schema import LOSS, TOKENS
 from llmshearing.errors import UserError
 from llmshearing.preparation import encoders, fingerprints, sources
 from llmshearing.preparation.chat import ChatEncoder
@@ -31,7 +32,7 @@ class Unit:
     index: int  # place in the order of the text
     domain: str
     pool: str  # `train`, which is split by hash, or `eval`, which is held out as a whole
-    source: sources.Source
+    source: sources.TextFile
     blocks: tuple[int, int]  # half-open range of the file's blocks
     part: tuple[int, int]  # place among the units of the file, and their number
     stamp: fingerprints.Stamp  # of the file when the work was planned
@@ -60,7 +61,6 @@ class UnitSettings:
     marks: encoders.Marks
     unit_bytes: int  # decides the blocks
     reads: dict[str, sources.Reads]  # by domain
-    chats: frozenset[str]  # domains of dialogues
 
 
 @dataclass
@@ -100,21 +100,17 @@ class UnitWorker:
     def __init__(self, settings: UnitSettings) -> None:
         self.settings = settings
         self._encoder = encoders.fastest(settings.tokenizer)
-        self._chat = ChatEncoder(settings.tokenizer_path) if settings.chats else None
+        chats = any(reads.chat for reads in settings.reads.values())
+        self._chat = ChatEncoder(settings.tokenizer_path) if chats else None
 
-    def run(self, unit: Unit) -> UnitSummary:
-        """Tokenise `unit` and write its file.
-
-        Raises:
-            UserError: the source cannot be read.
-            OSError: the file cannot be written.
-        """
+    def __call__(self, unit: Unit) -> UnitSummary:
+        """Tokenise `unit` and write its file."""
         summary = UnitSummary(unit.index, unit.stamp, unit.keep)
         hashes: list[int] = []
         lengths, tokens, loss = [], [], []
         marks = self.settings.marks
         for batch in self._batches(unit, summary, hashes):
-            if unit.domain in self.settings.chats:
+            if self.settings.reads[unit.domain].chat:
                 assert self._chat is not None
                 ids, counts, targets = self._chat.encode(batch, *marks.chat)
                 loss.append(targets)
@@ -138,8 +134,8 @@ class UnitWorker:
     def _batches(self, unit: Unit, summary: UnitSummary, hashes: list[int]) -> Iterator[list[Any]]:
         """Read documents in batches, count them, and collect the hashes of those to tokenise."""
         settings = self.settings
-        chat = self._chat if unit.domain in settings.chats else None
         reads, parquet = settings.reads[unit.domain], unit.source.kind == "parquet"
+        chat = self._chat if reads.chat else None
         batch: list[Any] = []
         size = 0
         seen: sources.Seen = {}
@@ -157,7 +153,8 @@ class UnitWorker:
             try:
                 if chat:
                     value = _without_nulls(value) if parquet else value
-                    canonical, content = _canonical_chat(value), chat.render(value)
+                    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+                    canonical, content = _canonical(text), chat.render(value)
                 else:
                     canonical = content = _canonical(value)
             except ValueError as error:
@@ -181,11 +178,7 @@ class UnitWorker:
 
 
 def _canonical(value: Any) -> bytes:
-    """Return the UTF-8 of a document, of which its hash is taken.
-
-    Raises:
-        ValueError: what is wrong with the document.
-    """
+    """Return the UTF-8 of a document, of which its hash is taken; a ValueError if it is bad."""
     if not isinstance(value, str):
         raise ValueError(f"found {type(value).__name__}, expected a string")
     if not value or value.isspace():
@@ -194,10 +187,6 @@ def _canonical(value: Any) -> bytes:
         return value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"half of a surrogate pair at character {error.start}") from None
-
-
-def _canonical_chat(value: Any) -> bytes:
-    return _canonical(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -225,35 +214,24 @@ class UnitFile:
             UserError: the file is not as it was written.
         """
         head, hashes, lengths, offset = _read(path, 3)
-        unit = cls(path, head, hashes, lengths.astype(np.int64), offset)
         each = np.dtype(dtype).itemsize + (1 if head["chat"] else 0)
-        if path.stat().st_size != unit.offset + int(lengths.sum()) * each:
+        if path.stat().st_size != offset + int(lengths.sum()) * each:
             raise UserError(f"found {path} cut off: remove it and run again")
-        return unit
+        return cls(path, head, hashes, lengths.astype(np.int64), offset)
 
     @staticmethod
     def read_head(path: Path) -> dict[str, Any]:
-        """Read only the summary of a unit.
-
-        Raises:
-            UserError: the file is not as it was written.
-        """
+        """Read only the summary of a unit; a UserError if the file is not as it was written."""
         return _read(path, 1)[0]
 
-    def tokens(self, dtype: str) -> np.ndarray:
-        """Map the ids."""
-        return self._map(dtype, self.offset)
-
-    def loss(self, dtype: str) -> np.ndarray:
-        """Map the loss mask of dialogues: uint8, 1 for target tokens."""
-        return self._map("uint8", self.offset + int(self.lengths.sum()) * np.dtype(dtype).itemsize)
-
-    def _map(self, dtype: str, offset: int) -> np.ndarray:
-        count = int(self.lengths.sum())
-        if not count:
-            return np.zeros(0, dtype)
-        mapped = np.memmap(self.path, dtype, mode="r", offset=offset, shape=(count,))
-        return mapped.view(np.ndarray)  # whose slices are cheap
+    def columns(self, dtype: str) -> dict[str, np.ndarray]:
+        """Map the ids and, of dialogues, the loss mask: uint8, 1 for target tokens."""
+        count, offset, found = int(self.lengths.sum()), self.offset, {}
+        for name, kind in ((TOKENS, dtype), (LOSS, "uint8"))[: 1 + self.head["chat"]]:
+            mapped = np.memmap(self.path, kind, mode="r", offset=offset, shape=(count,))
+            found[name] = mapped.view(np.ndarray)  # whose slices are cheap
+            offset += mapped.nbytes
+        return found
 
 
 def _read(path: Path, arrays: int) -> tuple[Any, ...]:

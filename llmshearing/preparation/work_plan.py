@@ -29,9 +29,8 @@ class Domain:
     """A domain to prepare."""
 
     name: str
-    pools: dict[str, list[sources.Source]]  # `train`, and `eval` if held-out files are given
+    pools: dict[str, list[sources.TextFile]]  # `train`, and `eval` if held-out files are given
     reads: sources.Reads  # what to read of a record
-    chat: bool  # whether records are chats
     asks: dict[str, list[splits.Ask]]  # what each split asks of each pool
     estimate: int | None  # tokens of the train pool, about; None if no budget needs to know
     keep: int  # bound on the hashes of the documents to tokenise at first
@@ -46,9 +45,8 @@ class Plan:
     raw files.
     """
 
-    recipe: recipes.Recipe
+    recipe: recipes.PreparationRecipe
     root: Path  # the tree to write
-    tokenizer: encoders.TokenizerFacts
     domains: list[Domain]
     units: list[units.Unit]  # the pieces of work, in the order of the text
     settings: units.UnitSettings
@@ -71,7 +69,7 @@ class Plan:
         return self.root / WORK_FOLDER
 
 
-def make(recipe: recipes.Recipe) -> Plan:
+def make(recipe: recipes.PreparationRecipe) -> Plan:
     """Plan a preparation from its recipe and the files found.
 
     Raises:
@@ -94,11 +92,10 @@ def make(recipe: recipes.Recipe) -> Plan:
         marks=marks,
         unit_bytes=byte_size(recipe.unit_bytes),
         reads={domain.name: domain.reads for domain in domains},
-        chats=frozenset(domain.name for domain in domains if domain.chat),
     )
     work = _units(domains, settings.unit_bytes)
     identities = _identities(recipe, settings, domains, chat)
-    return Plan(recipe, root, facts, domains, work, settings, *identities)
+    return Plan(recipe, root, domains, work, settings, *identities)
 
 
 def with_bounds(plan: Plan, bounds: Mapping[str, int]) -> Plan:
@@ -111,7 +108,7 @@ def with_bounds(plan: Plan, bounds: Mapping[str, int]) -> Plan:
 
 
 def _domain(
-    recipe: recipes.Recipe,
+    recipe: recipes.PreparationRecipe,
     name: str,
     rule: recipes.DomainRule,
     facts: encoders.TokenizerFacts,
@@ -122,7 +119,7 @@ def _domain(
         split: splits.Ask(split, recipe.tokens_of(name, entry), entry.share)
         for split, entry in recipe.splits.items()
     }
-    pools: dict[str, list[sources.Source]] = {"train": []}
+    pools: dict[str, list[sources.TextFile]] = {"train": []}
     pool_asks: dict[str, list[splits.Ask]] = {}
     skipped: dict[str, str] = {}
     only_eval = rule.eval_files and rule.files is None and not (source / name).exists()
@@ -148,13 +145,11 @@ def _domain(
     estimate, keep, chat = None, units.WHOLE, rule.messages_field is not None
     where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
     named = rule.messages_field or rule.text_field or recipe.text_field
-    reads = sources.Reads(named, where, rule.tools_field if chat else None)
+    reads = sources.Reads(named, where, chat, rule.tools_field if chat else None)
     if any(ask.tokens is not None for ask in ordered) and not chat:
         estimate = _estimate(pools["train"], reads, facts, marks)
         keep = splits.keep_bound(ordered, estimate, recipe.oversample, SMALL)
-    return Domain(
-        name, pools, reads, chat, {"train": ordered, **pool_asks}, estimate, keep, skipped
-    )
+    return Domain(name, pools, reads, {"train": ordered, **pool_asks}, estimate, keep, skipped)
 
 
 def _units(domains: list[Domain], unit_bytes: int) -> list[units.Unit]:
@@ -176,7 +171,7 @@ def _units(domains: list[Domain], unit_bytes: int) -> list[units.Unit]:
 
 
 def _identities(
-    recipe: recipes.Recipe,
+    recipe: recipes.PreparationRecipe,
     settings: units.UnitSettings,
     domains: list[Domain],
     chat: units.ChatEncoder | None,
@@ -191,7 +186,7 @@ def _identities(
     ]
     asks = []
     for domain in domains:
-        work.append([domain.name, domain.chat, domain.reads.field, domain.reads.tools])
+        work.append([domain.name, domain.reads.chat, domain.reads.field, domain.reads.tools])
         work.append(domain.reads.where)
         for pool, files in sorted(domain.pools.items()):
             work.append([pool, *([file.name, file.size] for file in files)])
@@ -206,7 +201,7 @@ def digest(value: Any) -> str:
 
 
 def _estimate(
-    files: list[sources.Source],
+    files: list[sources.TextFile],
     reads: sources.Reads,
     facts: encoders.TokenizerFacts,
     marks: encoders.Marks,

@@ -254,5 +254,5 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(recipe):
 
 def test_references_that_do_not_fit_are_refused_before_the_run(recipe, tmp_path):
     (tmp_path / "references.yaml").write_text("losses: {prose: 1.0, code: 1.0}")
-    with pytest.raises(UserError, match="no reference loss for letters"):
+    with pytest.raises(UserError, match="no entry for letters"):
         run(recipe)

@@ -27,8 +27,8 @@ def test_a_written_file_is_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"domains": ["cc", "wiki", "arxiv"]}, "no reference loss for arxiv"),
-        ({"domains": ["cc"]}, "losses for wiki, which the data does not have"),
+        ({"domains": ["cc", "wiki", "arxiv"]}, "file: no entry for arxiv"),
+        ({"domains": ["cc"]}, "file: unknown domain wiki; the data has cc"),
         ({"tokenizer": "b" * 64}, "another tokenizer"),
         ({"sequence_length": 512}, "rows of 256 tokens, the data has rows of 512"),
         ({"fingerprints": {"cc": "1", "wiki": "3"}}, "loss of wiki was measured on other"),

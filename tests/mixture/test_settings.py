@@ -12,7 +12,6 @@ from llmshearing.mixture.policies import POLICIES
 from llmshearing.mixture.settings import (
     DomainSettings,
     MixtureSettings,
-    domain_settings,
     domain_source,
     limits,
     problems,
@@ -78,8 +77,7 @@ def test_policies_are_those_that_exist():
 
 def test_only_what_differs_for_a_domain_is_kept():
     settings = MixtureSettings(domains={"wiki": {"ceiling": 0.1, "used_up": "drop"}, "cc": None})
-    assert domain_settings(settings, "wiki") == DomainSettings(ceiling=0.1, used_up="drop")
-    assert domain_settings(settings, "cc") == domain_settings(settings, "x") == DomainSettings()
+    assert settings.domains["wiki"] == DomainSettings(ceiling=0.1, used_up="drop")
     own = settings.model_dump()["domains"]
     assert own == {"wiki": {"ceiling": 0.1, "used_up": "drop"}, "cc": {}}
 

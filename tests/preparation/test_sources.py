@@ -14,7 +14,7 @@ from llmshearing.preparation import sources
 
 
 def read(path: Path, unit_bytes: int) -> list[bytes]:
-    source = sources.Source(path, path.name, path.stat().st_size)
+    source = sources.TextFile(path, path.name, path.stat().st_size)
     ranges = sources.block_ranges(source, unit_bytes)
     assert [r[0] for r in ranges] == [0, *(r[1] for r in ranges[:-1])]
     return [line for blocks in ranges for line in sources.lines(source, blocks, unit_bytes)]
@@ -55,7 +55,7 @@ def test_compressed_files_are_cut_too(tmp_path, monkeypatch, kind):
     squeezed = PACKERS[kind](data[:half]) + PACKERS[kind](data[half:])  # two members
     path = tmp_path / f"x.jsonl.{kind}"
     path.write_bytes(squeezed)
-    source = sources.Source(path, path.name, len(squeezed))
+    source = sources.TextFile(path, path.name, len(squeezed))
     assert len(sources.block_ranges(source, 64)) == sources.MAX_COMPRESSED_UNITS
     assert read(path, 64) == lines
 

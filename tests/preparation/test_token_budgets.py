@@ -60,7 +60,7 @@ def test_stopped_after_choosing_more_the_same_command_resumes(dense_first, tmp_p
         with pytest.raises(ZeroDivisionError):
             prepare(dense_first)
     with monkeypatch.context() as patch:
-        patch.setattr(units.UnitWorker, "run", lambda *_: 1 / 0)  # nothing is left to tokenise
+        patch.setattr(units.UnitWorker, "__call__", lambda *_: 1 / 0)  # nothing is left to tokenise
         assert prepare(dense_first) == 0
     assert prepare(dense_first, f"output={tmp_path / 'other'}") == 0
     assert contents(tmp_path / "tree") == contents(tmp_path / "other")
