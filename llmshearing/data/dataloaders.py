@@ -34,12 +34,6 @@ class GlobalBatches(DistributedSampler):
     """One rank's part of each global batch, without end.
 
     Composer requires a `DistributedSampler` on several ranks; this uses nothing of that class.
-
-    Args:
-        rows: the training rows with the run's sampler.
-        global_batch: rows of a batch over all ranks, a multiple of `world_size`.
-        rank: of this process.
-        world_size: number of processes.
     """
 
     def __init__(self, rows: TrainRows, global_batch: int, rank: int, world_size: int) -> None:
@@ -59,11 +53,7 @@ class GlobalBatches(DistributedSampler):
 class HeldOutOrder(DistributedSampler):
     """One rank's part of the held-out rows, padded so that all ranks have as many batches.
 
-    Args:
-        rows: the held-out rows.
-        batch: maximum rows per batch of one rank.
-        rank: of this process.
-        world_size: number of processes.
+    A batch of one rank has at most `batch` rows.
     """
 
     def __init__(self, rows: HeldOutRows, batch: int, rank: int, world_size: int) -> None:
@@ -85,19 +75,12 @@ class HeldOutOrder(DistributedSampler):
 
 @dataclass(frozen=True)
 class Loaders:
-    """The loaders of a run.
+    """The loaders of a run."""
 
-    Attributes:
-        sampler: decides the order of the training rows; checkpoints hold its state.
-        start: domain weights at the start [k].
-        train: for Composer's trainer.
-        held_out: for Composer's evaluators, by domain.
-    """
-
-    sampler: Sampler
-    start: np.ndarray
-    train: DataSpec
-    held_out: dict[str, DataLoader]
+    sampler: Sampler  # decides the order of the training rows; checkpoints hold its state
+    start: np.ndarray  # domain weights at the start [k]
+    train: DataSpec  # for Composer's trainer
+    held_out: dict[str, DataLoader]  # for Composer's evaluators, by domain
 
 
 def build_loaders(
@@ -109,22 +92,12 @@ def build_loaders(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loaders:
-    """Build the loaders of one rank of a run.
-
-    Args:
-        data: the recipe's `data` section.
-        mixture: its `mixture` section.
-        tree: the data.
-        start: weights of the domains [k].
-        seed: of the order of rows.
-        rank: of this process.
-        world_size: number of processes.
+    """Build the loaders of one rank of a run with the starting weights `start` [k].
 
     Raises:
         UserError: an index cannot be read.
     """
     domains = open_domains(tree, data.split, remote=data.remote, by_hash=data.verify == "hash")
-    names = [rows.name for rows in domains]
     sampler = Sampler(
         [domain_source(mixture, rows.name, len(rows), rows.block) for rows in domains],
         MixturePlan.start(start),
@@ -140,6 +113,7 @@ def build_loaders(
         rank=rank,
         world_size=world_size,
     )
+    names = [rows.name for rows in domains]
     held_out = build_held_out_loaders(data, tree, names, rank, world_size)
     return Loaders(sampler, start, train, held_out)
 
@@ -189,12 +163,7 @@ def build_held_out_loaders(
 ) -> dict[str, DataLoader]:
     """Build one loader per domain; over all ranks they give every held-out row once.
 
-    Args:
-        data: the recipe's `data` section.
-        tree: the data.
-        domains: names; their order in the run is their numbering.
-        rank: of this process.
-        world_size: number of processes.
+    The order of the names in `domains` is the domains' numbering in the run.
     """
     if others := [name for name in tree.split(data.eval_split) if name not in domains]:
         log.info(

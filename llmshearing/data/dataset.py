@@ -24,11 +24,7 @@ Batch = dict[str, Any]
 class TrainRows(Dataset):
     """The training rows of all domains. An index is (sample number, domain, row).
 
-    Args:
-        domains: in the run's order.
-        sequence_length: tokens in a row.
-        vocabulary: every token id is below it.
-        sampler: of the run, used in the main process only; checkpoints hold its state.
+    The run's sampler is used in the main process only; checkpoints hold its state.
     """
 
     def __init__(
@@ -60,12 +56,9 @@ class TrainRows(Dataset):
         }
 
     def state_dict(self, num_samples: int, from_beginning: bool = True) -> dict[str, Any]:
-        """The state for a checkpoint, as Composer asks for it.
+        """The state for a checkpoint after `num_samples` of the epoch, as Composer asks for it.
 
-        Args:
-            num_samples: samples of the epoch that were trained on; 0 right after the data was used
-                up, which ends an epoch.
-            from_beginning: True in Composer's call.
+        They are 0 right after the data was used up, which ends an epoch.
         """
         assert from_beginning
         if num_samples == 0 and self.sampler.used_up:
@@ -81,14 +74,9 @@ class TrainRows(Dataset):
 
 
 class HeldOutRows(Dataset):
-    """Held-out rows of one domain. An index is a row, or -1 for padding.
+    """Held-out rows of the domain with the number `domain`. An index is a row, or -1 for padding.
 
-    Args:
-        rows: of the domain.
-        domain: its number.
-        sequence_length: tokens in a row.
-        vocabulary: every token id is below it.
-        limit: number of rows to use, evenly spread; None for all.
+    Up to `limit` rows are used, evenly spread; None uses all.
     """
 
     def __init__(
@@ -130,13 +118,7 @@ def read_rows(
     sequence_length: int,
     vocabulary: int,
 ) -> tuple[Tensor, Tensor]:
-    """Read rows.
-
-    Args:
-        domains: all of them.
-        rows: (domain, row) of each [B].
-        sequence_length: T.
-        vocabulary: every token id must be below it.
+    """Read rows (domain, row) [B], each of T = `sequence_length` ids below `vocabulary`.
 
     Returns:
         Token ids [B, T] and labels [B, T], int64; -100 for tokens that are not targets.
@@ -144,25 +126,20 @@ def read_rows(
     Raises:
         UserError: a shard is missing or damaged.
     """
-    ids = torch.empty(len(rows), sequence_length, dtype=torch.int64)
-    array = ids.numpy()
-    labels = ids
+    ids = np.empty((len(rows), sequence_length), np.int64)
+    targets = np.ones((len(rows), sequence_length), bool)
     for i, (domain, row) in enumerate(rows):
         sample = domains[domain][row]
         tokens = sample[TOKENS]
         if tokens.shape != (sequence_length,):
             raise _misfit(domains[domain], row, f"{tokens.size} ids, expected {sequence_length}")
-        array[i] = tokens
+        ids[i] = tokens
         if LOSS in (sample.dtype.names or ()):
-            if labels is ids:
-                labels = torch.full_like(ids, 1)
-            labels.numpy()[i] = sample[LOSS]
-    if array.max(initial=0) >= vocabulary:
-        domain, row = rows[int(array.max(1).argmax())]
-        raise _misfit(domains[domain], row, f"id {array.max()}, expected ids below {vocabulary}")
-    if labels is ids:
-        return ids, ids.clone()
-    return ids, torch.where(labels > 0, ids, IGNORED)
+            targets[i] = sample[LOSS]
+    if ids.max(initial=0) >= vocabulary:
+        domain, row = rows[int(ids.max(1).argmax())]
+        raise _misfit(domains[domain], row, f"id {ids.max()}, expected ids below {vocabulary}")
+    return torch.from_numpy(ids), torch.from_numpy(np.where(targets, ids, IGNORED))
 
 
 def _misfit(domain: DomainRows, row: int, what: str) -> UserError:

@@ -38,10 +38,6 @@ def fetch_tree(remote: str, root: str | Path) -> None:
 
     Files that exist are kept. Several processes may call this at the same time.
 
-    Args:
-        remote: the tree's folder, in any form that Streaming accepts.
-        root: a local folder.
-
     Raises:
         UserError: a file cannot be fetched.
     """
@@ -89,11 +85,7 @@ class _OpenShard:
         self.first = int(header[1])
 
     def read(self, number: int) -> Any:
-        """Read a row.
-
-        Raises:
-            ValueError: the file ends before it.
-        """
+        """Read a row; a ValueError if the file ends before it."""
         size = self.row.itemsize
         content = os.pread(self.file, size, self.first + number * size)
         if len(content) != size:
@@ -128,13 +120,8 @@ class DomainRows:
             raise UserError(
                 f"found no usable index of domain {name} at {self.local / INDEX}: {error}"
             ) from error
-        if any(
-            os.sep in file.basename
-            for s in self._shards
-            for f in s.file_pairs
-            for file in f
-            if file
-        ):
+        files = [file for shard in self._shards for pair in shard.file_pairs for file in pair]
+        if any(file is not None and os.sep in file.basename for file in files):
             raise UserError(f"found a shard outside of the folder in {self.local / INDEX}: refused")
         sizes = [len(shard) for shard in self._shards]
         self._starts = np.cumsum([0, *sizes]).tolist()
@@ -173,8 +160,7 @@ class DomainRows:
         modified = path.stat().st_mtime_ns
         if self._checked.get(number) != modified:
             file = shard.file_pairs[0][0]
-            problem = file_problem(path, file.bytes, file.hashes if self.by_hash else {})
-            if problem:
+            if problem := file_problem(path, file.bytes, file.hashes if self.by_hash else {}):
                 raise ValueError(problem)
             self._checked[number] = modified
         opened = self._open[number] = _OpenShard(path, len(shard), _row_type(shard))
@@ -212,12 +198,12 @@ def open_domains(
     remote: str | None = None,
     by_hash: bool = True,
 ) -> list[DomainRows]:
-    """Open domains of a split.
+    """Open the named domains of a split; by default all, in the tree's order.
 
     Args:
         tree: the data.
         split: which part of it.
-        names: of the domains; by default all, in the tree's order.
+        names: of the domains.
         remote: the tree that this one is a cache of, if any.
         by_hash: hash each shard when it is first read.
 
@@ -237,11 +223,7 @@ def _size(path: Path) -> int | None:
 
 
 def _row_type(shard: MDSReader) -> np.dtype:
-    """The columns of a row as one record.
-
-    Raises:
-        ValueError: a column is not an array of fixed size.
-    """
+    """The columns of a row as one record; a ValueError if one is not an array of fixed size."""
     fields = []
     for name, encoding in zip(shard.column_names, shard.column_encodings, strict=True):
         kind, _, rest = encoding.partition(":")

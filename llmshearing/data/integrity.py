@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmshearing.data.schema import HASH, INDEX, fingerprint
-from llmshearing.data.tree import DataTree, DomainInfo
+from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 
 HASHED_AT_START_BYTES = 256 << 20
@@ -25,17 +25,9 @@ HASHED_AT_START_BYTES = 256 << 20
 def check_files(
     tree: DataTree, splits: Sequence[str], *, cached: bool = False, by_hash: bool = True
 ) -> None:
-    """Compare the files of some splits with what was recorded of them.
+    """Refuse a tree with problems, see `find_problems`, with a UserError that lists them.
 
-    Args:
-        tree: the data.
-        splits: names; those that the tree does not have are left out.
-        cached: the tree is a cache of a remote one, so that only its indexes have to be there.
-        by_hash: hash the shards too if all of them together have at most
-            `HASHED_AT_START_BYTES`.
-
-    Raises:
-        UserError: lists every file that is missing, has another size or has changed.
+    By hash, shards are hashed if all of them together have at most `HASHED_AT_START_BYTES`.
     """
     hash_limit = HASHED_AT_START_BYTES if by_hash else 0
     if problems := find_problems(tree, splits, cached=cached, hash_limit=hash_limit):
@@ -61,13 +53,20 @@ def find_problems(
     problems = []
     for split in dict.fromkeys(splits):
         for info in tree.splits.get(split, {}).values():
+            index = info.path / INDEX
             try:
-                entries = json.loads((info.path / INDEX).read_text("utf-8"))["shards"]
-                problems += _index_problems(info, entries)
+                entries = json.loads(index.read_text("utf-8"))["shards"]
+                rows = sum(entry["samples"] for entry in entries)
+                if rows != info.rows:
+                    problems.append(
+                        f"{index}: {rows} rows, expected the {info.rows} of the manifest"
+                    )
+                elif fingerprint(entries) != info.fingerprint:
+                    problems.append(f"{index}: lists other shards than the manifest's")
                 files = [entry["zip_data"] or entry["raw_data"] for entry in entries]
                 shards += [(info.path / file["basename"], file) for file in files]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                problems.append(f"{info.path / INDEX}: not a readable index ({error!r})")
+                problems.append(f"{index}: not a readable index ({error!r})")
     if not cached:
         by_hash = sum(file["bytes"] for _, file in shards) <= hash_limit
         problems += [
@@ -89,14 +88,6 @@ def file_problem(path: Path, size: int, hashes: dict[str, str]) -> str:
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return ""
-
-
-def _index_problems(info: DomainInfo, entries: list[dict[str, Any]]) -> Iterator[str]:
-    rows = sum(entry["samples"] for entry in entries)
-    if rows != info.rows:
-        yield f"{info.path / INDEX}: {rows} rows, expected the {info.rows} of the manifest"
-    elif fingerprint(entries) != info.fingerprint:
-        yield f"{info.path / INDEX}: lists other shards than the manifest's"
 
 
 def _digest(path: Path) -> str:

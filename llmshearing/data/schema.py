@@ -49,16 +49,13 @@ def fingerprint(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def tokenizer_file(path: str | Path) -> tuple[str, Path]:
-    """Find the file that decides the ids of the tokenizer at `path`.
-
-    Args:
-        path: a SentencePiece `.model` file, a `tokenizer.json`, or a directory that holds one.
+    """Find the file that decides the ids of a tokenizer, given by that file or its directory.
 
     Returns:
         Its kind, `sentencepiece` or `huggingface`, and the file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none at `path`.
     """
     path = Path(path)
     if path.is_file():
@@ -77,9 +74,5 @@ def _is_tiktoken(file: Path) -> bool:
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
-    """Return the SHA-256 of the file that decides the ids.
-
-    Raises:
-        FileNotFoundError: there is no tokenizer at `path`.
-    """
+    """Return the SHA-256 of the file that decides the ids, see `tokenizer_file`."""
     return hashlib.sha256(tokenizer_file(path)[1].read_bytes()).hexdigest()

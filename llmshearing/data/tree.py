@@ -17,54 +17,33 @@ OF_A_DOMAIN = ("rows", "tokens", "documents", "dropped_tokens", "fingerprint", "
 
 @dataclass(frozen=True)
 class DomainInfo:
-    """What one split holds of one domain.
-
-    Attributes:
-        name: the domain.
-        path: its MDS folder.
-        rows: number of rows of `sequence_length` tokens.
-        tokens: tokens in those rows.
-        documents: documents that were packed into them.
-        dropped_tokens: tokens of the last, incomplete row, which was left out.
-        fingerprint: SHA-256 over the hashes of the shards, in order.
-        chat: whether the column `loss` marks the targets.
-    """
+    """What one split holds of one domain."""
 
     name: str
-    path: Path
-    rows: int
-    tokens: int
-    documents: int
-    dropped_tokens: int
-    fingerprint: str
-    chat: bool = False
+    path: Path  # its MDS folder
+    rows: int  # of `sequence_length` tokens
+    tokens: int  # in those rows
+    documents: int  # packed into them
+    dropped_tokens: int  # of the last, incomplete row, which was left out
+    fingerprint: str  # SHA-256 over the hashes of the shards, in order
+    chat: bool = False  # whether the column `loss` marks the targets
 
 
 @dataclass(frozen=True)
 class DataTree:
-    """A finished preparation.
-
-    Attributes:
-        root: its folder.
-        sequence_length: tokens in a row.
-        token_dtype: `uint16` or `uint32`.
-        vocabulary: number of token ids; every id is below it.
-        tokenizer: `kind`, `fingerprint` of its ids, and the ids that begin and end a document.
-        splits: the domains of each split.
-        manifest: the whole manifest.
-    """
+    """A finished preparation."""
 
     root: Path
-    sequence_length: int
-    token_dtype: str
-    vocabulary: int
-    tokenizer: dict[str, Any]
-    splits: dict[str, dict[str, DomainInfo]]
+    sequence_length: int  # tokens in a row
+    token_dtype: str  # `uint16` or `uint32`
+    vocabulary: int  # every token id is below it
+    tokenizer: dict[str, Any]  # `kind`, `fingerprint` of its ids, ids around a document
+    splits: dict[str, dict[str, DomainInfo]]  # the domains of each split
     manifest: dict[str, Any]
 
     @classmethod
     def open(cls, root: str | Path) -> DataTree:
-        """Read the manifest at `root` and check that every domain has its index.
+        """Read a tree and check that every domain has its index.
 
         Raises:
             UserError: there is no finished tree at `root`, or indexes are missing.
@@ -96,38 +75,25 @@ class DataTree:
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"found damaged JSON in {path} ({error}): prepare the tree again"
-            ) from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
-            raise UserError(
-                f"found no manifest of format {FORMAT_VERSION} in {path}: prepare the tree again"
-            )
-        try:
-            return cls._of(root, manifest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"found an incomplete manifest in {path} ({error!r}): prepare the tree again"
-            ) from None
-
-    @classmethod
-    def _of(cls, root: Path, manifest: dict[str, Any]) -> DataTree:
-        splits = {
-            split: {
-                name: DomainInfo(name, root / split / name, **{k: held[k] for k in OF_A_DOMAIN})
-                for name, held in domains.items()
+            if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
+                raise ValueError("another format")
+            splits = {
+                split: {
+                    name: DomainInfo(name, root / split / name, **{k: held[k] for k in OF_A_DOMAIN})
+                    for name, held in domains.items()
+                }
+                for split, domains in manifest["splits"].items()
             }
-            for split, domains in manifest["splits"].items()
-        }
-        return cls(root, **{k: manifest[k] for k in OF_A_TREE}, splits=splits, manifest=manifest)
+            about = {key: manifest[key] for key in OF_A_TREE}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"found no whole manifest of format {FORMAT_VERSION} in {path} ({error!r}): "
+                "prepare the tree again"
+            ) from None
+        return cls(root, **about, splits=splits, manifest=manifest)
 
     def split(self, name: str) -> dict[str, DomainInfo]:
-        """The domains of the split `name`.
-
-        Raises:
-            UserError: the tree has no such split.
-        """
+        """The domains of the split `name`; a UserError if the tree has no such split."""
         if name not in self.splits:
             raise UserError(
                 f"found the splits {', '.join(self.splits) or 'none'} in {self.root}, "

@@ -57,9 +57,9 @@ def test_missing_indexes_are_named_with_the_remedy(tmp_path):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ("{", "damaged JSON"),
-        ("[]", "format"),
-        (json.dumps({**MANIFEST, "format": 99}), "format"),
+        ("{", "JSONDecodeError"),
+        ("[]", "another format"),
+        (json.dumps({**MANIFEST, "format": 99}), "another format"),
         (json.dumps({k: v for k, v in MANIFEST.items() if k != "vocabulary"}), "vocabulary"),
         (json.dumps({**MANIFEST, "splits": {"eval": {"wiki": {}}}}), "rows"),
     ],
