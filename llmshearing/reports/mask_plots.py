@@ -58,7 +58,7 @@ def heat_maps(scores: Scores) -> Figure | None:
 
 def last_heat_maps(run: Run) -> Figure | None:
     """The heat maps of a run's last masks."""
-    return heat_maps(run.masks[max(run.masks)]) if run.masks else None
+    return heat_maps(run.last_masks)
 
 
 def undecided(run: Run) -> Figure | None:
@@ -80,11 +80,9 @@ def undecided(run: Run) -> Figure | None:
 def units_table(run: Run) -> Table:
     """One row per axis: sizes, and how many units the last masks keep, leave open and turn off."""
     header = ("axis", "source", "target", "expected", "kept", "undecided", "off")
-    if not run.masks:
-        return Table("Units", header, [])
     sizes = run.axis_sizes()
     rows = []
-    for axis, scores in _ordered(run.masks[max(run.masks)]).items():
+    for axis, scores in _ordered(run.last_masks).items():
         source, target = sizes.get(axis, (scores.shape[-1], None))
         rows.append(
             (
@@ -95,22 +93,20 @@ def units_table(run: Run) -> Table:
                 *(f"{count:,}" for count in count_units(scores)),
             )
         )
-    title = f"Units at step {max(run.masks):,}; kept, undecided and off over all layers"
+    step = max(run.masks, default=0)
+    title = f"Units at step {step:,}; kept, undecided and off over all layers"
     return Table(title, header, rows)
 
 
 def layers_table(run: Run) -> Table:
     """One row per layer: its own probability to stay, and its units kept / undecided / off."""
-    scores = _ordered(run.masks[max(run.masks)]) if run.masks else {}
-    columns = {
-        "stays" if axis == "layer" else axis: (
-            [f"{score:.2f}" for score in table]
-            if axis == "layer"
-            else [" / ".join(f"{count:,}" for count in count_units(layer)) for layer in table]
-        )
-        for axis, table in scores.items()
-        if axis != "hidden"
-    }
+    columns = {}
+    for axis, table in _ordered(run.last_masks).items():
+        if axis == "layer":
+            columns["stays"] = [f"{score:.2f}" for score in table]
+        elif axis != "hidden":
+            units = map(count_units, table)
+            columns[axis] = [" / ".join(f"{count:,}" for count in counts) for counts in units]
     rows = [(str(layer), *cells) for layer, cells in enumerate(zip(*columns.values(), strict=True))]
     return Table("Layers: units kept / undecided / off", ("layer", *columns), rows)
 

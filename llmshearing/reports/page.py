@@ -59,7 +59,7 @@ def write_report(
     lead: str = "",
     first: Sequence[Table] = (),
 ) -> Path:
-    """Write the page of one or more runs, finished or still running.
+    """Write the page of one or more runs, finished or still running, and return its path.
 
     Args:
         run_directories: of runs.
@@ -68,9 +68,6 @@ def write_report(
         title: of the page.
         lead: a sentence below the title.
         first: tables to show before everything else.
-
-    Returns:
-        The page's path.
 
     Raises:
         UserError: no directory, or one that is not a run directory.

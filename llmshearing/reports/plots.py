@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def excess(run: Run) -> Figure | None:
         if name in references:
             # The policy `dro` without given references updates them, so take those of each step.
             then = np.interp(losses.steps, references[name].steps, references[name].values)
-            above[name] = Series(losses.steps, losses.tokens, losses.values - then)
+            above[name] = replace(losses, values=losses.values - then)
     figure = _lines(above, "step", "above reference, nats")
     if figure is not None:
         figure.axes[0].axhline(0, color=INK, lw=0.8)
@@ -74,9 +75,9 @@ def expected_sizes(run: Run) -> Figure | None:
         # Before the first checkpoint, the first target is the best guess of the source's size.
         first = (target or expected[axis]).values
         whole = sizes[axis][0] if axis in sizes else float(np.nanmax(first))
-        solid[axis] = _scaled(expected[axis], whole)
+        solid[axis] = replace(expected[axis], values=expected[axis].values / whole)
         if target is not None:
-            dashed[axis] = _scaled(target, whole)
+            dashed[axis] = replace(target, values=target.values / whole)
     return _lines(solid, "step", "fraction of the source's size", dashed=dashed, markers=False)
 
 
@@ -114,8 +115,9 @@ def _lines(
         if smooth and len(series.values) > 10:
             raw = thinned(series)
             plot.plot(_over(raw, x), raw.values, color=color(number), alpha=0.25, lw=0.8)
-            series = Series(series.steps, series.tokens, running_mean(series.values))  # noqa: PLW2901
-        shown = thinned(series)
+            shown = thinned(replace(series, values=running_mean(series.values)))
+        else:
+            shown = thinned(series)
         marker = "o" if markers and len(shown.values) < 30 else ""
         plot.plot(
             _over(shown, x), shown.values, color=color(number), label=name, ms=3, marker=marker
@@ -132,10 +134,6 @@ def _over(series: Series, x: str) -> NDArray[np.int64]:
     return series.tokens if x == "tokens" else series.steps
 
 
-def _scaled(series: Series, whole: float) -> Series:
-    return Series(series.steps, series.tokens, series.values / whole)
-
-
 def thinned(series: Series) -> Series:
     """At most `MOST_POINTS` points, the last one included, so that a long run draws fast."""
     count = len(series.values)
@@ -149,8 +147,7 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of the last few values at each point; NaN counts as no value."""
     window = max(SHORTEST_WINDOW, round(SMOOTHED_FRACTION * len(values)))
     known = np.isfinite(values)
-    sums = np.cumsum(np.where(known, values, 0.0))
-    counts = np.cumsum(known)
-    sums[window:] -= sums[:-window].copy()
-    counts[window:] -= counts[:-window].copy()
+    sums, counts = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
+    for cumulative in (sums, counts):
+        cumulative[window:] -= cumulative[:-window].copy()
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,11 @@ HELD_OUT = "metrics/{}/loss"
 
 @dataclass(frozen=True)
 class Series:
-    """A metric over time.
+    """A metric over time, [n] each."""
 
-    Attributes:
-        steps: optimizer steps. [n].
-        tokens: tokens seen. [n].
-        values: finite or NaN. [n].
-    """
-
-    steps: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    values: NDArray[np.float64]
+    steps: NDArray[np.int64]  # of the optimizer
+    tokens: NDArray[np.int64]  # seen
+    values: NDArray[np.float64]  # finite or NaN
 
     @property
     def last(self) -> float:
@@ -47,33 +41,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory.
-
-    Attributes:
-        directory: where it is.
-        name: what the page calls it.
-        lines: of `metrics.jsonl`, in order.
-        config: the resolved recipe as text; empty if it is not written yet.
-        manifest: `manifest.json`; None before the first evaluation.
-        masks: each unit's probability to stay, by step and axis.
-        mask_report: `mask_report.json` of a finished pruning run, else empty.
-    """
+    """A run directory."""
 
     directory: Path
-    name: str
-    lines: list[dict[str, Any]] = field(repr=False)
-    config: str = field(repr=False)
-    manifest: RunManifest | None = field(repr=False)
-    masks: dict[int, dict[str, NDArray[Any]]] = field(repr=False)
-    mask_report: dict[str, Any] = field(default_factory=dict, repr=False)
+    name: str  # what the page calls it
+    lines: list[dict[str, Any]]  # of `metrics.jsonl`, in order
+    config: str  # the resolved recipe as text; empty if it is not written yet
+    manifest: RunManifest | None  # None before the first evaluation
+    masks: dict[int, dict[str, NDArray[Any]]]  # probabilities to stay, by step and axis
+    mask_report: dict[str, Any]  # of a finished pruning run, else empty
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe.
-
-        Raises:
-            UserError: `config.yaml` is not a YAML mapping.
-        """
+        """The resolved recipe."""
         return read_yaml(self.directory / "config.yaml") if self.config else {}
 
     @cached_property
@@ -90,11 +70,7 @@ class Run:
         return self.metrics.get(name)
 
     def group(self, template: str) -> dict[str, Series]:
-        """Metrics whose names differ in one part, by that part.
-
-        Args:
-            template: a name with `{}` for the part.
-        """
+        """Metrics whose names differ in one part, `{}` in the template, by that part."""
         head, tail = template.split("{}")
         found = {}
         for name, series in self.metrics.items():
@@ -120,6 +96,11 @@ class Run:
         return self.lines[-1]["tokens"] if self.lines else 0
 
     @property
+    def last_masks(self) -> dict[str, NDArray[Any]]:
+        """Each unit's last probability to stay, by axis."""
+        return self.masks[max(self.masks)] if self.masks else {}
+
+    @property
     def prunes(self) -> bool:
         """Whether this run learns masks."""
         return bool(self.masks) or bool(self.group("pruning/expected/{}"))
@@ -139,14 +120,13 @@ class Run:
 
     def mean_held_out(self) -> Series | None:
         """Mean of the domains' held-out losses at each evaluation of all of them."""
-        losses = self.group(HELD_OUT)
+        losses = [*self.group(HELD_OUT).values()]
         if not losses:
             return None
-        by_step = [dict(zip(s.steps, s.values, strict=True)) for s in losses.values()]
-        first = next(iter(losses.values()))
+        by_step = [dict(zip(s.steps, s.values, strict=True)) for s in losses]
         shared = [
             (step, tokens, float(np.mean([values[step] for values in by_step])))
-            for step, tokens in zip(first.steps, first.tokens, strict=True)
+            for step, tokens in zip(losses[0].steps, losses[0].tokens, strict=True)
             if all(step in values for values in by_step)
         ]
         return _series(shared) if shared else None
@@ -164,11 +144,7 @@ class Run:
 
 
 def read_runs(directories: list[Path]) -> list[Run]:
-    """Read run directories and name each by the last parts of its path that make it distinct.
-
-    Raises:
-        UserError: one of them is not a run directory.
-    """
+    """Read run directories and name each by the last parts of its path that make it distinct."""
     names = short_names([path.absolute() for path in directories])
     return [read_run(path, name) for path, name in zip(directories, names, strict=True)]
 
@@ -200,10 +176,9 @@ def read_run(directory: Path, name: str | None = None) -> Run:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl`, except one that is still being written or was cut off."""
-    if not path.is_file():
-        return []
     keys = {"batch", "tokens", "seconds", "metrics"}
-    return [line for line in json_lines(path.read_bytes()) if keys <= line.keys()]
+    content = path.read_bytes() if path.is_file() else b""
+    return [line for line in json_lines(content) if keys <= line.keys()]
 
 
 def short_names(paths: list[Path]) -> list[str]:

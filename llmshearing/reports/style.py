@@ -97,12 +97,7 @@ def axis_labels(plot: Axes, x: str, y: str) -> None:
 
 
 def as_svg(figure: Figure, name: str) -> str:
-    """A figure as an SVG element for a page.
-
-    Args:
-        figure: the figure.
-        name: unique in the page; element ids start with it.
-    """
+    """A figure as an SVG element for a page; its ids start with `name`, unique in the page."""
     buffer = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})

@@ -61,12 +61,9 @@ class Plot(NamedTuple):
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """The whole page.
+    """The whole page, with a sentence `lead` below the title.
 
-    Args:
-        title: of the page.
-        lead: a sentence below it.
-        sections: title and parts in HTML; empty parts and sections are left out.
+    Sections have a title and parts in HTML; empty parts and sections are left out.
     """
     shown = [(heading, [*filter(None, parts)]) for heading, parts in sections if any(parts)]
     links = "\n".join(
