@@ -9,10 +9,15 @@ from composer.core import Algorithm, Evaluator
 from torch.optim import Optimizer
 
 from llmshearing import optimization, parallelism, substrate
-from llmshearing.architecture.flops import peak_flops, training_flops_per_token
+from llmshearing.architecture.flops import (
+    forward_flops_per_token,
+    peak_flops,
+    training_flops_per_token,
+)
 from llmshearing.callbacks.gradients import GradientClipping
 from llmshearing.callbacks.held_out import EvaluationTimes
 from llmshearing.callbacks.mask_clock import MaskClock
+from llmshearing.callbacks.mask_start import ImportancePlan
 from llmshearing.callbacks.training_progress import FlopsModel
 from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
@@ -23,6 +28,11 @@ from llmshearing.models.shearing import ShearingModel
 from llmshearing.preflight import Inputs
 from llmshearing.pruning.budget_masks import build_masks
 from llmshearing.quantities import steps
+
+# An importance pass may cost this fraction of a run's operations, and reads from so many to so many
+# rows: 512 are enough (Minitron, arXiv 2407.14679, section 4).
+IMPORTANCE_SHARE = 0.01
+IMPORTANCE_ROWS = (32, 512)
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
@@ -43,9 +53,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     masks = None
     if inputs.target is not None:
-        masks = build_masks(
-            inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed, inputs.scores
-        )
+        masks = build_masks(inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed)
     domains = len(inputs.tree.split(recipe.data.split))
     model = ShearingModel(decoder, masks, domains, settings.loss_chunk)
     if settings.compile:
@@ -93,6 +101,45 @@ def flops_model(recipe: Recipe, inputs: Inputs) -> FlopsModel:
         recipe.run.peak_flops or peak_flops(device),
         device,
     )
+
+
+def importance_plan(recipe: Recipe, inputs: Inputs) -> ImportancePlan:
+    """Where the masks start: by importance if its pass is cheap, or if the recipe asks for it.
+
+    Operations are those of `architecture/flops.py`: a forward pass per measured row of the source,
+    against those of the whole run.
+    """
+    settings, rows = recipe.pruning, 0
+    wanted = settings.start != "uniform"
+    if inputs.scores is not None:
+        reason = f"by the importance of the units in {settings.importance}"
+        return ImportancePlan(settings.importance, inputs.scores, 0, 0.0, wanted, reason)
+    table, length = inputs.source.table, inputs.tree.sequence_length
+    trained = steps(recipe.run.duration) * recipe.data.global_batch
+    cost = forward_flops_per_token(table, length) / training_flops_per_token(table, length)
+    if settings.start == "importance":
+        rows = IMPORTANCE_ROWS[1]
+    elif (affordable := int(IMPORTANCE_SHARE * trained / cost)) >= IMPORTANCE_ROWS[0]:
+        rows = min(affordable, IMPORTANCE_ROWS[1])
+    if parallelism.fsdp1_shards(recipe):  # it flattens the weights that the scores are made of
+        rows = 0
+    least = IMPORTANCE_ROWS[0] * cost / trained
+    if not wanted:
+        reason = "alike, as pruning.start=uniform asks"
+    elif rows:
+        reason = (
+            f"by the importance of the units, measured on {rows} rows of all domains for "
+            f"{rows * cost / trained:.2%} of the run's operations"
+        )
+    elif parallelism.fsdp1_shards(recipe):
+        reason = "alike: fsdp1 cannot measure importance; give pruning.importance"
+    else:
+        reason = (
+            f"alike: measuring importance on {IMPORTANCE_ROWS[0]} rows would cost {least:.1%} of "
+            f"the run's operations, more than {IMPORTANCE_SHARE:.0%}; give pruning.importance or "
+            "pruning.start=importance to start by it"
+        )
+    return ImportancePlan(None, None, rows, rows * cost / trained, wanted and rows > 0, reason)
 
 
 def rows_differ_in_targets(recipe: Recipe, inputs: Inputs) -> bool:

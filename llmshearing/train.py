@@ -33,6 +33,7 @@ from llmshearing.building import (
     build_evaluators,
     build_model,
     flops_model,
+    importance_plan,
     rows_differ_in_targets,
 )
 from llmshearing.callbacks.checkpointing import Checkpointing
@@ -41,6 +42,7 @@ from llmshearing.callbacks.heartbeat import Heartbeat
 from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest import ManifestWriter
 from llmshearing.callbacks.mask_report_writer import MaskReportWriter
+from llmshearing.callbacks.mask_start import MaskStart
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.stop_signal import Stopped, StopSignal
 from llmshearing.callbacks.training_progress import TrainingProgress
@@ -171,6 +173,14 @@ def build_trainer(
     fixed = run_manifest(recipe, inputs)
     manifest = ManifestWriter(directory, fixed, loading.mixture)
     heartbeat = Heartbeat(watchdog, start_timeout, seconds(recipe.run.step_timeout))
+    start = MaskStart(
+        directory,
+        importance_plan(recipe, inputs),
+        loaders.rows,
+        recipe.data.eval_batch,
+        steps(recipe.run.duration),
+        heartbeat.enter,
+    )
     # Composer calls callbacks in this order at every event.
     callbacks = [
         stop,  # first: all ranks agree to stop before anything else acts on the step
@@ -182,7 +192,10 @@ def build_trainer(
             steps(recipe.run.duration),
             flops_model(recipe, inputs),
         ),
-        MaskReportWriter(directory, heartbeat.enter),  # before the last checkpoint: a run killed
+        start,  # scores the source before anything changes it
+        MaskReportWriter(
+            directory, start, heartbeat.enter
+        ),  # before the last checkpoint: a run killed
         # after that checkpoint counts as finished, and then needs its report
         Checkpointing(  # after everything that changes what is saved
             directory,

@@ -72,6 +72,13 @@ def training_flops_per_token(
     return 6 * matrix_parameters(table, shape) + attention
 
 
+def forward_flops_per_token(
+    table: CouplingTable, sequence_length: int, shape: Shape | None = None
+) -> int:
+    """Operations of the forward pass alone per token, a third; see `training_flops_per_token`."""
+    return training_flops_per_token(table, sequence_length, shape) // 3
+
+
 def peak_flops(device: str) -> float | None:
     """The dense bf16 peak of a device by its name (`NVIDIA H100 PCIe`); None if unknown."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from llmshearing.callbacks.held_out import at_end, measure
 from llmshearing.callbacks.manifest import held_out_losses
+from llmshearing.callbacks.mask_start import MaskStart, best_units
 from llmshearing.files import write_json
 from llmshearing.models.metrics import HeldOutLoss
 from llmshearing.models.shearing import ShearingModel, unwrapped
+from llmshearing.pruning.mask_report import Comparison, common_units
 from llmshearing.pruning.masks import Masks
 
 log = logging.getLogger(__name__)
@@ -32,11 +34,12 @@ class MaskReportWriter(Callback):
 
     Args:
         directory: the run directory.
+        start: the scores and losses to compare with.
         report: called with what the run is doing, for the watchdog.
     """
 
-    def __init__(self, directory: Path, report: Callable[[str], None]) -> None:
-        self.directory, self.report = directory, report
+    def __init__(self, directory: Path, start: MaskStart, report: Callable[[str], None]) -> None:
+        self.directory, self.start, self.report = directory, start, report
         self.written = False
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -57,13 +60,31 @@ class MaskReportWriter(Callback):
             return
         exact = _mean(held_out_losses(state))  # from the evaluation at the end of every run
         soft = exact if masks.state.frozen else _mean(_soft_losses(state, masks, self.report))
-        report = dataclasses.replace(masks.report(), soft_loss=soft, exact_loss=exact)
+        report = dataclasses.replace(
+            masks.report(), soft_loss=soft, exact_loss=exact, comparison=self._compare(state, masks)
+        )
         if dist.get_global_rank() != 0:
             return
         write_json(self.directory / FILE, report.as_dict())
         log.info("%s", report.as_table())
         for problem in report.problems():
             log.warning("masks: %s", problem)
+
+    def _compare(self, state: State, masks: Masks) -> Comparison | None:
+        """The masks' choice next to that of a one-shot cut; None without scores."""
+        scores = self.start.scores
+        if scores is None or masks.target is None:
+            return None
+        best = best_units(scores, masks.target_sizes)
+        common = {
+            a: common_units(kept, best[a], masks.sizes[a]) for a, kept in masks.kept().items()
+        }
+        return Comparison(
+            common,
+            importance_loss=self.start.cut_loss(state, scores),
+            oneshot_loss=self.start.oneshot_loss,
+            steps=self.start.total,
+        )
 
 
 def _soft_losses(state: State, masks: Masks, report: Callable[[str], None]) -> dict[str, float]:

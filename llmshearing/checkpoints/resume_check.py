@@ -18,6 +18,7 @@ FROM_THE_CHECKPOINT = (
     "mixture.weights",
     "mixture.start_from",
     "mixture.start_with",
+    "pruning.start",
     "pruning.init_log_alpha",
     "pruning.importance",
     "pruning.importance_spread",

@@ -31,6 +31,7 @@ from llmshearing.checkpoints.trainer_state import load_trainer_state
 
 MODEL_PREFIX = "model."  # the trained module holds the stock model under this name, next to masks
 LOGITS_PREFIX = "masks.log_alpha."
+SCALE_PREFIX = "masks.gate_scale_"
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,15 @@ class Checkpoint:
 
     def mask_logits(self) -> dict[str, Tensor]:
         """The mask logits per axis name."""
-        names = [name for name in self.names() if name.startswith(LOGITS_PREFIX)]
-        return {name.removeprefix(LOGITS_PREFIX): self.read(name) for name in names}
+        return self._by_axis(LOGITS_PREFIX)
+
+    def gate_scales(self) -> dict[str, Tensor]:
+        """The factors on the logits before they become gates, per axis name."""
+        return self._by_axis(SCALE_PREFIX)
+
+    def _by_axis(self, prefix: str) -> dict[str, Tensor]:
+        names = [name for name in self.names() if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.read(name) for name in names}
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -78,6 +78,7 @@ class Loaders:
     """The loaders of a run."""
 
     sampler: Sampler  # decides the order of the training rows; checkpoints hold its state
+    rows: TrainRows  # of all domains
     start: np.ndarray  # domain weights at the start [k]
     train: DataSpec  # for Composer's trainer
     held_out: dict[str, DataLoader]  # for Composer's evaluators, by domain
@@ -105,8 +106,9 @@ def build_loaders(
         window=mixture.window,
         memory=mixture.prefetch + 2,
     )
+    rows = TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler)
     train = build_train_loader(
-        TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler),
+        rows,
         global_batch=data.global_batch,
         workers=data.workers,
         prefetch=mixture.prefetch,
@@ -115,7 +117,7 @@ def build_loaders(
     )
     names = [rows.name for rows in domains]
     held_out = build_held_out_loaders(data, tree, names, rank, world_size)
-    return Loaders(sampler, start, train, held_out)
+    return Loaders(sampler, rows, start, train, held_out)
 
 
 def build_train_loader(

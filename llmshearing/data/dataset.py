@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,26 @@ class HeldOutRows(Dataset):
             "domain": torch.full((len(rows),), self.domain),
             "sample_id": torch.tensor(indices),
         }
+
+
+def sample_rows(domains: Sequence[DomainRows], rows: int) -> list[tuple[int, int]]:
+    """The first rows of each domain, in proportion to the domains' numbers of rows.
+
+    Args:
+        domains: all of them.
+        rows: rows to take in all, at least one of each domain. If there are fewer, all are taken.
+
+    Returns:
+        (domain, row) of each, as `read_rows` takes them.
+    """
+    part = min(1.0, rows / max(1, sum(map(len, domains))))
+    shares = [min(len(rows), max(1, round(len(rows) * part))) for rows in domains]
+    return [(domain, row) for domain, share in enumerate(shares) for row in range(share)]
+
+
+def batched(rows: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+    """Consecutive parts of at most `size` rows."""
+    return (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def read_rows(

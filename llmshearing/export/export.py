@@ -116,7 +116,9 @@ def decide(checkpoint: Checkpoint, table: CouplingTable) -> Decision:
     distribution = DISTRIBUTIONS[manifest.recipe["pruning"]["distribution"]]
     sharpness = manifest.masks.sharpness
     kept = select(logits, table.sizes(manifest.target))
-    gates = decided_gates(distribution, logits, kept, sharpness)
+    scales = {Axis(name): value for name, value in checkpoint.gate_scales().items()}
+    scaled = {axis: x * scales[axis] if axis in scales else x for axis, x in logits.items()}
+    gates = decided_gates(distribution, scaled, kept, sharpness)
     undecided = {}
     for axis, x in logits.items():
         count = count_undecided(distribution.keep_probability(x, sharpness), kept[axis])

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
@@ -60,7 +62,8 @@ class ActivationImportance:
                 scores[Axis.HIDDEN] += squares / squares.mean().clamp(min=1e-30)
         for row, layer, name, module in self._writers:
             dim = row.dims[1]
-            weight = module.get_parameter("weight").detach().double()
+            weight = module.get_parameter("weight").detach()
+            weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).double()
             weight = weight.reshape(weight.shape[0], -1, dim.multiple)  # [d, u, m]
             gram = torch.einsum("dum,dun->umn", weight, weight)
             added = (gram * self._squares[name].to(gram)).sum((-1, -2)).cpu()
@@ -70,6 +73,16 @@ class ActivationImportance:
                 scores[axis][layer] += added.sum(rest) if rest else added
         scores[Axis.LAYER] += self._layers
         return {axis: (score / max(1, self.tokens)).float() for axis, score in scores.items()}
+
+    def add_ranks(self) -> None:
+        """Add up what the ranks have seen, each on rows of its own; all ranks call it together."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        device = next(iter(self._squares.values())).device
+        counts = torch.cat([self._layers, self._layers.new_tensor([self.tokens])]).to(device)
+        for seen in (counts, *self._squares.values()):
+            dist.all_reduce(seen)
+        self._layers, self.tokens = counts[:-1].cpu(), int(counts[-1])
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -112,28 +125,33 @@ class ActivationImportance:
         self._squares[name] = self._squares[name] + value if name in self._squares else value
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: FSDP keeps tensors of this pass for the training step
 def activation_importance(
     model: PreTrainedModel,
     table: CouplingTable,
     batches: Iterable[Tensor],
     tick: Callable[[int], None] = lambda _: None,
+    run: Callable[[Tensor], object] | None = None,
 ) -> Scores:
     """The importance of all units of a stock model, in float32.
 
     Args:
         model: a stock Transformers decoder in evaluation mode.
         table: its coupling table.
-        batches: token ids, each [B, T]; 512 to 1,024 rows in total are enough.
+        batches: token ids, each [B, T], as many on every rank; 512 to 1,024 rows in total are
+            enough.
         tick: called with the number of rows of each batch that is done.
+        run: the model's forward pass, if it is not the stock one.
     """
+    run = run or (lambda tokens: model(input_ids=tokens, use_cache=False))
     importance = ActivationImportance(model, table)
     try:
         for tokens in batches:
-            model(input_ids=tokens, use_cache=False)
+            run(tokens)
             tick(len(tokens))
     finally:
         importance.close()
+    importance.add_ranks()
     return importance.scores()
 
 

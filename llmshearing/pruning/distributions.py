@@ -17,6 +17,11 @@ class Distribution(Protocol):
     stay between off and on.
     """
 
+    @property
+    def unit(self) -> float | None:
+        """The logit at which the gate is 1; None if gates of large logits are 1 anyway."""
+        ...
+
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Gates for uniform noise in (0, 1), differentiable in `log_alpha`."""
         ...
@@ -45,6 +50,7 @@ class HardConcrete:
     beta: float = 0.83
     gamma: float = -0.1
     zeta: float = 1.1
+    unit: None = None
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Stretch and clamp s = sigmoid((log(u / (1 - u)) + log_alpha) / beta)."""

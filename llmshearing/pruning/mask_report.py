@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,97 @@ from llmshearing.tables import Table
 # the held-out loss by more than 0.01 nats per token.
 SIZE_TOLERANCE = 0.005
 LOSS_TOLERANCE = 0.01
+
+
+# Learned masks have beaten the loss of a one-shot cut before recovery in runs of at least this many
+# steps (docs/experiments.md).
+ENOUGH_STEPS = 300
+
+
+def times_the_steps(steps: int) -> int:
+    """How many times a run's steps reach `ENOUGH_STEPS`; 1 if they do."""
+    return max(1, math.ceil(ENOUGH_STEPS / steps))
+
+
+@dataclass(frozen=True)
+class Common:
+    """The kept units of an axis, over all layers, that a one-shot cut keeps as well.
+
+    Attributes:
+        units: their number.
+        kept: units that either keeps.
+        chance: the number that two random choices would have in common.
+        deviation: its standard deviation.
+    """
+
+    units: int
+    kept: int
+    chance: float
+    deviation: float
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether two random choices would often have as many in common, but not all."""
+        often = self.chance + 2 * self.deviation
+        return self.units <= often < self.kept
+
+
+def common_units(kept: Tensor, best: Tensor, size: int) -> Common:
+    """Compare two choices of the units of an axis; hypergeometric in each layer.
+
+    Args:
+        kept: indices of the units that the masks keep, [k] or [L, k].
+        best: those of a one-shot cut, same shape.
+        size: units of the axis, per layer.
+    """
+    k, rows = kept.shape[-1], kept.numel() // kept.shape[-1]
+    both = (kept.unsqueeze(-1) == best.unsqueeze(-2)).sum()
+    variance = rows * (k * (size - k) / size) ** 2 / (size - 1)
+    return Common(int(both), kept.numel(), rows * k * k / size, variance**0.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The masks' choice next to a one-shot cut to the same shape, by importance.
+
+    Attributes:
+        common: per axis, the units that both keep.
+        importance_loss: held-out loss of the final weights cut to the units of best score, mean
+            over domains, in nats per token.
+        oneshot_loss: the same of the source's weights; None if the shape was not known then.
+        steps: of the run.
+    """
+
+    common: Mapping[Axis, Common]
+    importance_loss: float
+    oneshot_loss: float | None
+    steps: int
+
+    def worse(self, exact_loss: float) -> str | None:
+        """In what the masks are worse; `exact_loss` is that of the final weights cut to size."""
+        reasons = []
+        if self.importance_loss < exact_loss:
+            reasons.append(
+                f"the most important units have a loss of {self.importance_loss:.4f} on the "
+                f"trained weights, those that the masks keep {exact_loss:.4f}"
+            )
+        if self.oneshot_loss is not None and self.oneshot_loss < exact_loss:
+            reasons.append(
+                f"the source cut at once has a loss of {self.oneshot_loss:.4f} before any training"
+            )
+        reasons += [
+            f"{one.units:,} of the {one.kept:,} kept {axis.value} units are among the most "
+            f"important, where chance gives {one.chance:,.0f}"
+            for axis, one in self.common.items()
+            if one.by_chance
+        ]
+        if not reasons:
+            return None
+        times = max(2, times_the_steps(self.steps))
+        return (
+            f"the masks are worse than a one-shot cut: {'; '.join(reasons)}. Use llmshearing "
+            f"prune-oneshot, or {times} times the steps"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,12 +139,14 @@ class MaskReport:
         soft_loss: held-out loss, mean over domains, of the model with all gates as they are and
             without noise, in nats per token; None if it was not measured.
         exact_loss: the same of the model cut to the target shape, which export writes.
+        comparison: with a one-shot cut; None if no unit was scored.
     """
 
     axes: Mapping[Axis, AxisReport]
     frozen: bool
     soft_loss: float | None = None
     exact_loss: float | None = None
+    comparison: Comparison | None = None
 
     def problems(self) -> list[str]:
         """What missed its target and what to do about it; empty if nothing did."""
@@ -74,6 +168,9 @@ class MaskReport:
                 f"cutting to size moves the held-out loss from {soft:.4f} to {exact:.4f}: set "
                 "pruning.freeze to an earlier time, so that the weights adapt to the cut"
             )
+        if self.comparison is not None and exact is not None:
+            worse = self.comparison.worse(exact)
+            found += [worse] if worse else []
         return found
 
     def as_table(self) -> Table:
@@ -85,15 +182,29 @@ class MaskReport:
                 f"{one.expected:.1f}",
                 f"{one.furthest:.1f}",
                 f"{one.undecided:,} of {one.units:,}",
+                *(self._common(axis) if self.comparison else []),
             ]
             for axis, one in self.axes.items()
         ]
+        heads = ["axis", "target", "expected", "furthest", "undecided"]
+        heads += ["as one-shot (chance)"] if self.comparison else []
         notes = []
         if self.soft_loss is not None and self.exact_loss is not None:
             notes.append(f"held-out loss {self.soft_loss:.4f}, cut to size {self.exact_loss:.4f}")
         if self.frozen:
             notes.append("the kept units are frozen: the last steps trained the model cut to size")
-        return Table("masks", ["axis", "target", "expected", "furthest", "undecided"], rows, notes)
+        if (other := self.comparison) is not None:
+            notes.append(
+                f"the most important units on the same weights {other.importance_loss:.4f}"
+            )
+            if other.oneshot_loss is not None:
+                notes.append(f"the source cut at once, without training {other.oneshot_loss:.4f}")
+        return Table("masks", heads, rows, notes)
+
+    def _common(self, axis: Axis) -> list[str]:
+        assert self.comparison is not None
+        one = self.comparison.common[axis]
+        return [f"{one.units:,} of {one.kept:,} ({one.chance:,.0f})"]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -102,6 +213,7 @@ class MaskReport:
             "frozen": self.frozen,
             "soft_loss": self.soft_loss,
             "exact_loss": self.exact_loss,
+            "comparison": None if self.comparison is None else asdict(self.comparison),
             "problems": self.problems(),
         }
 

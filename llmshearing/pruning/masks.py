@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, expected_parameter_count
@@ -24,6 +24,7 @@ from llmshearing.pruning.scores import Scores, start_logits
 from llmshearing.pruning.selection import Kept, decided_gates, decision_penalty, indicator, select
 from llmshearing.pruning.settings import LOG_ALPHA_BOUND, PruningSettings
 
+GATE_SCALE = "gate_scale_"  # with an axis, the name of a buffer
 START_NOISE = 0.01  # standard deviation; without it, units with equal weights would stay equal
 
 # Far from its threshold the keep probability saturates and the constraint has no gradient. Add this
@@ -72,7 +73,7 @@ class Masks(nn.Module):
         target: the shape to reach; None if a subclass finds it during the run.
         settings: how the masks learn.
         seed: seed of the noise.
-        scores: the masks start in the order of these scores; without them all units start alike.
+        scores: the masks start by the magnitude of these; without them all units start alike.
         axes: the axes to mask; by default those that shrink.
 
     Attributes:
@@ -101,7 +102,7 @@ class Masks(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.log_alpha = nn.ParameterDict(
             {
-                axis.value: self._start(axis, scores)
+                axis.value: torch.full(self.mask_shape(axis), settings.init_log_alpha)
                 + START_NOISE * torch.randn(self.mask_shape(axis), generator=generator)
                 for axis in self.axes
             }
@@ -115,12 +116,29 @@ class Masks(nn.Module):
         self.state, self.noise_stream = MaskState(), 0
         self.cuts_evaluation = True
         self._noise: tuple[tuple[int, int], dict[Axis, Tensor]] | None = None
+        for axis in self.axes:
+            self.register_buffer(f"{GATE_SCALE}{axis.value}", torch.ones(self.mask_shape(axis)))
+        if scores is not None:
+            self.start_from(scores)
 
-    def _start(self, axis: Axis, scores: Scores | None) -> Tensor:
-        start = self.settings.init_log_alpha
-        if scores is None:
-            return torch.full(self.mask_shape(axis), start)
-        return start_logits(scores[axis], start, self.settings.importance_spread)
+    def start_from(self, scores: Scores) -> None:
+        """Start the logits by the magnitude of scores, before the first step; all ranks call it.
+
+        Gates that grow with their logits are scaled so that those of logits of at least 1 are 1:
+        training starts with exactly the source's function, whatever the scores.
+        """
+        start, spread = self.settings.init_log_alpha, self.settings.importance_spread
+        for axis, alike in self._whole_logits().items():
+            logits = alike + start_logits(scores[axis].to(alike), start, spread) - start
+            logits = logits.clamp(max=LOG_ALPHA_BOUND)
+            with torch.no_grad():
+                _fill(self.log_alpha[axis.value], logits)
+            if self.distribution.unit is not None:
+                self.gate_scale(axis).copy_(self.distribution.unit / logits.clamp(min=1.0))
+
+    def gate_scale(self, axis: Axis) -> Tensor:
+        """The factors on the logits before they become gates, [n] or [L, n]."""
+        return self.get_buffer(f"{GATE_SCALE}{axis.value}")
 
     def mask_shape(self, axis: Axis) -> tuple[int, ...]:
         """[L, n] for the per-layer axes, [n] for the others."""
@@ -155,10 +173,11 @@ class Masks(nn.Module):
         probability = {axis: self._keep_probability(x) for axis, x in logits.items()}
         cut = state.frozen or (self.cuts_evaluation and not self.training)
         kept = select(logits, self.sizes_now()) if cut or state.deciding else {}
+        scaled = {axis: x * self.gate_scale(axis) for axis, x in logits.items()}
         gates = (
-            decided_gates(self.distribution, logits, kept, state.sharpness)
+            decided_gates(self.distribution, scaled, kept, state.sharpness)
             if cut
-            else self._soft_gates(logits)
+            else self._soft_gates(scaled)
         )
         if state.frozen:
             # The kept units are fixed, so nothing moves the logits. They stay in the graph: DDP and
@@ -255,3 +274,11 @@ class Masks(nn.Module):
             }
             self._noise = (key, noise)
         return self._noise[1]
+
+
+def _fill(parameter: nn.Parameter, whole: Tensor) -> None:
+    """Set a parameter, sharded or not, to a whole tensor on the CPU."""
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        whole = distribute_tensor(whole.to(mesh.device_type), mesh, parameter.placements)
+    parameter.copy_(whole)

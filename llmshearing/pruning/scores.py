@@ -5,6 +5,7 @@ Scores are [n] for HIDDEN and LAYER and [L, n] for the per-layer axes. Units of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from llmshearing.errors import UserError
 from llmshearing.files import write_bytes
 
 Scores = dict[Axis, Tensor]
+
+SCORE_RANGE = 20.0  # ratio to the median beyond which a score moves the start of a mask no further
 
 
 def score_shapes(table: CouplingTable) -> dict[Axis, tuple[int, ...]]:
@@ -84,19 +87,20 @@ def evenly_spaced(table: CouplingTable, sizes: Mapping[Axis, int]) -> Scores:
 
 
 def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
-    """Mask logits in the order of a score, evenly spaced from start - spread to start + spread.
+    """Mask logits by the magnitude of a score, from start - spread to start + spread.
 
-    Logits follow ranks, not values: scores are heavy-tailed, so a few units would take the whole
-    range.
+    A logit is linear in the logarithm of the score's ratio to the median of its row, up to a ratio
+    of `SCORE_RANGE` either way. Scores of a trained model are heavy-tailed: ranks would put a unit
+    of 200 times the median next to one of 2 times.
 
     Args:
-        score: [..., n]; each row is ranked on its own.
-        start: mean of the logits.
-        spread: half of their range.
+        score: [..., n], not negative; each row is compared with its own median.
+        start: the logit of a median score.
+        spread: half of the logits' range.
     """
-    count = score.shape[-1]
-    rank = score.argsort(dim=-1).argsort(dim=-1).float()
-    return start + spread * (2 * rank / max(1, count - 1) - 1)
+    score = score.clamp(min=torch.finfo(score.dtype).tiny)
+    ratio = (score / score.median(dim=-1, keepdim=True).values).log() / math.log(SCORE_RANGE)
+    return start + spread * ratio.clamp(-1.0, 1.0)
 
 
 def save_scores(path: str | Path, scores: Mapping[Axis, Tensor], about: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "freeze": "1dur",
         "linear_learning_rate": 1.0,
         "final_fraction": 1.0,
+        "start": "uniform",
     },
 }
 
@@ -48,12 +49,15 @@ class PruningSettings(Section):
     that export would write, not before the end of the warmup; `1dur` is never, as in the paper."""
     fix_shape: PointInRun = "0.4dur"
     """With a budget of parameters, the time from which the shape is fixed."""
+    start: Literal["auto", "importance", "uniform"] = "auto"
+    """Of the mask logits: by the `importance` of the units, `uniform`, or `auto`: by importance if
+    a file of scores is given or measuring them costs less than 1 % of the run's operations."""
     init_log_alpha: float = Field(default=4.0, gt=-LOG_ALPHA_BOUND, lt=LOG_ALPHA_BOUND)
-    """The mask logits at the start."""
+    """The mask logits at the start; by importance, those of units with the median score."""
     importance: PathText | None = None
-    """A file of scores made by `llmshearing importance`; the masks start in its order."""
+    """A file of scores made by `llmshearing importance`; without one the run measures them."""
     importance_spread: NotNegative = 1.0
-    """Half the range of the initial logits in that order."""
+    """How far the logits of the best and worst scores start from those of the median."""
     noise: Literal["shared", "per_rank"] = "shared"
     """`shared` draws the same noise on every rank, `per_rank` independent noise."""
     learning_rate: Positive = 1.0
@@ -78,7 +82,12 @@ class PruningSettings(Section):
         return given
 
     def rules(self) -> list[str]:
-        """Refuse masks of which no unit would ever be on."""
+        """Refuse scores that would not be used, and masks of which no unit would ever be on."""
+        if self.start == "uniform" and self.importance:
+            return [
+                f"pruning.importance: found {self.importance} with pruning.start uniform, which "
+                "does not use it; give pruning.start=importance, or leave the file out"
+            ]
         highest = self.init_log_alpha + (self.importance_spread if self.importance else 0.0)
         if self.distribution != "linear" or highest > 0:
             return []

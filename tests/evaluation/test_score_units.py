@@ -1,18 +1,26 @@
+from collections import Counter
+
 import pytest
 import torch
 from runs import run_here
 from safetensors import safe_open
 
 from llmshearing.architecture.axes import Axis
+from llmshearing.data.dataset import sample_rows
 from llmshearing.errors import UserError
-from llmshearing.evaluation.score_units import measure_importance, shares
+from llmshearing.evaluation.score_units import measure_importance
 from llmshearing.huggingface.source import read_source
 from llmshearing.pruning.scores import load_scores
 
 
-def test_domains_take_part_in_proportion_and_none_is_left_out():
-    assert shares({"a": 900, "b": 100, "c": 1}, 100) == {"a": 90, "b": 10, "c": 1}
-    assert shares({"a": 3, "b": 2}, 100) == {"a": 3, "b": 2}
+@pytest.mark.parametrize(
+    ("available", "rows", "taken"),
+    [((900, 100, 1), 100, {0: 90, 1: 10, 2: 1}), ((3, 2), 100, {0: 3, 1: 2})],
+)
+def test_domains_take_part_in_proportion_and_none_is_left_out(available, rows, taken):
+    chosen = sample_rows([range(n) for n in available], rows)  # only their lengths count
+    assert Counter(domain for domain, _ in chosen) == taken
+    assert len(set(chosen)) == len(chosen)
 
 
 def test_scores_are_written_read_by_a_run_and_order_its_masks(
@@ -26,7 +34,7 @@ def test_scores_are_written_read_by_a_run_and_order_its_masks(
     assert all(torch.equal(stored[axis], score) for axis, score in scores.items())
 
     one_step = (f"run.{name}=1ba" for name in ("duration", "eval_interval", "checkpoint_interval"))
-    undecided = ("pruning.init_log_alpha=0", "pruning.sharpness=1")
+    undecided = ("pruning.learning_rate=0.01", "pruning.sharpness=1")
     run_here(recipe_file, *one_step, *undecided, f"pruning.importance={path}")
     masks = tmp_path / "run" / "masks" / "ba1.safetensors"
     with safe_open(str(masks), "pt") as file:

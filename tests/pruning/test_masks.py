@@ -155,19 +155,45 @@ def test_frozen_logits_get_a_zero_gradient():
         assert logits.grad.abs().max() == 0
 
 
-def test_masks_start_in_the_order_of_importance():
+def from_scores(scores, distribution="linear", spread=1.5):
     table = family_of(CONFIG).table(CONFIG)
-    scores = random(table, seed=2)
-    settings = PruningSettings(init_log_alpha=3.0, importance_spread=1.5)
-    shape = replace(table.source, hidden=12, intermediate=20)
-    masks = Masks(table, shape, settings, seed=5, scores=scores)
+    settings = PruningSettings(
+        init_log_alpha=3.0, importance_spread=spread, distribution=distribution
+    )
+    shape = replace(table.source, hidden=12, layers=3, intermediate=20)
+    return Masks(table, shape, settings, seed=5, scores=scores)
+
+
+def test_masks_start_in_the_order_of_importance():
+    scores = random(family_of(CONFIG).table(CONFIG), seed=2)
+    masks = from_scores(scores)
     for axis in masks.axes:
         logits = masks.log_alpha[axis.value].detach()
-        best = scores[axis].argmax(-1)
-        assert torch.equal(logits.argmax(-1), best)
-        assert logits.max().item() == pytest.approx(4.5, abs=0.1)
-        assert logits.min().item() == pytest.approx(1.5, abs=0.1)
-        assert logits.mean().item() == pytest.approx(3.0, abs=0.1)
+        assert torch.equal(logits.argmin(-1), scores[axis].argmin(-1))
+
+
+def test_an_outlier_starts_far_above_its_neighbours_and_within_the_bound():
+    scores = random(family_of(CONFIG).table(CONFIG), seed=2)
+    scores = {axis: 1.0 + 0.01 * score for axis, score in scores.items()}
+    scores[Axis.HIDDEN][7], scores[Axis.LAYER][0] = 239.0, 50.0
+    masks = from_scores(scores, spread=4.0)
+    for axis, unit in ((Axis.HIDDEN, 7), (Axis.LAYER, 0)):
+        logits = masks.log_alpha[axis.value].detach()
+        assert logits[unit] == LOG_ALPHA_BOUND
+        others = logits[torch.arange(len(logits)) != unit]
+        assert others.tolist() == pytest.approx([3.0] * len(others), abs=0.1)
+
+
+def test_masks_from_scores_start_with_the_source_itself():
+    """A gate that follows its logit would otherwise scale every unit by its score."""
+    masks = from_scores(random(family_of(CONFIG).table(CONFIG), seed=2))
+    for gate in masks().gates.values():
+        assert gate.flatten().tolist() == pytest.approx([1.0] * gate.numel(), abs=1e-6)
+    masks.log_alpha["hidden"].data.mul_(0.5)
+    assert masks().gates[Axis.HIDDEN].tolist() == pytest.approx([0.5] * 24, abs=1e-6)
+    masks.set_state(MaskState(90, 1.0, 8.0, frozen=True))
+    gates = masks().gates[Axis.HIDDEN]
+    assert gates.sort().values.tolist() == pytest.approx([0.0] * 12 + [0.5] * 12, abs=1e-6)
 
 
 def test_the_constraint_has_a_gradient_at_saturated_logits():

@@ -45,11 +45,20 @@ def test_evenly_spaced_units_stay():
     assert kept[Axis.LAYER].tolist() == [0, 2]
 
 
-def test_start_logits_are_evenly_spaced_in_the_order_of_each_row_of_scores():
-    score = torch.tensor([[0.0, 100.0, 1.0], [5.0, -7.0, 0.0]])
+def test_start_logits_are_linear_in_the_logarithm_of_the_ratio_to_the_median_of_each_row():
+    root = scores.SCORE_RANGE**0.5
+    score = torch.tensor([[1.0, root, 1 / root], [2.0, 2.0, 2.0 * root]])
     found = scores.start_logits(score, start=3.0, spread=0.5)
-    assert found.tolist() == [[2.5, 3.5, 3.0], [3.5, 2.5, 3.0]]
-    assert scores.start_logits(torch.zeros(1, 1), start=3.0, spread=0.5).tolist() == [[2.5]]
+    assert found.flatten().tolist() == pytest.approx([3.0, 3.25, 2.75, 3.0, 3.0, 3.25])
+
+
+def test_start_logits_are_bounded_and_outliers_far_apart_from_their_neighbours():
+    score = torch.tensor([0.0, 0.9, 1.0, 1.1, 239.0])
+    found = scores.start_logits(score, start=3.0, spread=2.0).tolist()
+    assert found[0] == 1.0
+    assert found[4] == 5.0
+    assert max(found[1:4]) - min(found[1:4]) < 0.2
+    assert scores.start_logits(torch.zeros(1, 1), start=3.0, spread=0.5).tolist() == [[3.0]]
 
 
 def test_a_file_of_scores_fits_one_model_only(tmp_path):

@@ -11,7 +11,7 @@ from llmshearing.pruning.settings import PruningSettings
 from llmshearing.typed_yaml import build
 
 
-def test_the_paper_preset_differs_in_exactly_six_keys():
+def test_the_paper_preset_differs_in_exactly_seven_keys():
     ours, paper = PruningSettings().model_dump(), PruningSettings(preset="paper").model_dump()
     differences = {key: (ours[key], paper[key]) for key in ours if ours[key] != paper[key]}
     assert differences.pop("preset") == ("default", "paper")
@@ -22,6 +22,7 @@ def test_the_paper_preset_differs_in_exactly_six_keys():
         "freeze": ("0.9dur", "1dur"),  # never
         "linear_learning_rate": (0.2, 1.0),  # one rate for masks and multipliers
         "final_fraction": (0.1, 1.0),  # which stays constant
+        "start": ("auto", "uniform"),
     }
 
 

@@ -1,0 +1,177 @@
+"""Where the masks of a run start, and what a one-shot cut of the same shape is worth there."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist
+
+from llmshearing.callbacks.held_out import measure
+from llmshearing.data.dataset import TrainRows, batched, read_rows, sample_rows
+from llmshearing.models.activation_importance import activation_importance
+from llmshearing.models.gated import set_gates
+from llmshearing.models.metrics import HeldOutLoss
+from llmshearing.models.shearing import Batch, ShearingModel, unwrapped
+from llmshearing.pruning.mask_report import times_the_steps
+from llmshearing.pruning.scores import Scores, load_scores, save_scores
+from llmshearing.pruning.selection import Kept, indicator, select
+
+log = logging.getLogger(__name__)
+
+FILE = "importance.safetensors"
+
+
+@dataclass(frozen=True)
+class ImportancePlan:
+    """Where the scores of the units come from.
+
+    Attributes:
+        file: a file of scores, already read into `scores`.
+        scores: of the file.
+        rows: rows to measure them on, without a file; 0 to do without.
+        share: what measuring them costs, as a fraction of the run's operations.
+        starts: whether the masks start by them; else they only serve the comparison.
+        reason: why they do or do not, for the log.
+    """
+
+    file: str | None
+    scores: Scores | None
+    rows: int
+    share: float
+    starts: bool
+    reason: str
+
+
+class MaskStart(Callback):
+    """Before the first step: scores the units, starts the masks, and cuts to size for comparison.
+
+    The scores are kept in the run directory, so a resumed run compares with the same ones. The
+    masks' own start is in the checkpoint.
+
+    Args:
+        directory: of the run.
+        plan: where the scores come from.
+        rows: the training rows of all domains.
+        batch: rows of a forward pass.
+        total: steps of the run.
+        report: called with the current activity.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        plan: ImportancePlan,
+        rows: TrainRows,
+        batch: int,
+        total: int,
+        report: Callable[[str], None],
+    ) -> None:
+        self.file, self.plan, self.rows, self.batch = directory / FILE, plan, rows, batch
+        self.total, self.report = total, report
+        self.scores: Scores | None = None
+        self.oneshot_loss: float | None = None  # of the source, cut at once
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Start the masks, unless the run resumes from a checkpoint."""
+        del logger
+        masks = unwrapped(state.model).masks
+        if masks is None:
+            return
+        if state.timestamp.batch.value > 0:
+            self.scores = load_scores(self.file, masks.table) if self.file.is_file() else None
+            return
+        self.scores = self.plan.scores or (self._measure(state) if self.plan.rows else None)
+        if dist.get_global_rank() == 0:
+            self.file.unlink(missing_ok=True)  # of an earlier run without a checkpoint
+            if self.scores is not None:
+                about = {"rows": str(self.plan.rows), "file": self.plan.file or ""}
+                save_scores(self.file, self.scores, about)
+        log.info("masks start %s", self.plan.reason)
+        if self.scores is not None:
+            if self.plan.starts:
+                masks.start_from(self.scores)
+            if masks.target is not None:
+                self.oneshot_loss = self.cut_loss(state, self.scores)
+                log.info("held-out loss of the source cut at once: %.4f", self.oneshot_loss)
+        if (times := times_the_steps(self.total)) > 1:
+            log.warning(
+                "masks have not been seen to beat a one-shot cut within %d steps: use llmshearing "
+                "prune-oneshot, or %d times the steps",
+                self.total,
+                times,
+            )
+
+    def cut_loss(self, state: State, scores: Scores) -> float:
+        """Held-out loss, mean over domains, of the current weights cut to the units of best score.
+
+        In nats per token. All ranks call it together.
+        """
+        model = unwrapped(state.model)
+        assert model.masks is not None
+        table, kept = model.masks.table, best_units(scores, model.masks.target_sizes)
+        gates = {a: indicator(scores[a].float(), units) for a, units in kept.items()}
+        gates = {axis: state.device.tensor_to_device(gate) for axis, gate in gates.items()}
+
+        def add(model: ShearingModel, batch: dict[str, Any], metric: HeldOutLoss) -> None:
+            set_gates(model.sites, table, gates)
+            losses, counted = model.decoder_losses(batch)
+            metric.update(losses.each, counted)
+
+        with torch.random.fork_rng(devices=[]):  # the loaders use the generator
+            losses = measure(state, state.evaluators, add, self.report)
+        return sum(losses.values()) / len(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the mask report needs and the weights of a resumed run no longer tell."""
+        return {"oneshot_loss": self.oneshot_loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from a checkpoint."""
+        self.oneshot_loss = state["oneshot_loss"]
+
+    def _measure(self, state: State) -> Scores:
+        """The importance of all units of the source, each rank on rows of its own."""
+        model = unwrapped(state.model)
+        assert model.masks is not None
+        chosen = sample_rows(self.rows.domains, self.plan.rows)
+        mine = _share_of_rank(chosen, dist.get_global_rank(), dist.get_world_size())
+
+        def batches() -> Any:
+            for number, some in enumerate(batched(mine, self.batch)):
+                self.report(f"the importance of the units, batch {number}")
+                length, vocabulary = self.rows.sequence_length, self.rows.vocabulary
+                ids, _ = read_rows(self.rows.domains, some, length, vocabulary)
+                yield state.device.tensor_to_device(ids)
+
+        def run(ids: torch.Tensor) -> None:
+            batch: Batch = {"input_ids": ids, "labels": ids}
+            with get_precision_context(state.precision):
+                model.decoder_losses(batch)
+
+        set_gates(model.sites, model.masks.table, {})
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks would not see the hooks
+            scores = activation_importance(model.model, model.masks.table, batches(), run=run)
+        model.train()
+        return scores
+
+
+def best_units(scores: Scores, sizes: dict[Any, int]) -> Kept:
+    """The units of best score on every axis that shrinks."""
+    shrinking = {a: score for a, score in scores.items() if sizes[a] < score.shape[-1]}
+    return select(shrinking, sizes)
+
+
+def _share_of_rank(rows: Sequence[tuple[int, int]], rank: int, ranks: int) -> list[tuple[int, int]]:
+    """Every `ranks`-th row; the last ranks repeat one, since all run as many forward passes."""
+    most = math.ceil(len(rows) / ranks)
+    return [rows[(rank + number * ranks) % len(rows)] for number in range(most)]
