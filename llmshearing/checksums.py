@@ -32,6 +32,11 @@ class FileRecord:
     xxh3_128: str | None = None
 
 
+def record_file(file: Path) -> FileRecord:
+    """Size and checksum of a file."""
+    return FileRecord(file.stat().st_size, _digest(file))
+
+
 def record_files(files: Mapping[str, Path]) -> dict[str, FileRecord]:
     """Size and checksum of files by name. All ranks call it.
 
@@ -48,7 +53,7 @@ def record_files(files: Mapping[str, Path]) -> dict[str, FileRecord]:
     failed: list[str] = []
     for name, file in files.items():
         try:
-            mine[name] = FileRecord(file.stat().st_size, _digest(file))
+            mine[name] = record_file(file)
         except OSError as error:
             failed.append(f"cannot read {file}: {error.strerror or error}")
     shares: list[Any] = [(mine, failed)]

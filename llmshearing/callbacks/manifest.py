@@ -13,7 +13,9 @@ from composer.loggers import Logger
 from composer.utils import dist
 from safetensors.torch import save
 
+from llmshearing.callbacks.mask_start import IMPORTANCE_FILE
 from llmshearing.checkpoints.manifest import RUN_FILE, LossesAt, RunManifest
+from llmshearing.checksums import record_file
 from llmshearing.files import write_bytes
 from llmshearing.models.shearing import unwrapped
 
@@ -64,7 +66,7 @@ class ManifestWriter(Callback):
 
     def manifest(self, state: State) -> RunManifest:
         """The manifest at this step."""
-        masks = unwrapped(state.model).masks
+        masks, scores = unwrapped(state.model).masks, self.directory / IMPORTANCE_FILE
         return replace(
             self.fixed,
             batch=state.timestamp.batch.value,
@@ -73,6 +75,7 @@ class ManifestWriter(Callback):
             mixture=self.mixture(),
             target=None if masks is None else masks.target,
             masks=None if masks is None else masks.state,
+            importance=record_file(scores) if scores.is_file() else None,
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
         )
 

@@ -27,7 +27,7 @@ from llmshearing.pruning.selection import Kept, indicator, select
 
 log = logging.getLogger(__name__)
 
-FILE = "importance.safetensors"
+IMPORTANCE_FILE = "importance.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MaskStart(Callback):
         total: int,
         report: Callable[[str], None],
     ) -> None:
-        self.file, self.plan, self.rows, self.batch = directory / FILE, plan, rows, batch
+        self.file, self.plan, self.rows, self.batch = directory / IMPORTANCE_FILE, plan, rows, batch
         self.total, self.report = total, report
         self.scores: Scores | None = None
         self.oneshot_loss: float | None = None  # of the source, cut at once
@@ -142,15 +142,16 @@ class MaskStart(Callback):
         """The importance of all units of the source, each rank on rows of its own."""
         model = unwrapped(state.model)
         assert model.masks is not None
-        chosen = sample_rows(self.rows.domains, self.plan.rows)
-        mine = _share_of_rank(chosen, dist.get_global_rank(), dist.get_world_size())
+        data, ranks = self.rows, dist.get_world_size()
+        # At least one row on every rank, also after the rounding within domains.
+        chosen = sample_rows(data.domains, max(self.plan.rows, 2 * ranks))
+        mine = chosen[dist.get_global_rank() :: ranks]
+        passes = math.ceil(math.ceil(len(chosen) / ranks) / self.batch)
 
-        def batches() -> Any:
-            for number, some in enumerate(batched(mine, self.batch)):
-                self.report(f"the importance of the units, batch {number}")
-                length, vocabulary = self.rows.sequence_length, self.rows.vocabulary
-                ids, _ = read_rows(self.rows.domains, some, length, vocabulary)
-                yield state.device.tensor_to_device(ids)
+        def read(rows: Sequence[tuple[int, int]]) -> torch.Tensor:
+            self.report("the importance of the units")
+            ids, _ = read_rows(data.domains, rows, data.sequence_length, data.vocabulary)
+            return state.device.tensor_to_device(ids)
 
         def run(ids: torch.Tensor) -> None:
             batch: Batch = {"input_ids": ids, "labels": ids}
@@ -159,8 +160,15 @@ class MaskStart(Callback):
 
         set_gates(model.sites, model.masks.table, {})
         model.eval()
+        batches = [*batched(mine, self.batch)]
         with torch.compiler.set_stance("force_eager"):  # compiled blocks would not see the hooks
-            scores = activation_importance(model.model, model.masks.table, batches(), run=run)
+            scores = activation_importance(
+                model.model,
+                model.masks.table,
+                map(read, batches),
+                run=run,
+                padding=(read(mine[:1]) for _ in range(passes - len(batches))),
+            )
         model.train()
         return scores
 
@@ -169,9 +177,3 @@ def best_units(scores: Scores, sizes: dict[Any, int]) -> Kept:
     """The units of best score on every axis that shrinks."""
     shrinking = {a: score for a, score in scores.items() if sizes[a] < score.shape[-1]}
     return select(shrinking, sizes)
-
-
-def _share_of_rank(rows: Sequence[tuple[int, int]], rank: int, ranks: int) -> list[tuple[int, int]]:
-    """Every `ranks`-th row; the last ranks repeat one, since all run as many forward passes."""
-    most = math.ceil(len(rows) / ranks)
-    return [rows[(rank + number * ranks) % len(rows)] for number in range(most)]

@@ -116,6 +116,7 @@ class RunManifest:
         masks: the state of the mask schedule; None without pruning.
         versions: of the packages.
         files: of a checkpoint, relative to the folder that holds it.
+        importance: the run's file of scores; None if no unit was scored.
         format: of the manifest.
     """
 
@@ -131,6 +132,7 @@ class RunManifest:
     masks: MaskState | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
+    importance: FileRecord | None = None
     format: int = FORMAT
 
     @classmethod

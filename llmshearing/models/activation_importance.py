@@ -132,16 +132,18 @@ def activation_importance(
     batches: Iterable[Tensor],
     tick: Callable[[int], None] = lambda _: None,
     run: Callable[[Tensor], object] | None = None,
+    padding: Iterable[Tensor] = (),
 ) -> Scores:
     """The importance of all units of a stock model, in float32.
 
     Args:
         model: a stock Transformers decoder in evaluation mode.
         table: its coupling table.
-        batches: token ids, each [B, T], as many on every rank; 512 to 1,024 rows in total are
-            enough.
+        batches: token ids, each [B, T]; 512 to 1,024 rows in total are enough.
         tick: called with the number of rows of each batch that is done.
         run: the model's forward pass, if it is not the stock one.
+        padding: batches that do not count, for ranks with fewer than others: all ranks of a sharded
+            model run as many forward passes.
     """
     run = run or (lambda tokens: model(input_ids=tokens, use_cache=False))
     importance = ActivationImportance(model, table)
@@ -151,6 +153,8 @@ def activation_importance(
             tick(len(tokens))
     finally:
         importance.close()
+    for tokens in padding:
+        run(tokens)
     importance.add_ranks()
     return importance.scores()
 
