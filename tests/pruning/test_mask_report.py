@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.pruning.mask_report import MaskReport, axis_report
+from llmshearing.pruning.mask_report import (
+    Common,
+    Comparison,
+    MaskReport,
+    axis_report,
+    common_units,
+)
 
 DECIDED = torch.tensor([[0.99, 0.99, 0.01, 0.01], [0.01, 0.99, 0.99, 0.01]])
 
@@ -53,3 +59,50 @@ def test_a_cut_may_move_the_loss_by_a_hundredth(exact, problems):
     for problem in report.problems():
         assert f"from 3.0000 to {exact:.4f}" in problem
         assert "pruning.freeze" in problem
+
+
+def test_units_in_common_are_counted_per_layer_next_to_what_chance_gives():
+    kept = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    best = torch.tensor([[0, 2, 5], [0, 1, 2]])
+    found = common_units(kept, best, 6)
+    assert (found.units, found.kept) == (2, 6)
+    assert found.chance == pytest.approx(2 * 3 * 3 / 6)
+    # Hypergeometric: k (k / n) (1 - k / n) (n - k) / (n - 1) in each layer.
+    assert found.deviation**2 == pytest.approx(2 * 3 * 0.5 * 0.5 * 3 / 5)
+    assert found.by_chance
+    assert not common_units(kept, kept, 6).by_chance
+
+
+def test_masks_on_an_axis_of_few_units_are_not_called_chance():
+    """Two of three units are often the same two, so even a perfect match would prove nothing."""
+    assert not common_units(torch.tensor([0, 1]), torch.tensor([0, 1]), 3).by_chance
+
+
+def compared(importance=5.0, oneshot=5.0, common=Common(90, 100, 50.0, 3.0), steps=75):  # noqa: B008
+    comparison = Comparison({Axis.HIDDEN: common}, importance, oneshot, steps)
+    report = MaskReport({}, True, soft_loss=4.0, exact_loss=4.0, comparison=comparison)
+    return report.problems()
+
+
+def test_masks_that_beat_the_one_shot_cut_have_no_problem():
+    assert compared() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"importance": 3.9}, "the most important units have a loss of 3.9000 on the trained"),
+        ({"oneshot": 3.9}, "the source cut at once has a loss of 3.9000 before any training"),
+        ({"common": Common(56, 100, 50.0, 3.0)}, "56 of the 100 kept hidden units"),
+    ],
+)
+def test_worse_masks_are_told_plainly_with_what_to_do(given, words):
+    (problem,) = compared(**given)
+    assert problem.startswith("the masks are worse than a one-shot cut: ")
+    assert words in problem
+    assert problem.endswith("Use llmshearing prune-oneshot, or 4 times the steps")
+
+
+def test_the_advised_steps_are_at_least_twice_those_of_the_run():
+    (problem,) = compared(importance=3.9, steps=5000)
+    assert problem.endswith("or 2 times the steps")
