@@ -124,7 +124,7 @@ class MaskStart(Callback):
         def add(model: ShearingModel, batch: dict[str, Any], metric: HeldOutLoss) -> None:
             set_gates(model.sites, table, gates)
             losses, counted = model.decoder_losses(batch)
-            metric.update(losses.each, counted)
+            metric.update(losses.cross_entropy, counted)
 
         with torch.random.fork_rng(devices=[]):  # the loaders use the generator
             losses = measure(state, state.evaluators, add, self.report)
