@@ -21,8 +21,8 @@ import small_bench
 TARGET = ("hidden=128", "layers=6", "heads=4", "intermediate=344")
 HARD = {"distribution": "paper"}
 RELEASED_GATE = {"distribution": "released"}
-PAPER = {"constraint": "paper"}
-PAPER = HARD | {"sharpness": 1, "freeze": "1dur"}
+PAPER_CONSTRAINT = {"constraint": "paper"}
+PAPER_MASKS = HARD | {"sharpness": 1, "freeze": "1dur"}
 # Fewer units of every axis expected at the start than asked for: a third, and a quarter. A gate
 # without noise has to leave some on.
 BELOW = {
@@ -53,15 +53,15 @@ class Arm:
 
 ARMS = {
     "default": Arm({}),
-    "paper-constraint": Arm(PAPER),
+    "paper-constraint": Arm(PAPER_CONSTRAINT),
     "hard-concrete": Arm(HARD),
-    "hard-concrete-paper": Arm(HARD | PAPER),
+    "hard-concrete-paper": Arm(HARD | PAPER_CONSTRAINT),
     "released-gate": Arm(RELEASED_GATE),
     "below": Arm(BELOW),
-    "below-paper": Arm(BELOW | PAPER),
+    "below-paper": Arm(BELOW | PAPER_CONSTRAINT),
     "below-hard-concrete": Arm(HARD_BELOW),
-    "below-hard-concrete-paper": Arm(HARD_BELOW | PAPER),
-    "paper-masks": Arm(PAPER),
+    "below-hard-concrete-paper": Arm(HARD_BELOW | PAPER_CONSTRAINT),
+    "paper-masks": Arm(PAPER_MASKS),
     "from-importance": Arm({"importance": "IMPORTANCE"}),
     "one-multiplier-rate": Arm({"linear_learning_rate": 1.0}),
     "mask-rate-0.3": Arm({"learning_rate": 0.3}),

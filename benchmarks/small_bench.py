@@ -32,11 +32,12 @@ def export(run: Path, out: Path) -> None:
         verb("export", run, out, "--allow-undecided")
 
 
-def evaluate(model: Path, data: Path) -> dict[str, float]:
-    """Held-out loss per domain on all rows, nats per token; kept beside the model."""
+def evaluate(model: Path, data: Path, rows: int = 0) -> dict[str, float]:
+    """Held-out loss per domain (nats per token) on some rows or all (0), kept next to MODEL."""
     path = model.with_suffix(".json")
     if not path.is_file():
-        verb("evaluate", model, "--data", data / "eval", "--json", path)
+        some = ["--rows", rows] if rows else []
+        verb("evaluate", model, "--data", data / "eval", "--json", path, *some)
     domains = json.loads(path.read_text())["domains"]
     return {name: domain["loss"] for name, domain in domains.items()}
 

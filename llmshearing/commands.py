@@ -149,9 +149,12 @@ def benchmark(options: Namespace) -> None:
         options.model,
         suite,
         batch_size=options.batch_size,
+        dtype=options.dtype,
         include=options.include_path,
+        documents=options.documents,
         limit=options.limit,
         cache=options.cache,
+        run_generated_code=options.run_generated_code,
     )
     _show(scores, options.json)
 

@@ -17,6 +17,7 @@ import xxhash
 from pydantic import Field
 
 from llmshearing.errors import UserError
+from llmshearing.evaluation.local_tasks import local_tasks
 from llmshearing.evaluation.ranks import own_device, refuse_several
 from llmshearing.huggingface.source import read_source
 from llmshearing.huggingface.weight_files import find_weights
@@ -160,7 +161,7 @@ def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
     path = SHIPPED / f"{name}.yaml" if name in shipped else Path(name)
     if not path.is_file():
         raise UserError(
-            f"found no suite {name}, expected {' or '.join(shipped)} or the path of a YAML file"
+            f"found no suite {name}, expected {', '.join(shipped)} or the path of a YAML file"
         )
     return load(Suite, path, what="suite of benchmarks").only(tasks)
 
@@ -171,7 +172,7 @@ def describe(suite: Suite, include: Path | None = None) -> Table:
     Raises:
         UserError: no lm-eval, or a task that it does not know.
     """
-    _task_manager(suite, include)
+    _task_manager([task.task for task in suite.tasks], include)
     rows = [
         (t.task, t.column, "own" if t.shots is None else str(t.shots), t.metric or "usual")
         for t in suite.tasks
@@ -187,9 +188,12 @@ def benchmark(
     suite: Suite,
     *,
     batch_size: int = 16,
+    dtype: str = "auto",
     include: Path | None = None,
+    documents: Path | None = None,
     limit: int | None = None,
     cache: Path | None = None,
+    run_generated_code: bool = False,
 ) -> Scores:
     """Score a model on a suite.
 
@@ -197,10 +201,13 @@ def benchmark(
         model_directory: with its tokenizer; a directory, or `org/name[@revision]` of the hub.
         suite: the tasks.
         batch_size: requests of a forward pass.
+        dtype: of the weights; as they are stored by default.
         include: a folder of task files, which take precedence over lm-eval's of the same name.
+        documents: a folder of JSON lines to read the tasks' documents from, see `local_tasks`.
         limit: documents of each task; None for all.
         cache: a folder for lm-eval's cache of answers, so that a run that was killed computes only
             what is missing. lm-eval stores pickles there.
+        run_generated_code: allow tasks such as HumanEval, which run what the model writes.
 
     Raises:
         UserError: no model, no lm-eval, a task that it does not know, data that it cannot load, a
@@ -211,10 +218,17 @@ def benchmark(
         raise UserError(f"found batch size {batch_size}, limit {limit}; expected at least 1 each")
     source = read_source(model_directory)
     find_weights(source.path)  # lm-eval reads the directory itself
-    manager = _task_manager(suite, include)
-    loaded = {task.task: _loaded(manager, task.task) for task in suite.tasks}
-    model = _language_model(source.path, batch_size)
-    settings = {"task_manager": manager, "limit": limit, "bootstrap_iters": BOOTSTRAPS}
+    names = [task.task for task in suite.tasks]
+    local = {} if documents is None else local_tasks(names, documents)
+    manager = _task_manager([name for name in names if name not in local], include)
+    loaded = {name: _loaded(manager, local.get(name, name)) for name in names}
+    model = _language_model(source.path, batch_size, dtype)
+    settings = {
+        "task_manager": manager,
+        "limit": limit,
+        "bootstrap_iters": BOOTSTRAPS,
+        "confirm_run_unsafe_code": run_generated_code,
+    }
     if cache is not None:
         settings["use_cache"] = str(cache / fingerprint(source.path) / "answers")
     scores = {}
@@ -252,18 +266,20 @@ def _score(model: Any, loaded: Any, task: Task, settings: dict[str, Any]) -> Sco
     if metrics is None:
         names = ", ".join(found["results"])
         raise UserError(f"found that {task.task} is a name for {names}: give these one by one")
-    values = {key.partition(",")[0]: value for key, value in metrics.items()}
+    values = {key.partition(",")[0]: value for key, value in metrics.items()} | metrics
     wanted = [task.metric] if task.metric else USUAL_METRICS
     for metric in wanted:
         if isinstance(values.get(metric), int | float):
-            error = values.get(f"{metric}_stderr")  # "N/A" if there is none
+            name, comma, answers = metric.partition(",")
+            error = values.get(f"{name}_stderr{comma}{answers}")  # "N/A" if there is none
             known = isinstance(error, int | float)
             return Score(100 * values[metric], 100 * error if known else None)
-    have = ", ".join(k for k in values if isinstance(values[k], float) and "stderr" not in k)
+    floats = (key for key, value in values.items() if isinstance(value, float))
+    have = ", ".join(key for key in floats if "stderr" not in key and "," not in key)
     raise UserError(f"found the metrics {have} of {task.task}, expected {' or '.join(wanted)}")
 
 
-def _task_manager(suite: Suite, include: Path | None) -> Any:
+def _task_manager(names: Sequence[str], include: Path | None) -> Any:
     """lm-eval's list of tasks. Its own tasks are read only if `include` does not have them all.
 
     Raises:
@@ -277,7 +293,7 @@ def _task_manager(suite: Suite, include: Path | None) -> Any:
         ) from error
     if include is not None and not include.is_dir():
         raise UserError(f"found no folder {include}, expected one of lm-eval task files")
-    wanted = {task.task for task in suite.tasks}
+    wanted = set(names)
     folder = None if include is None else str(include)
     manager = tasks.TaskManager(include_path=folder, include_defaults=False)
     if not wanted <= set(manager.all_tasks):
@@ -291,24 +307,31 @@ def _task_manager(suite: Suite, include: Path | None) -> Any:
     return manager
 
 
-def _loaded(manager: Any, name: str) -> Any:
-    """A task, or a group as a whole, with its data."""
+def _loaded(manager: Any, name: str | dict[str, Any]) -> Any:
+    """A task, or a group as a whole, with its data; by name or by its config."""
     try:
         found = manager.load([name])
     except Exception as error:  # every data hub and file format has errors of its own
+        task = name if isinstance(name, str) else name["task"]
         raise UserError(
-            f"cannot load the data of {name} ({type(error).__name__}: {error}): it has to be in "
-            "the cache of `datasets`, or reachable"
+            f"cannot load the data of {task} ({type(error).__name__}: {error}): it has to be in "
+            "the cache of `datasets`, reachable, or JSON lines (--documents)"
         ) from error
     groups = list(found["groups"].values())
     return groups[:1] or list(found["tasks"].values())  # a group is listed before its members
 
 
-def _language_model(directory: Path, batch_size: int) -> Any:
+def _language_model(directory: Path, batch_size: int, dtype: str) -> Any:
+    """lm-eval's model. Its own default takes log-probabilities in bfloat16, which makes ties."""
     from lm_eval.models import huggingface
 
     models: Any = huggingface  # its decorators hide the signatures
-    settings = {"batch_size": batch_size, "device": str(own_device())}
+    settings = {
+        "batch_size": batch_size,
+        "device": str(own_device()),
+        "dtype": dtype,
+        "softmax_dtype": "float32",
+    }
     try:
         return models.HFLM(pretrained=str(directory), **settings)
     except (OSError, ValueError) as error:

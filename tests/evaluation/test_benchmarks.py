@@ -173,7 +173,7 @@ def test_the_average_has_the_standard_error_of_a_mean(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "nothing"], "expected sheared-llama or the path"),
+        (["--suite", "nothing"], "expected commonsense, generative, sheared-llama or the path"),
         (["--suite", "sheared-llama", "--tasks", "gsm8k"], "expected some of sciq"),
         pytest.param(["--tasks", "no_such_task"], "lm-eval does not know", marks=pytest.mark.slow),
         (["--tasks", "sciq", "--include-path", "nowhere"], "found no folder nowhere"),
