@@ -178,7 +178,7 @@ def test_the_average_has_the_standard_error_of_a_mean(tmp_path):
         pytest.param(["--tasks", "no_such_task"], "lm-eval does not know", marks=pytest.mark.slow),
         (["--tasks", "sciq", "--include-path", "nowhere"], "found no folder nowhere"),
         ([], "found neither --suite nor --tasks"),
-        (["--tasks", "sciq", "--dtype", "float16"], "unrecognized arguments: --dtype float16"),
+        (["--tasks", "sciq", "--prompt", "9"], "unrecognized arguments: --prompt 9"),
     ],
 )
 def test_what_cannot_be_evaluated_says_so(tiny_model, arguments, message, capsys):
