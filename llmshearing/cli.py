@@ -144,6 +144,28 @@ STAGES: dict[str, list[Command]] = {
             arg("--out", required=True, metavar="FILE", help="safetensors file to write"),
         ),
         command(
+            "search",
+            "MODEL --data data/sample --target parameters=50M --out out/search",
+            MODEL,
+            arg("--data", required=True, metavar="ROOT", help="a data tree"),
+            arg(
+                "--target",
+                type=str,
+                nargs="+",
+                required=True,
+                metavar="KEY=VALUE",
+                help="parameters=1.3B, memory=4GiB, latency=8ms, minimum.layers=16, ... as in a "
+                "recipe's section target",
+            ),
+            arg("--out", required=True, metavar="DIR", help="for all results; resumes there"),
+            arg("--candidates", type=_count, default=64, metavar="N", help="to score (64)"),
+            arg("--values", type=_count, default=6, metavar="N", help="sizes per axis (6)"),
+            arg("--rows", type=_count, default=4, metavar="N", help="held out per domain (4)"),
+            arg("--importance", metavar="FILE", help="scores made by llmshearing importance"),
+            arg("--importance-rows", type=_count, default=512, metavar="N", help="if not (512)"),
+            _batch_size(8),
+        ),
+        command(
             "prune-oneshot",
             "MODEL out/half --target hidden=128 layers=6 --importance importance.safetensors",
             MODEL,

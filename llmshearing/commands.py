@@ -219,6 +219,27 @@ def importance(options: Namespace) -> None:
     print(options.out)
 
 
+def search(options: Namespace) -> None:
+    """Find the best shape within budgets of parameters, memory or latency."""
+    from llmshearing.config import parse_target
+    from llmshearing.search.run import run
+    from llmshearing.search.search import SearchSettings
+
+    importance = options.importance
+    settings = SearchSettings(
+        candidates=options.candidates,
+        values_per_axis=options.values,
+        rows=options.rows,
+        batch_size=options.batch_size,
+        importance=None if importance is None else str(importance.absolute()),
+        importance_rows=options.importance_rows,
+    )
+    table = run(options.model, options.data, parse_target(options.target), options.out, settings)
+    if table is not None:
+        table.show()
+        print(f"{options.out}: the table, a plot, and best.yaml, a recipe for the first shape")
+
+
 def prune_oneshot(options: Namespace) -> None:
     """Cut a model to a shape without training."""
     from llmshearing.config import parse_target

@@ -25,6 +25,7 @@ FLOORS = [
     {"optimization", "parallelism", "evaluation", "reports", "planning"},
     {"building", "resuming", "run_manifest"},
     {"train"},
+    {"search"},
     {"quickstart"},
     {"commands"},
     {"cli"},

@@ -149,10 +149,15 @@ def write_directory(
     return Exported(out, manifest, parameters)
 
 
+def target_fields(config: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """A source's config fields with another shape, without code of its own."""
+    fields = {key: value for key, value in config.items() if key != "auto_map"}
+    return fields | family_of(config).write_shape(shape)
+
+
 def _write_config(directory: Path, config: dict[str, Any], shape: Shape, dtype: str) -> None:
     """The source's config with another shape, for the stock model and without code of its own."""
-    fields = {key: value for key, value in config.items() if key != "auto_map"}
-    fields |= family_of(config).write_shape(shape) | {"dtype": dtype}
+    fields = target_fields(config, shape) | {"dtype": dtype}
     fields["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[fields["model_type"]]]
     write_config(stock_config(fields), directory)
 

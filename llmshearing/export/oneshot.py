@@ -7,16 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
 from llmshearing.errors import UserError
-from llmshearing.export.directory import Exported, Format, write_directory
+from llmshearing.export.directory import Exported, Format, target_fields, write_directory
 from llmshearing.huggingface.source import Source, empty_model, parameter_aliases, read_source
+from llmshearing.huggingface.stock import empty_parameters, stock_config, stock_model
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.pruning.scores import Scores, evenly_spaced, load_scores, magnitude, random
-from llmshearing.pruning.selection import indicator, select
+from llmshearing.pruning.selection import Kept, indicator, select
+from llmshearing.pruning.surgery import cut_model
 from llmshearing.typed_yaml import error_list
 
 METHODS = ("magnitude", "random", "spaced")  # those that need no text
@@ -56,16 +60,39 @@ def prune_oneshot(
     shape, errors = resolve_shape(table, target)
     if errors:
         raise UserError(error_list("--target", errors))
-    original = _Original(source)
-    sizes = table.sizes(shape)
-    axes = [axis for axis, size in sizes.items() if size < table.sizes(table.source)[axis]]
-    scores = score(table, sizes, original.read)
-    kept = select({axis: scores[axis] for axis in axes}, sizes)
-    gates = {axis: indicator(scores[axis].float(), kept[axis]) for axis in axes}
+    original = SourceWeights(source)
+    scores = score(table, table.sizes(shape), original.read)
+    kept = kept_units(scores, table, shape)
+    gates = {axis: indicator(scores[axis].float(), units) for axis, units in kept.items()}
     form = form or Format()
     return write_directory(
         out, original, source.record(), table, shape, kept, gates, form, source.path, method=method
     )
+
+
+def kept_units(scores: Scores, table: CouplingTable, shape: Shape) -> Kept:
+    """The units of highest score that make a shape, of the axes that it cuts."""
+    sizes, full = table.sizes(shape), table.sizes(table.source)
+    return select({axis: scores[axis] for axis in sizes if sizes[axis] < full[axis]}, sizes)
+
+
+def cut_in_memory(
+    source: Source, weights: SourceWeights, shape: Shape, kept: Kept
+) -> PreTrainedModel:
+    """A stock model of the kept units, float32 on the CPU, in evaluation mode.
+
+    Args:
+        source: the directory.
+        weights: its tensors.
+        shape: what the kept units make.
+        kept: the units that stay.
+    """
+    with empty_parameters():
+        model = stock_model(stock_config(target_fields(source.config, shape)))
+    made = dict(cut_model(source.table, kept, {}, weights.read))
+    model.load_state_dict(made, strict=False, assign=True)
+    model.tie_weights()
+    return model.eval()
 
 
 def scorer(method: str, seed: int = 0) -> Scorer:
@@ -88,7 +115,7 @@ def from_file(path: Path) -> Scorer:
     return lambda table, *_: load_scores(path, table)
 
 
-class _Original:
+class SourceWeights:
     """A directory's tensors in float32, tied ones under every name that the stock model gives them.
 
     Raises:
@@ -103,7 +130,9 @@ class _Original:
             self._stored |= dict.fromkeys(names, stored)
 
     def names(self) -> list[str]:
+        """Names of the stored tensors."""
         return sorted(self._weights.stored)
 
     def read(self, name: str) -> Tensor:
+        """A tensor in float32, by any of its names."""
         return self._weights.read(self._stored.get(name, name)).to(torch.float32)

@@ -11,9 +11,14 @@ from transformers import PreTrainedModel
 from llmshearing.architecture.families import family_of
 
 
+def blocks_path(model: PreTrainedModel) -> str:
+    """The name of the list of decoder blocks, from the model's family."""
+    return family_of({"model_type": model.config.model_type}).blocks
+
+
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder blocks, which the model's family names."""
-    blocks = model.get_submodule(family_of({"model_type": model.config.model_type}).blocks)
+    """The list of decoder blocks."""
+    blocks = model.get_submodule(blocks_path(model))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
 

@@ -1,0 +1,188 @@
+"""Scores of a model on held-out rows: loss, and divergence from its parent.
+
+Shape legend: B batch, T tokens of a row, N = B T, d hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llmshearing.data.dataset import read_rows
+from llmshearing.data.domains import open_domains
+from llmshearing.data.tree import DataTree
+from llmshearing.evaluation.domain_loss import LOGIT_CHUNK, evenly_spread
+from llmshearing.models.blocks import blocks_path, decoder_blocks
+from llmshearing.models.divergence import Distillation, TeacherStates
+from llmshearing.models.head import insert_loss_head
+from llmshearing.models.metrics import IGNORED, shifted
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the domains, each with the same weight, of the means over target tokens."""
+
+    loss: float
+    """Cross entropy in nats."""
+    divergence: float
+    """KL(parent || model) in nats: 0 for the parent."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one domain.
+
+    Attributes:
+        domain: its number.
+        tokens: ids, [B, T].
+        targets: the next token of each position, `IGNORED` where there is none, [B, T].
+    """
+
+    domain: int
+    tokens: Tensor
+    targets: Tensor
+
+    @property
+    def count(self) -> int:
+        """Positions with a target."""
+        return int((self.targets != IGNORED).sum())
+
+
+def held_out_batches(
+    tree: DataTree, split: str, rows: int, batch_size: int, device: torch.device
+) -> list[Batch]:
+    """Rows of every domain, evenly spread, as a run's evaluation with `data.eval_rows` takes them.
+
+    Args:
+        tree: the data tree.
+        split: its held-out split.
+        rows: of each domain at most.
+        batch_size: rows of a batch.
+        device: where the batches go.
+    """
+    domains, batches = open_domains(tree, split), []
+    for number, domain in enumerate(domains):
+        chosen = evenly_spread(len(domain), rows)
+        for start in range(0, len(chosen), batch_size):
+            part = [(number, row) for row in chosen[start : start + batch_size]]
+            tokens, labels = read_rows(domains, part, tree.sequence_length, tree.vocabulary)
+            batches.append(Batch(number, tokens.to(device), shifted(labels).to(device)))
+    return batches
+
+
+class Parent:
+    """The unpruned model, with what comparisons with it need.
+
+    Args:
+        model: a stock model in evaluation mode, on its device.
+        batches: the held-out rows.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        insert_loss_head(model, LOGIT_CHUNK)
+        self.model: Any = model
+        self.batches = batches
+        self.layers = len(decoder_blocks(model))
+        self._hidden: dict[int, Tensor] = {}  # of each batch, [N, d]; computed when first needed
+
+    @torch.inference_mode()
+    def score(self, model: PreTrainedModel) -> Score:
+        """The score of a model with the same token ids."""
+        insert_loss_head(model, LOGIT_CHUNK)
+        losses, divergences = [], []
+        for number, batch in enumerate(self.batches):
+            found = self._compare(model, number, batch)
+            losses.append(found.cross_entropy.double().sum().item())
+            divergences.append(found.divergence.double().sum().item())
+        return Score(self.mean(losses), self.mean(divergences))
+
+    def mean(self, sums: Sequence[float]) -> float:
+        """The mean over the domains, from the sum over each batch's targets."""
+        means = []
+        for domain in sorted({batch.domain for batch in self.batches}):
+            mine = [n for n, batch in enumerate(self.batches) if batch.domain == domain]
+            tokens = sum(self.batches[n].count for n in mine)
+            means.append(math.fsum(sums[n] for n in mine) / max(1, tokens))
+        return math.fsum(means) / len(means)
+
+    @torch.inference_mode()
+    def losses_without(self, number: int, removals: Sequence[Sequence[int]]) -> list[float]:
+        """The summed loss of a batch without some layers, for each set of layers to remove.
+
+        What comes before the first removed layer is computed once for all sets.
+
+        Args:
+            number: of the batch.
+            removals: ascending layer numbers, at least one in each set.
+        """
+        batch, blocks = self.batches[number], decoder_blocks(self.model)
+        inputs, output_is_tuple = self._block_inputs(batch)
+        sums = []
+        for removed in removals:
+            start = _Start(inputs[removed[0]], output_is_tuple)
+            rest = [b for i, b in enumerate(blocks) if i > removed[0] and i not in removed]
+            with self._blocks(start, rest):
+                found = self.model(batch.tokens, targets=batch.targets)
+            sums.append(found.cross_entropy.double().sum().item())
+        return sums
+
+    def _compare(self, model: Any, number: int, batch: Batch) -> Any:
+        """The token losses of a model, with its divergence from the parent."""
+        if number not in self._hidden:
+            output = self.model.base_model(input_ids=batch.tokens, use_cache=False)
+            self._hidden[number] = output.last_hidden_state.flatten(0, 1)
+        head = self.model.get_output_embeddings()
+        states = TeacherStates(self._hidden[number], head.weight, head.bias, head.transform)
+        teacher = Distillation(states, weight=1.0)
+        return model(batch.tokens, targets=batch.targets, distillation=teacher)
+
+    def _block_inputs(self, batch: Batch) -> tuple[list[Tensor], bool]:
+        """What each block reads, [B, T, d], and whether blocks return tuples."""
+        inputs: list[Tensor] = []
+        tuples: list[bool] = []
+
+        def watch(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            inputs.append(arguments[0] if arguments else keywords["hidden_states"])
+            tuples.append(isinstance(output, tuple))
+
+        hooks = [
+            block.register_forward_hook(watch, with_kwargs=True)
+            for block in decoder_blocks(self.model)
+        ]
+        try:
+            self.model.base_model(input_ids=batch.tokens, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return inputs, tuples[0]
+
+    @contextmanager
+    def _blocks(self, start: _Start, rest: Sequence[nn.Module]) -> Iterator[None]:
+        """Let the stock model's own forward run from `start` through the blocks `rest` only."""
+        path, own = blocks_path(self.model), decoder_blocks(self.model)
+        first = own[0]
+        first.forward = start
+        try:
+            self.model.set_submodule(path, nn.ModuleList([first, *rest]))
+            yield
+        finally:
+            del first.forward
+            self.model.set_submodule(path, own)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A block's forward that returns what is there already."""
+
+    hidden: Tensor
+    as_tuple: bool
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return (self.hidden,) if self.as_tuple else self.hidden

@@ -1,0 +1,206 @@
+"""The best shape within budgets: candidates from one importance pass, scored by their losses.
+
+Every result is kept in the output directory, so a search that was killed goes on where it was, and
+the ranks of a search exchange their results there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmshearing.architecture.space import Space, resolve_space
+from llmshearing.architecture.target import TargetSettings
+from llmshearing.data.tree import DataTree
+from llmshearing.errors import UserError
+from llmshearing.evaluation.domain_loss import open_inputs
+from llmshearing.evaluation.ranks import own_device, rank_and_count
+from llmshearing.evaluation.score_units import measure_importance
+from llmshearing.export.oneshot import SourceWeights, cut_in_memory
+from llmshearing.files import lock_directory, write_bytes, write_json
+from llmshearing.huggingface.source import Source, load_model
+from llmshearing.pruning.scores import Scores, load_scores
+from llmshearing.search.candidates import Candidate, candidate, choose_shapes
+from llmshearing.search.depth import Depth, best_layers
+from llmshearing.search.ledger import POLL_SECONDS, Ledger
+from llmshearing.search.scoring import Parent, Score, held_out_batches
+from llmshearing.typed_yaml import error_list
+
+IMPORTANCE, IDENTITY = "importance.safetensors", "search.json"
+TRAIN_SPLIT, EVAL_SPLIT = "prune", "eval"
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What decides the result of a search, besides model, data and target."""
+
+    candidates: int = 64
+    """Shapes to score at most."""
+    values_per_axis: int = 6
+    """Sizes of each axis at most."""
+    rows: int = 4
+    """Held-out rows of each domain."""
+    batch_size: int = 8
+    """Rows of a forward pass."""
+    importance: str | None = None
+    """A file of scores; None to measure them."""
+    importance_rows: int = 512
+    """Rows of the pass that measures them."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search."""
+
+    source: Source
+    """The model."""
+    space: Space
+    """The shapes that were allowed, and the budgets."""
+    within: int
+    """Shapes within the budgets."""
+    largest: int
+    """Those of them that no other one contains."""
+    parent: Score
+    """Of the model itself."""
+    depths: Mapping[int, Depth]
+    """By number of layers, which layers stay."""
+    candidates: Mapping[str, Candidate]
+    """By name, those that were scored."""
+    scores: Mapping[str, Score]
+    """By name, after the cut."""
+
+    @property
+    def ranking(self) -> list[str]:
+        """Names of the candidates, the lowest loss first."""
+        return sorted(self.scores, key=lambda name: (self.scores[name].loss, name))
+
+
+def search(
+    model: str | Path,
+    data: str | Path,
+    target: TargetSettings,
+    out: str | Path,
+    settings: SearchSettings | None = None,
+) -> Found:
+    """Score the shapes within a target's budgets.
+
+    Several processes that a launcher started share the work, and each returns the result.
+
+    Args:
+        model: a Hugging Face directory.
+        data: the root of a data tree.
+        target: budgets, and limits of sizes.
+        out: directory for all results; the same search resumes there.
+        settings: how to search.
+
+    Raises:
+        UserError: no model or data, no shape within the budgets, or `out` has another search.
+    """
+    settings, out, data = settings or SearchSettings(), Path(out), Path(data).absolute()
+    tree, source = open_inputs(Path(model), data / EVAL_SPLIT)
+    table = source.table
+    space, errors = resolve_space(table, target, settings.values_per_axis)
+    if errors:
+        raise UserError(error_list("--target", errors))
+    rank, ranks = rank_and_count()
+    with _owned(out, rank):
+        _check_same(out / IDENTITY, _identity(source, tree, target, settings), rank)
+        ledger, scores = Ledger(out, rank, ranks), _importance(source, data, out, settings, rank)
+        within = space.within(table)
+        if not within:
+            raise UserError("--target: no shape keeps all budgets at once; relax one of them")
+        shapes, largest = choose_shapes(table, within, settings.candidates)
+        device = own_device()
+        stock = load_model(source).to(device)  # pyright: ignore[reportArgumentType]
+        batches = held_out_batches(tree, EVAL_SPLIT, settings.rows, settings.batch_size, device)
+        parent = Parent(stock, batches)
+        depths = best_layers(parent, ledger, sorted({shape.layers for shape in shapes}))
+        made = [candidate(scores, shape, depths) for shape in shapes]
+        candidates = {one.name: one for one in made}
+        weights = SourceWeights(source)
+
+        def measure(name: str) -> dict[str, float]:
+            one = candidates[name]
+            cut = cut_in_memory(source, weights, one.shape, one.kept(table)).to(device)
+            return dataclasses.asdict(parent.score(cut))
+
+        found = ledger.results("candidates", list(candidates), measure)
+        after_cut = {name: Score(**value) for name, value in found.items()}
+        whole = parent.score(stock)
+    return Found(source, space, len(within), largest, whole, depths, candidates, after_cut)
+
+
+@contextlib.contextmanager
+def _owned(out: Path, rank: int) -> Iterator[None]:
+    """Own the output directory; rank 0 holds the lock for all ranks."""
+    with lock_directory(out) if rank == 0 else contextlib.nullcontext():
+        yield
+
+
+def _identity(
+    source: Source, tree: DataTree, target: TargetSettings, settings: SearchSettings
+) -> dict[str, Any]:
+    """What has to be equal for a search to resume."""
+    return {
+        "model": {"path": str(source.path.resolve()), "config": source.config},
+        "data": {
+            "root": str(tree.root),
+            **{
+                split: {name: info.fingerprint for name, info in tree.split(split).items()}
+                for split in (TRAIN_SPLIT, EVAL_SPLIT)
+            },
+        },
+        "target": target.model_dump(),
+        "settings": dataclasses.asdict(settings),
+    }
+
+
+def _check_same(file: Path, identity: dict[str, Any], rank: int) -> None:
+    """Record what is searched, or compare it with the record of the search that is resumed.
+
+    Raises:
+        UserError: that is another one.
+    """
+    now = json.loads(json.dumps(identity))
+    if rank == 0 and not file.exists():
+        write_json(file, now)
+    _wait_for(file)
+    was = json.loads(file.read_text(encoding="utf-8"))
+    if different := sorted(name for name in now if was.get(name) != now[name]):
+        raise UserError(
+            f"{file.parent} has a search with another {', '.join(different)}: give another --out, "
+            "or the arguments of that search to resume it"
+        )
+
+
+def _importance(
+    source: Source, data: Path, out: Path, settings: SearchSettings, rank: int
+) -> Scores:
+    """The scores of all units, from the file in `out`; rank 0 makes it."""
+    file = out / IMPORTANCE
+    if rank == 0 and not file.exists():
+        if settings.importance is not None:
+            load_scores(settings.importance, source.table)
+            write_bytes(file, Path(settings.importance).read_bytes())
+        else:
+            measure_importance(
+                source.path,
+                data / TRAIN_SPLIT,
+                rows=settings.importance_rows,
+                batch_size=settings.batch_size,
+                out=file,
+            )
+    _wait_for(file)
+    return load_scores(file, source.table)
+
+
+def _wait_for(file: Path) -> None:
+    """Wait until rank 0 has written a file."""
+    while not file.exists():
+        time.sleep(POLL_SECONDS)
