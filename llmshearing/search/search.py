@@ -127,8 +127,8 @@ def search(
 
         def measure(name: str) -> dict[str, float]:
             one = candidates[name]
-            cut = cut_in_memory(source, weights, one.shape, one.kept(table)).to(device)
-            return dataclasses.asdict(parent.score(cut))
+            cut: Any = cut_in_memory(source, weights, one.shape, one.kept(table))
+            return dataclasses.asdict(parent.score(cut.to(device)))
 
         found = ledger.results("candidates", list(candidates), measure)
         after_cut = {name: Score(**value) for name, value in found.items()}

@@ -8,13 +8,11 @@ from runs import log_file, start_ranks
 
 from llmshearing.cli import main
 
-CANDIDATES = 40
-
 
 def arguments(model, tree, out):
     budget = ["parameters=20K", "multiple_of.hidden=4", "multiple_of.intermediate=8"]
     given = ["search", model, "--data", tree, "--out", out, "--target", *budget]
-    numbers = ["--candidates", CANDIDATES, "--values", 6, "--rows", 2, "--importance-rows", 8]
+    numbers = ["--values", 6, "--rows", 2, "--importance-rows", 8]
     return list(map(str, [*given, *numbers]))
 
 
@@ -40,15 +38,14 @@ def test_a_killed_search_resumes_to_the_same_result(
     expected, tiny_model, tiny_tree, tmp_path, ranks
 ):
     out = tmp_path / "out"
-    given, times_killed = arguments(tiny_model, tiny_tree, out), 0
-    for least in (1, 12, 25):
+    given = arguments(tiny_model, tiny_tree, out)
+    for least in (1, 12):  # of 3 batches without layers and 19 candidates
         processes = start_ranks(ranks, tmp_path / "logs", given, run=main)
         wait_until(lambda least=least: out.exists() and len(scored(out)) >= least, processes)
         for process in processes:
             process.kill()
             process.join()
-        times_killed += not (out / "results.json").exists()
-    assert times_killed >= 2
+        assert not (out / "results.json").exists()
     before = scored(out)
     processes = start_ranks(ranks, tmp_path / "logs", given, run=main)
     for rank, process in enumerate(processes):
