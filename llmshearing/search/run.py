@@ -13,13 +13,13 @@ from llmshearing.tables import Table
 
 
 def run(
-    model: Path, data: Path, target: TargetSettings, out: Path, settings: SearchSettings
+    model: str | Path, data: Path, target: TargetSettings, out: Path, settings: SearchSettings
 ) -> Table | None:
     """Search, and write the results to `out`; the table, on rank 0."""
     found = search(model, data, target, out, settings)
     if rank_and_count()[0] > 0:
         return None
-    return write_results(found, base_recipe(model, data, out), out)
+    return write_results(found, base_recipe(found.source.path, data, out), out)
 
 
 def base_recipe(model: Path, data: Path, out: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def search(
     Several processes that a launcher started share the work, and each returns the result.
 
     Args:
-        model: a Hugging Face directory.
+        model: a directory, or `org/name[@revision]` of the hub.
         data: the root of a data tree.
         target: budgets, and limits of sizes.
         out: directory for all results; the same search resumes there.
@@ -103,7 +103,7 @@ def search(
         UserError: no model or data, no shape within the budgets, or `out` has another search.
     """
     settings, out, data = settings or SearchSettings(), Path(out), Path(data).absolute()
-    tree, source = open_inputs(Path(model), data / EVAL_SPLIT)
+    tree, source = open_inputs(model, data / EVAL_SPLIT)
     table = source.table
     space, errors = resolve_space(table, target, settings.values_per_axis)
     if errors:
