@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from composer.core import Algorithm, Evaluator
+from composer.utils import get_device
 from torch.optim import Optimizer
 
 from llmshearing import optimization, parallelism, substrate
@@ -21,10 +22,11 @@ from llmshearing.callbacks.mask_start import ImportancePlan
 from llmshearing.callbacks.training_progress import FlopsModel
 from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
-from llmshearing.huggingface.source import empty_model, fill, load_model
+from llmshearing.huggingface.source import empty_model, fill, load_model, whole
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.blocks import compile_blocks
 from llmshearing.models.shearing import ShearingModel
+from llmshearing.models.teacher import Distiller, FrozenTeacher
 from llmshearing.preflight import Inputs
 from llmshearing.pruning.budget_masks import build_masks
 from llmshearing.quantities import steps
@@ -61,6 +63,36 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     return model
 
 
+def build_distiller(recipe: Recipe, inputs: Inputs) -> Distiller | None:
+    """The teacher in memory, sharded or offloaded as the recipe says; None without distillation.
+
+    In pruning it is a second copy of the source, whose own weights are trained.
+    """
+    settings = recipe.distillation
+    if settings is None or inputs.teacher is None:
+        return None
+    source, offload = inputs.teacher, settings.teacher_sharding == "offload"
+    default = "bf16" if recipe.model.precision == "amp_bf16" else "fp32"
+    narrow = (settings.teacher_precision or default) == "bf16"
+    weights = WeightFiles(source.path)
+    model = empty_model(
+        source,
+        weights,
+        attention=recipe.model.attention,
+        dtype=torch.bfloat16 if narrow else torch.float32,
+    )
+    sharded = parallelism.is_sharded(recipe)
+    if sharded:
+        parallelism.shard_frozen(model, recipe, on_host=offload)
+    host = torch.device("cpu") if offload else None
+    fill(model, weights, substrate.local_rows if sharded else whole, host)
+    if not sharded and not offload:
+        get_device().module_to_device(model)
+    domains = len(inputs.tree.split(recipe.data.split))
+    beta, temperature = settings.divergence_beta, settings.temperature
+    return Distiller(FrozenTeacher(model), beta, temperature, domains)
+
+
 def build_evaluators(recipe: Recipe, loaders: Loaders) -> list[Evaluator]:
     """One evaluator per domain, so that Composer logs one held-out loss per domain."""
     interval = steps(recipe.run.eval_interval)
@@ -94,10 +126,17 @@ def build_algorithms(
 
 
 def flops_model(recipe: Recipe, inputs: Inputs) -> FlopsModel:
-    """FLOPs per trained token and the device's peak. A masked step costs what the source costs."""
+    """FLOPs per trained token and the device's peak.
+
+    A masked step costs what the source costs; a teacher adds its forward pass.
+    """
+    length = inputs.tree.sequence_length
+    flops = training_flops_per_token(inputs.source.table, length)
+    if inputs.teacher is not None:
+        flops += forward_flops_per_token(inputs.teacher.table, length)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this processor"
     return FlopsModel(
-        training_flops_per_token(inputs.source.table, inputs.tree.sequence_length),
+        flops,
         recipe.run.peak_flops or peak_flops(device),
         device,
     )

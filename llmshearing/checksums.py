@@ -66,6 +66,16 @@ def record_files(files: Mapping[str, Path]) -> dict[str, FileRecord]:
     return {name: record for records, _ in shares for name, record in records.items()}
 
 
+def record_shared(files: Mapping[str, Path]) -> dict[str, FileRecord]:
+    """Size and checksum of files that every rank can read. All ranks call it; each reads its share.
+
+    Raises:
+        UserError: on every rank, if any rank cannot read a file.
+    """
+    rank, ranks = _ranks()
+    return record_files({name: files[name] for name in sorted(files)[rank::ranks]})
+
+
 def check_files(
     folder: Path, recorded: Mapping[str, FileRecord], manifest: Path, remedy: str
 ) -> None:
@@ -80,10 +90,8 @@ def check_files(
     Raises:
         UserError: on every rank, if a file is missing or has changed since it was written.
     """
-    rank, ranks = _ranks()
-    names = sorted(recorded)
-    found = record_files({name: folder / name for name in names[rank::ranks]})
-    changed = [str(folder / name) for name in names if found[name] != recorded[name]]
+    found = record_shared({name: folder / name for name in recorded})
+    changed = [str(folder / name) for name in sorted(recorded) if found[name] != recorded[name]]
     if changed:
         raise UserError(
             f"{', '.join(changed)}: the checksum is not the one in {manifest.name}, so the "

@@ -210,6 +210,7 @@ STAGES: dict[str, list[Command]] = {
             MODEL,
             arg("--data", required=True, metavar="ROOT/eval"),
             arg("--rows", type=_count, metavar="N", help="per domain at most; all by default"),
+            arg("--teacher", metavar="HF_DIR", help="measure the divergence from it too"),
             _batch_size(16),
             JSON,
         ),

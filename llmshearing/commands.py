@@ -131,7 +131,11 @@ def evaluate(options: Namespace) -> None:
     from llmshearing.evaluation.ranks import rank_and_count
 
     losses = evaluate_domains(
-        options.model, options.data, batch_size=options.batch_size, rows=options.rows
+        options.model,
+        options.data,
+        batch_size=options.batch_size,
+        rows=options.rows,
+        teacher=options.teacher,
     )
     if rank_and_count()[0] == 0:
         _show(losses, options.json)

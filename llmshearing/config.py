@@ -12,6 +12,7 @@ from llmshearing.architecture.target import TargetSettings
 from llmshearing.data.settings import DataSettings
 from llmshearing.errors import UserError
 from llmshearing.mixture.settings import MixtureSettings
+from llmshearing.models.settings import DistillationSettings
 from llmshearing.pruning.settings import PruningSettings
 from llmshearing.quantities import (
     Count,
@@ -123,6 +124,7 @@ class Recipe(Section):
     data: DataSettings = Field(default_factory=dict, validate_default=True)
     mixture: MixtureSettings = Field(default_factory=MixtureSettings)
     optimizer: OptimizerSettings = Field(default_factory=dict, validate_default=True)
+    distillation: DistillationSettings | None = None
     parallelism: Literal["fsdp2", "fsdp1", "ddp"] = "fsdp2"
     """How ranks share the model; `fsdp1` needs GPUs. One process needs none."""
     shard_ranks: Count | None = None
@@ -148,7 +150,20 @@ class Recipe(Section):
                 f"{self.mixture.prefetch}, expected at least a batch for each worker; raise "
                 "mixture.prefetch or lower data.workers"
             )
+        if self.distillation is not None:
+            errors += self._overlapping(self.distillation)
         return errors + (self._late() or self._undecided())
+
+    def _overlapping(self, settings: DistillationSettings) -> list[str]:
+        """A weight of the divergence that would fall before it has risen."""
+        total = steps(self.run.duration)
+        parts = steps(self.optimizer.warmup, total) + steps(settings.decay, total)
+        if settings.schedule == "constant" or parts <= total:
+            return []
+        return [
+            f"distillation.decay: found {settings.decay!r} after optimizer.warmup = "
+            f"{self.optimizer.warmup}, expected both within run.duration = {self.run.duration}"
+        ]
 
     def _late(self) -> list[str]:
         """Phases that would not end within the run, so that its target would never be reached."""

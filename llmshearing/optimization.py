@@ -83,6 +83,23 @@ def mask_schedule(recipe: Recipe) -> MaskSchedule:
     )
 
 
+def divergence_weight(recipe: Recipe) -> Callable[[int], float]:
+    """The weight of a teacher's divergence by step; 0 without distillation."""
+    settings, total = recipe.distillation, steps(recipe.run.duration)
+    if settings is None:
+        return lambda _: 0.0
+    if settings.schedule == "constant":
+        return lambda _: settings.weight
+    warmup, decay = steps(recipe.optimizer.warmup, total), steps(settings.decay, total)
+
+    def weight(step: int) -> float:
+        rising = (step + 1) / (warmup + 1)  # as the learning rate rises
+        falling = (total - step) / (decay + 1)
+        return settings.weight * min(1.0, rising, falling)
+
+    return weight
+
+
 def clip_bounds(optimizer: torch.optim.Optimizer, recipe: Recipe) -> list[float]:
     """The gradient norm bound of each optimizer group."""
     others = len(optimizer.param_groups) - 1

@@ -14,11 +14,15 @@ import torch
 import torch.distributed
 from composer.utils import dist, get_device
 from composer.utils.parallelism import FSDP2Config, FSDPConfig
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from transformers import PreTrainedModel
 
 from llmshearing import substrate
 from llmshearing.config import Recipe
 from llmshearing.errors import RUN_ERROR_STATUS, USER_ERROR_STATUS, RunError, UserError
 from llmshearing.files import lock_directory
+from llmshearing.models.blocks import decoder_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.quantities import seconds
 
@@ -185,6 +189,37 @@ def before_sharding(model: ShearingModel, recipe: Recipe) -> None:
     """
     if fsdp1_shards(recipe) and model.masks is not None:
         substrate.leave_unsharded(model.masks.to(torch.cuda.current_device()))
+
+
+def shard_frozen(model: PreTrainedModel, recipe: Recipe, *, on_host: bool) -> None:
+    """Shard a model that is not trained as the run shards its own, with FSDP2, in place.
+
+    Args:
+        model: on the meta device; its decoder and its output head become separate, so that the
+            head's weight can be gathered outside the model's forward pass.
+        recipe: of the run.
+        on_host: keep the shards in host memory.
+    """
+    shards, device = shard_ranks(recipe), get_device().name
+    replicas = dist.get_world_size() // shards
+    sizes = (shards,) if replicas == 1 else (replicas, shards)
+    names = ("shard",) if replicas == 1 else ("replicate", "shard")
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh("cuda" if device == "gpu" else device, sizes, mesh_dim_names=names)
+    }
+    if on_host:
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+    decoder: Any = model.base_model
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    tied = head.weight is embedding.weight
+    for block in decoder_blocks(model):
+        fully_shard(block, **settings)
+    fully_shard(decoder, **settings)
+    if tied:
+        head.weight = embedding.weight
+    else:
+        fully_shard(head, **settings)
 
 
 def after_sharding(model: ShearingModel) -> None:

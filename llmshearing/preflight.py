@@ -26,6 +26,7 @@ from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.huggingface import hub
+from llmshearing.huggingface.teacher import TeacherDirectory, find_teacher, teacher_errors
 from llmshearing.mixture.mixture_file import read_mixture
 from llmshearing.mixture.references import References
 from llmshearing.mixture.settings import problems, starting_weights
@@ -51,6 +52,7 @@ class Outline:
         config: the source's `config.json`.
         table: the source's coupling table.
         target: the shape or the number of parameters to prune to, or None.
+        teacher: whose distributions are learned; None without distillation.
         tree: the data tree; None in a plan without one.
         weights: of the domains at the start, in the run's order; empty if they are not known.
         references: the loss to reach in each domain; None without a file.
@@ -64,6 +66,7 @@ class Outline:
     config: dict[str, Any] | None = None
     table: CouplingTable | None = None
     target: Shape | Budget | None = None
+    teacher: TeacherDirectory | None = None
     tree: DataTree | None = None
     weights: dict[str, float] = field(default_factory=dict)
     references: np.ndarray | None = None
@@ -85,6 +88,7 @@ class Inputs:
     Attributes:
         source: the model directory.
         target: the shape or the number of parameters to prune to, or None.
+        teacher: whose distributions are learned; None without distillation.
         tree: the data tree.
         weights: of the domains at the start, in the run's order.
         references: losses to reach [k]; None without a file.
@@ -94,6 +98,7 @@ class Inputs:
 
     source: Source
     target: Shape | Budget | None
+    teacher: Source | None
     tree: DataTree
     weights: np.ndarray
     references: np.ndarray | None
@@ -138,11 +143,14 @@ def resolve(
             from llmshearing.pruning.scores import load_scores
 
             scores = found.attempt(lambda: load_scores(file, source.table), "pruning.importance")
+    teacher = None
+    if (directory := found.teacher) is not None:
+        teacher = found.attempt(lambda: read_source(directory.path), "distillation.teacher")
     if source is None or found.errors:
         raise UserError(error_list(str(path), found.errors))
     weights = np.array(list(found.weights.values()))
     target, references = found.target, found.references
-    return recipe, Inputs(source, target, tree, weights, references, scores, found.notes)
+    return recipe, Inputs(source, target, teacher, tree, weights, references, scores, found.notes)
 
 
 def outline(
@@ -170,6 +178,7 @@ def outline(
     if found.table is not None and recipe.target is not None:
         found.target, errors = resolve_target(found.table, recipe.target)
         found.errors += errors
+    found.teacher = found.attempt(lambda: find_teacher(recipe), "distillation.teacher")
     if "data.root" in absent or (planned and not Path(recipe.data.root).exists()):
         root = recipe.data.root
         found.notes.append(
@@ -182,6 +191,9 @@ def outline(
             _read_mixture(found, found.tree, planned)
     if not planned:
         found.errors += _rank_errors(recipe, ranks) + _tracking_errors(recipe)
+        if found.teacher is not None and found.tree is not None:
+            wrong_teacher = teacher_errors(found.teacher, found.tree)
+            found.errors += [f"distillation.teacher: {error}" for error in wrong_teacher]
         if found.directory and found.table is not None and found.tree is not None:
             found.errors += _fit_errors(found.directory, found.table, found.tree)
     # Nothing is reported twice: a wrong value was replaced, which may have led to another error.

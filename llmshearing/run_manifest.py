@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from llmshearing.checkpoints.manifest import DataRecord, HeldOutRecord, RunManifest
+from llmshearing.checkpoints.manifest import (
+    DataRecord,
+    HeldOutRecord,
+    RunManifest,
+    TeacherRecord,
+)
 from llmshearing.config import Recipe
+from llmshearing.huggingface.source import Source
+from llmshearing.huggingface.weight_files import weights_digest
 from llmshearing.preflight import Inputs
 from llmshearing.quantities import steps
 
 
 def run_manifest(recipe: Recipe, inputs: Inputs) -> RunManifest:
-    """The part of a run's manifest that does not change during the run."""
+    """The part of a run's manifest that does not change during the run. All ranks call it."""
     source, tree = inputs.source, inputs.tree
     train, held_out = (
         {name: info.fingerprint for name, info in tree.split(split).items()}
@@ -25,5 +32,10 @@ def run_manifest(recipe: Recipe, inputs: Inputs) -> RunManifest:
             fingerprints=train,
             held_out=HeldOutRecord(held_out, recipe.data.eval_rows),
         ),
+        teacher=None if inputs.teacher is None else _teacher_record(inputs.teacher),
         tokens=steps(recipe.run.duration) * recipe.data.global_batch * tree.sequence_length,
     )
+
+
+def _teacher_record(teacher: Source) -> TeacherRecord:
+    return TeacherRecord(str(teacher.path.resolve()), teacher.config, weights_digest(teacher.path))

@@ -30,6 +30,7 @@ from composer.utils import dist, reproducibility
 from llmshearing import optimization, parallelism, preflight, tracking
 from llmshearing.building import (
     build_algorithms,
+    build_distiller,
     build_evaluators,
     build_model,
     flops_model,
@@ -37,6 +38,7 @@ from llmshearing.building import (
     rows_differ_in_targets,
 )
 from llmshearing.callbacks.checkpointing import Checkpointing
+from llmshearing.callbacks.distilling import Distilling
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.heartbeat import Heartbeat
 from llmshearing.callbacks.loaded_loss import LoadedLoss
@@ -46,6 +48,7 @@ from llmshearing.callbacks.mask_start import MaskStart
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.stop_signal import Stopped, StopSignal
 from llmshearing.callbacks.training_progress import TrainingProgress
+from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import build_loaders
@@ -104,9 +107,10 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     for note in inputs.notes:
         log.warning(note)
     checkpoint = find_checkpoint(recipe)
+    fixed = run_manifest(recipe, inputs)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint)
-        check_checkpoint(checkpoint, recipe, run_manifest(recipe, inputs))
+        check_checkpoint(checkpoint, recipe, fixed)
         if is_finished(checkpoint, recipe):
             log.info("%s is the end of this run; nothing is left to do", checkpoint)
             return 0
@@ -119,7 +123,7 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     watchdog = Watchdog(directory, dist.get_global_rank(), dist.get_world_size())
     with StopSignal() as stop, watchdog:
         with tracking.failures_explained(recipe.run):
-            trainer = build_trainer(recipe, inputs, checkpoint, stop, watchdog)
+            trainer = build_trainer(recipe, inputs, checkpoint, stop, watchdog, fixed=fixed)
         try:
             trainer.fit()
         except Stopped:
@@ -136,6 +140,7 @@ def build_trainer(
     stop: StopSignal | None = None,
     watchdog: Watchdog | None = None,
     extra_callbacks: Sequence[Callback] = (),
+    fixed: RunManifest | None = None,
 ) -> Trainer:
     """The Composer trainer of a checked recipe, at its start or at a checkpoint.
 
@@ -147,6 +152,7 @@ def build_trainer(
         watchdog: ends a run that hangs.
         extra_callbacks: Composer callbacks that run after this project's own at every event. They
             are the one extension point for users and tests.
+        fixed: the run's manifest at its start, if the caller has it.
     """
     directory = Path(recipe.run.directory)
     stop = stop or StopSignal()
@@ -155,6 +161,8 @@ def build_trainer(
     reproducibility.seed_all(recipe.run.seed)
     with watchdog.phase("weights", start_timeout):
         model = build_model(recipe, inputs)
+    with watchdog.phase("teacher", start_timeout):
+        distiller = model.distiller = build_distiller(recipe, inputs)
     with watchdog.phase("data index", start_timeout):
         loaders = build_loaders(
             recipe.data,
@@ -170,7 +178,7 @@ def build_trainer(
     optimizer = optimization.build_optimizer(model, recipe)
     row_tokens, log_interval = inputs.tree.sequence_length, steps(recipe.run.log_interval)
     metrics = MetricsFile(directory / "metrics.jsonl", log_interval, row_tokens)
-    fixed = run_manifest(recipe, inputs)
+    fixed = fixed or run_manifest(recipe, inputs)
     manifest = ManifestWriter(directory, fixed, loading.mixture)
     heartbeat = Heartbeat(watchdog, start_timeout, seconds(recipe.run.step_timeout))
     start = MaskStart(
@@ -208,6 +216,9 @@ def build_trainer(
         ),
         manifest,
     ]
+    if distiller is not None:
+        weight = optimization.divergence_weight(recipe)
+        callbacks.append(Distilling(distiller, weight, loading.domains, log_interval))
     if recipe.model.initialize == "pretrained":
         callbacks.append(LoadedLoss(inputs.source.path, fixed.data, heartbeat.enter))
     watchdog.enter("the sharding", start_timeout)

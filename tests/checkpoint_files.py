@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmshearing.checkpoints.layout import manifest_of
+import torch
+
+from llmshearing.checkpoints.layout import FOLDER, checkpoint_path, manifest_of
 from llmshearing.checkpoints.manifest import FORMAT, RunManifest
+from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.checksums import record_files
 
 
@@ -30,3 +34,18 @@ def flip_bit(file: Path, offset: int, bit: int = 0) -> None:
         byte = opened.read(1)[0]
         opened.seek(offset)
         opened.write(bytes([byte ^ (1 << bit)]))
+
+
+def take_over(run: Path, other: Path, step: int, kind: str) -> None:
+    """Give a new run directory one checkpoint of another."""
+    path = checkpoint_path(run, step, kind)
+    (other / FOLDER).mkdir(parents=True)
+    shutil.copy(manifest_of(path), other / FOLDER)
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, other / FOLDER / path.name)
+
+
+def equal_tensors(one: Path, other: Path) -> bool:
+    """Whether the last checkpoints of two runs hold the same tensors, to the bit."""
+    left, right = open_checkpoint(one), open_checkpoint(other)
+    assert left.names() == right.names()
+    return all(torch.equal(left.read(name), right.read(name)) for name in left.names())

@@ -12,6 +12,7 @@ import math
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
 
+# A teacher's forward pass adds a third of its own.
 FORMULA = "6 x matrix parameters + 12 x layers x heads x head_dim x sequence length"
 
 # Dense bf16 peak (without sparsity) in operations per second, from NVIDIA's data sheets, by part of

@@ -119,9 +119,8 @@ class TrainingProgress(Callback):
         if utilisation is not None:
             metrics["throughput/model_flops_utilisation"] = utilisation
         logger.log_metrics(metrics | pruning_metrics(model))
-        loss = float(state.total_loss_dict["loss/train/ce"])  # of all rows on all ranks
         self.bar.detail = "  ".join(
-            [f"ce {loss:.4f}", *_sizes(model), _speed(tokens, ranks, utilisation)]
+            [*_losses(state), *_sizes(model), _speed(tokens, ranks, utilisation)]
         )
         left = duration((self.total - step) / self.rate)
         log.info("step %d/%d  %s  %s left", step, self.total, self.bar.detail, left, extra=IN_BAR)
@@ -140,6 +139,13 @@ def pruning_metrics(model: ShearingModel) -> dict[str, float]:
         for axis, value in values.items():
             metrics[f"pruning/multiplier/{axis.value}/{kind}"] = value.mean().item()
     return metrics
+
+
+def _losses(state: State) -> list[str]:
+    """Cross entropy and, with a teacher, divergence and total; of all rows on all ranks."""
+    losses = {n.removeprefix("loss/train/"): float(v) for n, v in state.total_loss_dict.items()}
+    names = ("ce", "divergence", "total") if "divergence" in losses else ("ce",)
+    return [f"{name} {losses[name]:.4f}" for name in names]
 
 
 def _speed(tokens: float, ranks: int, utilisation: float | None) -> str:

@@ -57,6 +57,21 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class TeacherRecord:
+    """The Hugging Face directory that a run distils from.
+
+    Attributes:
+        path: the directory.
+        config: its config, complete.
+        weights: a digest of its weight files.
+    """
+
+    path: str
+    config: dict[str, Any]
+    weights: str
+
+
+@dataclass(frozen=True)
 class HeldOutRecord:
     """Held-out data: a fingerprint per domain, and the most rows of each that are used."""
 
@@ -114,6 +129,7 @@ class RunManifest:
         losses_at: when that was; None before the first.
         mixture: weights, shares and passes per domain.
         masks: the state of the mask schedule; None without pruning.
+        teacher: that it distils from; None without distillation.
         versions: of the packages.
         files: of a checkpoint, relative to the folder that holds it.
         importance: the run's file of scores; None if no unit was scored.
@@ -130,6 +146,7 @@ class RunManifest:
     losses_at: LossesAt | None = None
     mixture: dict[str, Any] = field(default_factory=dict)
     masks: MaskState | None = None
+    teacher: TeacherRecord | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     importance: FileRecord | None = None
@@ -175,6 +192,11 @@ class RunManifest:
             found += _unequal("tokenizer", self.data.tokenizer, now.data.tokenizer, ["fingerprint"])
         found += _unequal("data", vars(self.data), vars(now.data), ["sequence_length"])
         found += _unequal("training data", self.data.fingerprints, now.data.fingerprints)
+        before, after = (
+            {} if one is None else {**one.config, "weights": one.weights}
+            for one in (self.teacher, now.teacher)
+        )
+        found += _unequal("teacher", before, after, ["model_type", "hidden_size", "weights"])
         if self.data.held_out and now.data.held_out:
             before, after = self.data.held_out.fingerprints, now.data.held_out.fingerprints
             found += _unequal("held-out data", before, after)

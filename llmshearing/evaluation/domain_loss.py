@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import Ranks, own_device
 from llmshearing.huggingface.source import Source, load_model, read_source
+from llmshearing.models.divergence import Distillation
 from llmshearing.models.head import TokenLosses, insert_loss_head
 from llmshearing.models.metrics import IGNORED, shifted
+from llmshearing.models.teacher import FrozenTeacher
 from llmshearing.progress import Progress
 from llmshearing.tables import Table
 
@@ -49,6 +51,8 @@ class DomainLoss:
     """Target tokens. The first token of a row is none."""
     rows: int
     """Rows read."""
+    divergence: float | None = None
+    """Mean KL(teacher || model) over target tokens, in nats; None without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,14 @@ class DomainLosses:
     """The result for each domain, in the tree's order."""
     limit: int | None = None
     """Rows of each domain at most; None for all."""
+    teacher: Path | None = None
+    """The directory of the teacher, if there is one."""
+
+    @property
+    def mean_divergence(self) -> float | None:
+        """Mean of the domains' divergences; None without a teacher."""
+        found = [one.divergence for one in self.domains.values() if one.divergence is not None]
+        return sum(found) / len(found) if found else None
 
     @property
     def mean(self) -> float:
@@ -76,6 +88,8 @@ class DomainLosses:
             "data": str(self.data),
             "limit": self.limit,
             "mean_loss": self.mean,
+            "teacher": None if self.teacher is None else str(self.teacher),
+            "mean_divergence": self.mean_divergence,
             "domains": {name: asdict(found) for name, found in self.domains.items()},
         }
 
@@ -85,11 +99,13 @@ class DomainLosses:
         for name, found in self.domains.items():
             bits = "-" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
             cells = (f"{found.loss:.4f}", f"{found.perplexity:.2f}", bits, f"{found.tokens:,}")
-            rows.append((name, *cells))
+            rows.append((name, *cells, *_shown(found.divergence)))
             total += found.tokens
-        rows.append(("mean", f"{self.mean:.4f}", f"{_exp(self.mean):.2f}", "", f"{total:,}"))
+        means = ("mean", f"{self.mean:.4f}", f"{_exp(self.mean):.2f}", "", f"{total:,}")
+        rows.append((*means, *_shown(self.mean_divergence)))
         limit = f"at most {self.limit} rows of each domain, evenly spread"
         header = ("domain", "loss", "perplexity", "bits/byte", "tokens")
+        header += () if self.teacher is None else ("divergence",)
         return Table("", header, rows, () if self.limit is None else (limit,))
 
 
@@ -99,6 +115,7 @@ def evaluate(
     *,
     batch_size: int = 16,
     rows: int | None = None,
+    teacher: str | Path | None = None,
 ) -> DomainLosses:
     """Measure a model on every domain of a split.
 
@@ -110,6 +127,8 @@ def evaluate(
         data: a split's folder in a data tree, such as `ROOT/eval`.
         batch_size: rows of a forward pass; it does not change the result.
         rows: rows of each domain at most, evenly spread as in a run's evaluation; None for all.
+        teacher: a directory, or `org/name[@revision]` of the hub, with the same tokenizer, from
+            which to measure KL(teacher || model) too.
 
     Raises:
         UserError: no model, no tree, no such split, a tokenizer that is not the tree's, a damaged
@@ -128,12 +147,19 @@ def evaluate(
     ]
     ranks = Ranks()
     model = load_model(source).to(own_device()).eval()  # pyright: ignore[reportArgumentType]
-    sums = ranks.add_up(_measure(model, domains, tree, batches, ranks)).tolist()
+    frozen = None
+    if teacher is not None:
+        frozen = FrozenTeacher(load_model(open_inputs(teacher, folder)[1]).to(own_device()))  # pyright: ignore[reportArgumentType]
+    sums = ranks.add_up(_measure(model, frozen, domains, tree, batches, ranks)).tolist()
     found = {}
     for number, domain in enumerate(domains):
         mine = [total for (one, _), total in zip(batches, sums, strict=True) if one == number]
-        found[domain.name] = _domain_loss(domain, tree, len(chosen[number]), mine)
-    return DomainLosses(Path(model_directory), Path(data), found, rows)
+        one = _domain_loss(domain, tree, len(chosen[number]), mine)
+        if frozen is not None:
+            one = replace(one, divergence=math.fsum(sum_ for *_, sum_ in mine) / one.tokens)
+        found[domain.name] = one
+    named = None if teacher is None else Path(teacher)
+    return DomainLosses(Path(model_directory), Path(data), found, rows, named)
 
 
 def evenly_spread(size: int, limit: int | None) -> list[int]:
@@ -179,17 +205,19 @@ def open_inputs(model_directory: str | Path, folder: Path) -> tuple[DataTree, So
 @torch.inference_mode()
 def _measure(
     model: PreTrainedModel,
+    teacher: FrozenTeacher | None,
     domains: Sequence[DomainRows],
     tree: DataTree,
     batches: Sequence[tuple[int, list[int]]],
     ranks: Ranks,
 ) -> Tensor:
-    """Sum of losses and number of target tokens of this rank's batches, zeros for the others.
+    """Sum of losses, number of target tokens and sum of divergences of this rank's batches.
 
-    A batch is a domain's number and row numbers. Returns float64, on the CPU. [len(batches), 2].
+    Zeros for the others. A batch is a domain's number and row numbers. Returns float64, on the CPU.
+    [len(batches), 3].
     """
     insert_loss_head(model, LOGIT_CHUNK)
-    sums = torch.zeros(len(batches), 2, dtype=torch.float64)
+    sums = torch.zeros(len(batches), 3, dtype=torch.float64)
     mine = range(ranks.rank, len(batches), ranks.count)
     total = sum(len(batches[number][1]) for number in mine) * tree.sequence_length
     with Progress("evaluate", total, "tokens", quiet=ranks.rank > 0) as progress:
@@ -198,10 +226,13 @@ def _measure(
             tokens, labels = read_rows(
                 domains, [(domain, row) for row in rows], tree.sequence_length, tree.vocabulary
             )
-            targets = shifted(labels.to(model.device))
-            losses: TokenLosses = model(tokens.to(model.device), targets=targets)
+            targets, ids = shifted(labels.to(model.device)), tokens.to(model.device)
+            compared = None if teacher is None else Distillation(teacher.on({"input_ids": ids}), 0)
+            losses: TokenLosses = model(ids, targets=targets, distillation=compared)
             sums[number, 0] = losses.cross_entropy.double().sum()
             sums[number, 1] = (targets != IGNORED).sum()
+            if losses.divergence is not None:
+                sums[number, 2] = losses.divergence.double().sum()
             progress.advance(tokens.numel(), detail=domains[domain].name)
     return sums
 
@@ -210,12 +241,12 @@ def _domain_loss(
     domain: DomainRows, tree: DataTree, rows: int, sums: Sequence[Sequence[float]]
 ) -> DomainLoss:
     """The mean over a domain's target tokens. `fsum` rounds once, in whatever order it adds."""
-    tokens = int(sum(count for _, count in sums))
+    tokens = int(sum(count for _, count, _ in sums))
     if not tokens:
         raise UserError(
             f"found no target token in {domain.local}, expected some: prepare more held-out text"
         )
-    total = math.fsum(total for total, _ in sums)
+    total = math.fsum(total for total, *_ in sums)
     if not math.isfinite(total):
         raise UserError(
             f"found a loss of {total} on {domain.name}, expected a number: the weights are damaged"
@@ -226,6 +257,11 @@ def _domain_loss(
     if text.get("bytes") and text.get("tokens"):
         bits = loss / math.log(2) * text["tokens"] / text["bytes"]
     return DomainLoss(loss, _exp(loss), bits, tokens, rows)
+
+
+def _shown(divergence: float | None) -> tuple[str, ...]:
+    """The cell of a table, which has none without a teacher."""
+    return () if divergence is None else (f"{divergence:.4f}",)
 
 
 def _exp(loss: float) -> float:

@@ -102,11 +102,16 @@ def load_model(source: Source, *, attention: str = "sdpa", random: bool = False)
 
 
 def empty_model(
-    source: Source, weights: WeightFiles, *, attention: str = "sdpa"
+    source: Source,
+    weights: WeightFiles,
+    *,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """The stock model on the meta device, checked against the weights.
 
-    All ranks call it: the checksums of an exported directory's files are compared here.
+    All ranks call it: the checksums of an exported directory's files are compared here. Buffers
+    such as rotary frequencies are float32 whatever the dtype of the parameters.
 
     Raises:
         UserError: weights are missing, unexpected, of another size or damaged.
@@ -114,18 +119,26 @@ def empty_model(
     weights.check_contents()
     with empty_parameters():
         model = _stock_model(source, attention)
-    model.config.dtype = torch.float32
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     _check_fit(model, weights)
     return model.eval()
 
 
-def fill(model: nn.Module, weights: WeightFiles, part: Part = whole) -> None:
+def fill(
+    model: nn.Module,
+    weights: WeightFiles,
+    part: Part = whole,
+    device: torch.device | None = None,
+) -> None:
     """Read the weights into a model, one at a time, and allocate its parameters.
 
     Args:
         model: from `empty_model`; its parameters may have been sharded since.
         weights: of the same directory.
         part: which of its rows a parameter holds here, and the tensor that holds them.
+        device: for the parameters; by default that of their mesh, or the default device.
     """
     aliases = parameter_aliases(model)
     made: dict[nn.Parameter, nn.Parameter] = {}
@@ -135,7 +148,7 @@ def fill(model: nn.Module, weights: WeightFiles, part: Part = whole) -> None:
                 if not empty.is_meta:
                     continue
                 if empty not in made:
-                    made[empty] = _read_parameter(empty, aliases[empty], weights, part)
+                    made[empty] = _read_parameter(empty, aliases[empty], weights, part, device)
                 setattr(module, name, made[empty])
         for name, buffer in _stored_buffers(model).items():
             buffer.copy_(weights.read(name))
@@ -150,9 +163,14 @@ def parameter_aliases(model: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 
 def _read_parameter(
-    empty: nn.Parameter, names: list[str], weights: WeightFiles, part: Part
+    empty: nn.Parameter,
+    names: list[str],
+    weights: WeightFiles,
+    part: Part,
+    device: torch.device | None,
 ) -> nn.Parameter:
-    device = empty.device_mesh.device_type if isinstance(empty, DTensor) else None
+    if device is None and isinstance(empty, DTensor):
+        device = torch.device(empty.device_mesh.device_type)
     filled = nn.Parameter(
         torch.empty_like(empty, device=device or torch.get_default_device()),
         requires_grad=empty.requires_grad,

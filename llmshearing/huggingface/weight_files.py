@@ -16,13 +16,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import xxhash
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llmshearing.checkpoints.manifest import EXPORT_FILE, ExportManifest
-from llmshearing.checksums import FileRecord, check_files, record_files
+from llmshearing.checksums import FileRecord, check_files, record_files, record_shared
 from llmshearing.errors import UserError
 from llmshearing.files import write_json
 from llmshearing.huggingface import hub
@@ -180,6 +181,14 @@ def parse_size(text: int | str) -> int:
 def weight_records(path: Path) -> dict[str, FileRecord]:
     """Size and checksum of a directory's weight files, for its manifest."""
     return record_files({file.name: file for file in find_weights(path)})
+
+
+def weights_digest(path: Path) -> str:
+    """A digest of a directory's weight files by name. All ranks call it; each reads its share."""
+    files = {file.name: file for file in _weight_files(path)}
+    records = record_shared(files)
+    listed = sorted((name, record.bytes, record.xxh3_128) for name, record in records.items())
+    return xxhash.xxh3_128_hexdigest(repr(listed).encode())
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

@@ -12,9 +12,11 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from llmshearing.models.blocks import decoder_blocks
+from llmshearing.models.divergence import Distillation
 from llmshearing.models.gated import GateSite, insert_gates, set_gates
 from llmshearing.models.head import TokenLosses, insert_loss_head
 from llmshearing.models.metrics import IGNORED, HeldOutLoss, TrainingLoss, shifted
+from llmshearing.models.teacher import Distiller
 from llmshearing.pruning.masks import MaskOutput, Masks
 
 Batch = Mapping[str, Tensor]
@@ -35,7 +37,9 @@ class Outputs(NamedTuple):
 
 
 class ShearingModel(ComposerModel):
-    """A causal decoder whose loss is cross entropy, plus the Lagrangian when pruning.
+    """A causal decoder whose loss is cross entropy, or its mix with a divergence from a teacher.
+
+    When pruning, the Lagrangian is added.
 
     Args:
         model: the stock Transformers model.
@@ -48,6 +52,7 @@ class ShearingModel(ComposerModel):
         masks: the learned masks, or None in continued pre-training.
         domain_loss: training loss per domain since its last reset.
         last_draw: the last draw of the masks without its graph, for the log.
+        distiller: the teacher's part of the loss in training; None without distillation.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class ShearingModel(ComposerModel):
         self.domain_loss = TrainingLoss(domains)
         self.held_out = HeldOutLoss()
         self.last_draw: MaskOutput | None = None
+        self.distiller: Distiller | None = None
         kinds = {type(block) for block in decoder_blocks(model)}
         hooks: Any = model  # Composer shards and recomputes the modules for which these return True
         hooks.fsdp_wrap_fn = lambda module: type(module) in kinds
@@ -72,33 +78,42 @@ class ShearingModel(ComposerModel):
 
     def forward(self, batch: Batch) -> Outputs:
         """Draw the gates once, outside the blocks, and run the stock model."""
-        drawn = None
+        drawn, distillation = None, None
+        if self.distiller is not None and self.training:
+            distillation = self.distiller.on(batch)
         if self.masks is not None:
             with torch.autocast(device_type=batch["input_ids"].device.type, enabled=False):
                 drawn = self.masks()
             set_gates(self.sites, self.masks.table, drawn.gates)
             self.last_draw = drawn.detached()
-        return Outputs(*self.decoder_losses(batch), drawn)
+        return Outputs(*self.decoder_losses(batch, distillation), drawn)
 
-    def decoder_losses(self, batch: Batch) -> tuple[TokenLosses, Tensor]:
+    def decoder_losses(
+        self, batch: Batch, distillation: Distillation | None = None
+    ) -> tuple[TokenLosses, Tensor]:
         """The losses with the current gates, and whether each position has a target, [B, T]."""
         targets = shifted(batch["labels"])
-        return self.model(batch["input_ids"], targets=targets), targets != IGNORED
+        losses = self.model(batch["input_ids"], targets=targets, distillation=distillation)
+        return losses, targets != IGNORED
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross entropy over the microbatch's targets, the penalty, and their sum `total`."""
+        """Means over the microbatch's targets, the penalty, and what is trained, `total`."""
         losses, counted, drawn = outputs
         if self.domain_loss.device != counted.device:  # FSDP moves parameters alone
             self.domain_loss.to(counted.device)
         self.domain_loss.update(losses.cross_entropy, counted, batch["domain"])
-        cross_entropy = losses.total / counted.sum().clamp(min=1)
+        count = counted.sum().clamp(min=1)
+        trained = losses.total / count
+        parts = {"ce": trained}
+        if self.distiller is not None and losses.divergence is not None:
+            self.distiller.observe(losses.divergence, counted, batch["domain"])
+            parts = {
+                "ce": losses.cross_entropy.sum() / count,
+                "divergence": losses.divergence.sum() / count,
+            }
         if drawn is None:
-            return {"ce": cross_entropy, "total": cross_entropy.clone()}
-        return {
-            "ce": cross_entropy,
-            "lagrangian": drawn.penalty,
-            "total": cross_entropy + drawn.penalty,
-        }
+            return {**parts, "total": trained.clone()}
+        return {**parts, "lagrangian": drawn.penalty, "total": trained + drawn.penalty}
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> Outputs:
         """The model without noise, cut to the current size."""

@@ -30,9 +30,15 @@ MASKS_CAPTION = (
     "Probability of each unit to stay, at the last evaluation. One row per layer from the top. "
     "Hidden and intermediate units are sorted from high to low."
 )
+DISTILLATION_CAPTION = (
+    "Of training batches. The total is the weighted mean of cross entropy and divergence, plus the "
+    "penalty of the masks when pruning."
+)
 OF_A_RUN = (
     ("Held-out loss by domain", "Dashed: the reference loss, if there is one.", plots.held_out),
     ("Above reference", "Held-out loss minus the reference loss.", plots.excess),
+    ("Distillation", DISTILLATION_CAPTION, plots.distillation),
+    ("Divergence by domain", "From the teacher, on training rows.", plots.divergence),
     ("Mixture", "Weight of each domain. Dashed: its share of the rows so far.", plots.mixture),
     ("Expected sizes", "Dashed: the target, which moves during the warmup.", plots.expected_sizes),
     ("Masks", MASKS_CAPTION, mask_plots.last_heat_maps),

@@ -23,6 +23,21 @@ def training_loss(runs: Sequence[Run]) -> Figure | None:
     return _lines(found, "tokens", "loss, nats per token", smooth=True)
 
 
+def distillation(run: Run) -> Figure | None:
+    """Cross entropy, divergence from the teacher and what is trained; None without a teacher."""
+    parts = {"cross entropy": "ce", "divergence": "divergence", "total": "total"}
+    found = {name: run.series(f"loss/train/{key}") for name, key in parts.items()}
+    if found["divergence"] is None:
+        return None
+    return _lines(found, "step", "loss, nats per token", smooth=True)
+
+
+def divergence(run: Run) -> Figure | None:
+    """Divergence from the teacher on each domain's training rows."""
+    found = run.group("distillation/divergence/{}")
+    return _lines(found, "step", "divergence, nats per token", smooth=True)
+
+
 def held_out_mean(runs: Sequence[Run]) -> Figure | None:
     """Mean held-out loss over the domains, one line per run."""
     found = {run.name: run.mean_held_out() for run in runs}

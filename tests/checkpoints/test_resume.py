@@ -1,34 +1,20 @@
 """A run resumes from a checkpoint of either kind, on the same or another number of ranks."""
 
 import json
-import shutil
 
 import pytest
 import torch
+from checkpoint_files import equal_tensors, take_over
 from ranks import Ranks
 from recording import losses, seen
 from runs import metrics, run_here, series
 
-from llmshearing.checkpoints.layout import FOLDER, checkpoint_path, manifest_of, whole_checkpoints
+from llmshearing.checkpoints.layout import FOLDER, whole_checkpoints
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 TOLERANCE = 1e-5  # of losses on another number of ranks, where sums are taken in another order
-
-
-def take_over(run, other, step, kind):
-    """Give a new run directory one checkpoint of another."""
-    path = checkpoint_path(run, step, kind)
-    (other / FOLDER).mkdir(parents=True)
-    shutil.copy(manifest_of(path), other / FOLDER)
-    (shutil.copytree if path.is_dir() else shutil.copy)(path, other / FOLDER / path.name)
-
-
-def equal_tensors(left, right):
-    left, right = open_checkpoint(left), open_checkpoint(right)
-    assert left.names() == right.names()
-    return all(torch.equal(left.read(name), right.read(name)) for name in left.names())
 
 
 @pytest.mark.parametrize("kind", ["full", "sharded"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,40 @@ def test_two_processes_of_a_launcher_give_the_number_of_one(
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text()) == one.as_dict()
     assert done.stdout.count("domain  ") == 1
+
+
+@pytest.fixture
+def other_model(model_directory, tmp_path):
+    """The same model with other weights."""
+    copy = shutil.copytree(model_directory, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(model_directory)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.2)
+    model.save_pretrained(copy)
+    return copy
+
+
+def test_the_divergence_from_a_teacher_is_that_of_whole_logits(model_directory, other_model, tree):
+    found = evaluate(model_directory, tree / "eval", batch_size=2, teacher=other_model)
+    alone = evaluate(model_directory, tree / "eval", batch_size=2)
+    model, teacher = (
+        AutoModelForCausalLM.from_pretrained(path).eval() for path in (model_directory, other_model)
+    )
+    for name in ROWS:
+        total, count = 0.0, 0
+        rows = MDSReader.from_json(str(tree / "eval" / name), None, shard_of(tree, name))
+        for row in rows:
+            tokens = torch.tensor(row["tokens"].astype(np.int64))[None]
+            with torch.no_grad():
+                q, p = (one(tokens).logits[0, :-1].log_softmax(-1) for one in (model, teacher))
+            total += (p.exp() * (p - q)).sum().item()
+            count += len(p)
+        assert total / count > 1e-3
+        assert found.domains[name].divergence == pytest.approx(total / count, rel=1e-4)
+        assert found.domains[name].loss == alone.domains[name].loss
+        assert alone.domains[name].divergence is None
+    assert found.as_table().header[-1] == "divergence"
+    assert "divergence" not in alone.as_table().header
+    same = evaluate(model_directory, tree / "eval", teacher=model_directory)
+    assert same.mean_divergence == 0

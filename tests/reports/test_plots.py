@@ -82,6 +82,8 @@ def test_what_a_run_lacks_is_not_drawn(make_run):
     plain = read_run(make_run(prunes=False))
     assert plots.expected_sizes(plain) is None
     assert plots.multipliers(plain) is None
+    assert plots.distillation(plain) is None
+    assert plots.divergence(plain) is None
     assert plots.excess(read_run(make_run("bare", references=False))) is None
 
 

@@ -1,0 +1,42 @@
+"""The `distillation` section of a recipe: a teacher, and its part of the loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmshearing.quantities import Fraction, PointInRun, Positive
+from llmshearing.typed_yaml import PathText, Section
+
+
+class DistillationSettings(Section):
+    """A frozen teacher whose distributions the model learns besides the text itself."""
+
+    teacher: PathText | None = None
+    """A Hugging Face directory, or `org/name[@revision]` of the hub, with the same tokenizer. By
+    default the source itself when pruning, and the unpruned model when training an exported one."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """KL(teacher || model), KL(model || teacher), or the generalised Jensen-Shannon divergence."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the teacher in the mixture of `jsd`: near 0 it acts like `forward_kl`, near 1 like
+    `reverse_kl`. The other divergences ignore it."""
+    temperature: Positive = 1.0
+    """By which both models' logits are divided; the divergence is multiplied by its square."""
+    weight: Fraction = 1.0
+    """Of the divergence in the loss; the rest is cross entropy."""
+    schedule: Literal["constant", "warmup_stable_decay"] = "constant"
+    """`warmup_stable_decay` raises the weight from 0 over `optimizer.warmup` and lowers it to 0
+    over the last `decay`, linearly."""
+    decay: PointInRun = "0.2dur"
+    """Length of that decay, e.g. `0.2dur` or `100ba`."""
+    teacher_precision: Literal["fp32", "bf16"] | None = None
+    """Of the teacher's weights and forward pass; by default as `model.precision` computes."""
+    teacher_sharding: Literal["run", "offload"] = "run"
+    """`run` places the teacher like the model, sharded or whole on every rank; `offload` keeps it
+    in host memory between its forward passes."""
+
+    @property
+    def divergence_beta(self) -> float:
+        """The one number that decides the divergence; see `models/divergence.py`."""
+        return {"forward_kl": 0.0, "reverse_kl": 1.0}.get(self.divergence, self.beta)
