@@ -6,6 +6,7 @@ is right are data files hashed, and weights and scores read.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,8 +145,8 @@ def resolve(
 
             scores = found.attempt(lambda: load_scores(file, source.table), "pruning.importance")
     teacher = None
-    if (directory := found.teacher) is not None:
-        teacher = found.attempt(lambda: read_source(directory.path), "distillation.teacher")
+    if (teaching := found.teacher) is not None:
+        teacher = found.attempt(lambda: read_source(teaching.path), "distillation.teacher")
     if source is None or found.errors:
         raise UserError(error_list(str(path), found.errors))
     weights = np.array(list(found.weights.values()))
@@ -170,7 +171,8 @@ def outline(
     recipe, wrong = parse_recipe(path, overrides)
     absent = [key for key in OPTIONAL_IN_PLANS if planned and NOT_GIVEN.format(key) in wrong]
     found = Outline(recipe, [])
-    found.directory = _model_directory(found, planned)
+    locate = functools.partial(_model_directory, found, planned)
+    found.directory = found.attempt(lambda: locate(recipe.model.path), "model.path")
     if (directory := found.directory) is not None:
         found.config = found.attempt(lambda: read_config(directory), "model.path")
     if (config := found.config) is not None:
@@ -178,7 +180,10 @@ def outline(
     if found.table is not None and recipe.target is not None:
         found.target, errors = resolve_target(found.table, recipe.target)
         found.errors += errors
-    found.teacher = found.attempt(lambda: find_teacher(recipe), "distillation.teacher")
+    if (directory := found.directory) is not None:
+        found.teacher = found.attempt(
+            lambda: find_teacher(recipe, directory, locate), "distillation.teacher"
+        )
     if "data.root" in absent or (planned and not Path(recipe.data.root).exists()):
         root = recipe.data.root
         found.notes.append(
@@ -205,12 +210,11 @@ def outline(
     return found
 
 
-def _model_directory(found: Outline, planned: bool) -> Path | None:
-    """The source's directory; a plan asks no hub for the models whose configs are shipped."""
-    name = found.recipe.model.path
+def _model_directory(found: Outline, planned: bool, name: str) -> Path:
+    """A model's directory; a plan asks no hub for the models whose configs are shipped."""
     shipped = hub.shipped_config(name) if planned else None
     if shipped is None:
-        return found.attempt(lambda: hub.model_directory(name), "model.path")
+        return hub.model_directory(name)
     found.notes.append(f"the config of {name} is the one in yamls/models/{shipped.name}")
     return shipped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from llmshearing.data.schema import TOKENIZER_FOLDER
 from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.huggingface.hub import model_directory
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,15 @@ class TeacherDirectory:
     table: CouplingTable
 
 
-def find_teacher(recipe: Recipe) -> TeacherDirectory | None:
+def find_teacher(
+    recipe: Recipe, source: Path, locate: Callable[[str], Path]
+) -> TeacherDirectory | None:
     """The teacher of a recipe; None without distillation.
+
+    Args:
+        recipe: of the run.
+        source: directory of the model that is trained.
+        locate: from a directory or a name on the hub to the directory.
 
     Raises:
         UserError: there is none, or it is the run's own directory.
@@ -41,7 +48,7 @@ def find_teacher(recipe: Recipe) -> TeacherDirectory | None:
     settings = recipe.distillation
     if settings is None:
         return None
-    path = model_directory(settings.teacher) if settings.teacher else _default(recipe)
+    path = locate(settings.teacher) if settings.teacher else _default(recipe, source, locate)
     run = Path(recipe.run.directory).resolve()
     if run in (path.resolve(), *path.resolve().parents):
         raise UserError(
@@ -52,8 +59,7 @@ def find_teacher(recipe: Recipe) -> TeacherDirectory | None:
     return TeacherDirectory(path, config, family_of(config).table(config))
 
 
-def _default(recipe: Recipe) -> Path:
-    source = model_directory(recipe.model.path)
+def _default(recipe: Recipe, source: Path, locate: Callable[[str], Path]) -> Path:
     if recipe.prunes:
         if recipe.model.initialize == "random":
             raise UserError(
@@ -71,7 +77,7 @@ def _default(recipe: Recipe) -> Path:
         made_from = manifest.source
         parent = Path(made_from.path)
         if not parent.is_dir() and made_from.repository is not None:
-            parent = model_directory(made_from.repository)
+            parent = locate(made_from.repository)
         if not parent.is_dir():
             raise UserError(
                 f"found no directory {parent}, from which {source} was made by its {EXPORT_FILE}; "
