@@ -180,9 +180,9 @@ def outline(
     if found.table is not None and recipe.target is not None:
         found.target, errors = resolve_target(found.table, recipe.target)
         found.errors += errors
-    if (directory := found.directory) is not None:
+    if (student := found.directory) is not None:
         found.teacher = found.attempt(
-            lambda: find_teacher(recipe, directory, locate), "distillation.teacher"
+            lambda: find_teacher(recipe, student, locate), "distillation.teacher"
         )
     if "data.root" in absent or (planned and not Path(recipe.data.root).exists()):
         root = recipe.data.root
