@@ -60,11 +60,21 @@ def describe(options: Namespace) -> None:
 def validate(options: Namespace) -> None:
     """Report all errors of a recipe and of what it names."""
     from llmshearing.architecture.budget import Budget
+    from llmshearing.checkpoints.layout import latest_checkpoint
+    from llmshearing.checkpoints.resume_check import check_fits
     from llmshearing.preflight import resolve
+    from llmshearing.run_manifest import run_manifest
 
-    _, inputs = resolve(options.recipe, options.overrides, options.ranks)
+    recipe, inputs = resolve(options.recipe, options.overrides, options.ranks)
     table = inputs.source.table
+    checkpoint = latest_checkpoint(recipe.run.directory)
+    changes = []
+    if checkpoint is not None:
+        changes = check_fits(checkpoint, run_manifest(recipe, inputs))
     print(f"{options.recipe}: no errors")
+    if checkpoint is not None:
+        print(f"resumes from {checkpoint.name}")
+        print(*(f"changed since then: {change}" for change in changes), sep="\n")
     for note in inputs.notes:
         print(f"note: {note}")
     print(f"source {table.source}: {table.parameter_count(table.source):,} parameters")

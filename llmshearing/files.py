@@ -21,6 +21,8 @@ from llmshearing.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# How a file begins that Git LFS or git-annex leaves in place of a large one.
+POINTERS = (b"version https://git-lfs", b"../.git/annex/objects", b"/annex/objects")
 LOCK = ".lock"
 LOCK_PATIENCE_SECONDS = 2.0  # a killed owner may take a moment to die
 
@@ -66,6 +68,38 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Check that a file is not the pointer that Git LFS or git-annex leaves in its place.
+
+    Raises:
+        UserError: it is.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(256).startswith(POINTERS):
+            raise UserError(
+                f"{path} is a pointer to a large file, not the file; run `git lfs pull` or "
+                "`git annex get`"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        UserError: it holds something else.
+        OSError: it cannot be read.
+    """
+    refuse_pointer(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; copy or download it again")
+    return value
 
 
 def json_lines(content: bytes) -> list[dict[str, Any]]:

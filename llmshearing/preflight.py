@@ -123,7 +123,7 @@ def resolve(
     found = outline(path, overrides, ranks)
     recipe, tree = found.recipe, found.tree
     assert tree is not None
-    from llmshearing.huggingface.source import read_source
+    from llmshearing.huggingface.source import check_attention
 
     data, scores = recipe.data, None
     splits, by_hash = (data.split, data.eval_split), data.verify == "hash"
@@ -132,8 +132,12 @@ def resolve(
     )
     directory = found.directory
     assert directory is not None
-    source = found.attempt(lambda: read_source(directory), "model.path")
+    stored, attention = recipe.model.initialize == "pretrained", recipe.model.attention
+    source = _read_model(found, directory, "model.path", stored=stored)
     if source is not None:
+        if not found.errors:
+            note = found.attempt(lambda: check_attention(source, attention), "model.attention")
+            found.notes += filter(None, [note])
         longest = source.config.get("max_position_embeddings")
         if longest is not None and tree.sequence_length > longest:
             found.errors.append(
@@ -146,12 +150,29 @@ def resolve(
             scores = found.attempt(lambda: load_scores(file, source.table), "pruning.importance")
     teacher = None
     if (teaching := found.teacher) is not None:
-        teacher = found.attempt(lambda: read_source(teaching.path), "distillation.teacher")
+        teacher = _read_model(found, teaching.path, "distillation.teacher")
     if source is None or found.errors:
         raise UserError(error_list(str(path), found.errors))
     weights = np.array(list(found.weights.values()))
     target, references = found.target, found.references
     return recipe, Inputs(source, target, teacher, tree, weights, references, scores, found.notes)
+
+
+def _read_model(
+    found: Outline, directory: Path, key: str, *, stored: bool = True
+) -> Source | None:
+    """Read a model's config, and check its weights by their headers if any are stored."""
+    from llmshearing.huggingface.source import check_source, read_source
+    from llmshearing.huggingface.weight_files import are_still_on_the_hub
+
+    source = found.attempt(lambda: read_source(directory), key)
+    if source is None:
+        return None
+    if stored and are_still_on_the_hub(directory):
+        found.notes.append(f"{key}: the weights are not downloaded yet, so nothing checks them")
+        stored = False
+    found.attempt(lambda: check_source(source, weights=stored), key)
+    return source
 
 
 def outline(
@@ -199,8 +220,8 @@ def outline(
         if found.teacher is not None and found.tree is not None:
             wrong_teacher = teacher_errors(found.teacher, found.tree)
             found.errors += [f"distillation.teacher: {error}" for error in wrong_teacher]
-        if found.directory and found.table is not None and found.tree is not None:
-            found.errors += _fit_errors(found.directory, found.table, found.tree)
+        if found.directory is not None and found.config is not None:
+            _check_tokenizer(found, found.directory)
     # Nothing is reported twice: a wrong value was replaced, which may have led to another error.
     wrong_keys = {error.partition(":")[0] for error in wrong}
     errors = [error for error in wrong if error.partition(":")[0] not in absent]
@@ -307,24 +328,23 @@ def _tracking_errors(recipe: Recipe) -> list[str]:
     ]
 
 
-def _fit_errors(model: Path, table: CouplingTable, tree: DataTree) -> list[str]:
-    """Errors of a model and data that do not belong together."""
-    errors, vocabulary = [], table.source.vocabulary
+def _check_tokenizer(found: Outline, model: Path) -> None:
+    """Check the model's tokenizer, and that the data was made with it and fits the model."""
+    from llmshearing.huggingface import tokenizer_files
+
+    tree = found.tree
+    ids = found.attempt(lambda: tokenizer_files.read(model), "model.path")
+    if found.table is None or tree is None:
+        return
+    vocabulary = found.table.source.vocabulary
     if tree.vocabulary > vocabulary:
-        errors.append(
+        found.errors.append(
             f"data.root: found ids up to {tree.vocabulary - 1}, expected ids below the model's "
             f"vocabulary size {vocabulary}; prepare the data with this model's tokenizer"
         )
-    try:
-        recorded = tree.tokenizer["fingerprint"]
-        if not same_tokenizer(model, recorded, tree.root / TOKENIZER_FOLDER):
-            errors.append(
-                f"data.root: {tree.root} was prepared with another tokenizer than the one in "
-                f"{model}; prepare it again with that one"
-            )
-    except FileNotFoundError:
-        errors.append(
-            f"model.path: found no tokenizer in {model}; expected tokenizer.model or "
-            "tokenizer.json, which the exported model needs too"
+    recorded, copy = tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
+    if ids is not None and not same_tokenizer(model, recorded, copy):
+        found.errors.append(
+            f"data.root: {tree.root} was prepared with another tokenizer than the one in "
+            f"{model}; prepare it again with that one"
         )
-    return errors

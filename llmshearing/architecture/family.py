@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.config_values import value_error
 from llmshearing.architecture.coupling import CouplingTable, Dim, Row
 from llmshearing.architecture.rope import ROPE_NAMES, rope_error
 from llmshearing.architecture.shape import Shape
@@ -121,7 +122,8 @@ class Family:
             config: the stored `config.json`.
 
         Raises:
-            UserError: a field is unknown, or has a value that the table does not describe.
+            UserError: a field is unknown, or has a value that is none or that the table does not
+                describe.
         """
         fixed = {**PLAIN_FIELDS, **self.fixed}
         known = NEUTRAL_FIELDS | self.fields | fixed.keys()
@@ -135,7 +137,7 @@ class Family:
                     f"config.json has {name}={stated[name]!r}, but {self.model_type} models are "
                     f"supported with {name}={value!r} only"
                 )
-        error = rope_error(stated.get("rope_scaling"))
+        error = value_error(config) or rope_error(stated.get("rope_scaling"))
         if error is None and self.config_error is not None:
             error = self.config_error(stated)
         if error is not None:

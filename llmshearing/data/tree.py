@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST
 from llmshearing.errors import UserError
+from llmshearing.files import refuse_pointer
 from llmshearing.mixture.references import RunData
-
-OF_A_TREE = ("sequence_length", "token_dtype", "vocabulary", "tokenizer")
-OF_A_DOMAIN = ("rows", "tokens", "documents", "dropped_tokens", "fingerprint", "chat")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DomainInfo:
     documents: int  # packed into them
     dropped_tokens: int  # of the last, incomplete row, which was left out
     fingerprint: str  # SHA-256 over the hashes of the shards, in order
-    chat: bool = False  # whether the column `loss` marks the targets
+    chat: bool  # whether the column `loss` marks the targets
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,28 @@ class DataTree:
                 f"found {what} at {root}, expected a folder with {MANIFEST}: "
                 "run `llmshearing prepare CONFIG.yaml` to the end"
             )
+        refuse_pointer(path)
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
                 raise ValueError("another format")
             splits = {
                 split: {
-                    name: DomainInfo(name, root / split / name, **{k: held[k] for k in OF_A_DOMAIN})
+                    name: {**held, "name": name, "path": root / split / name}
                     for name, held in domains.items()
                 }
                 for split, domains in manifest["splits"].items()
             }
-            about = {key: manifest[key] for key in OF_A_TREE}
+            manifest["tokenizer"]["fingerprint"]  # every run compares it
+            return TypeAdapter(cls).validate_python(
+                {**manifest, "root": root, "splits": splits, "manifest": manifest}
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"found no whole manifest of format {FORMAT_VERSION} in {path} ({error!r}): "
+                f"found no whole manifest of format {FORMAT_VERSION} in {path} ({reason}): "
                 "prepare the tree again"
             ) from None
-        return cls(root, **about, splits=splits, manifest=manifest)
 
     def split(self, name: str) -> dict[str, DomainInfo]:
         """The domains of the split `name`; a UserError if the tree has no such split."""

@@ -71,13 +71,56 @@ def read_source(model: str | Path) -> Source:
         model: a directory, or `org/name[@revision]` of the hub.
 
     Raises:
-        UserError: no directory or config, an unknown family, or a field that the family refuses; or
-            the hub does not give it.
+        UserError: no directory or config, an unknown family, a field that the family refuses, one
+            that Transformers cannot read, or the hub does not give it.
     """
     path = model_directory(model)
     config = complete_fields(stock_config(read_config(path)))
     family = family_of(config)
     return Source(path, config, family, family.table(config))
+
+
+def check_source(source: Source, *, weights: bool = True) -> None:
+    """Check that the stock model can be computed and that its weights are there.
+
+    The model is made of fake tensors, and only the headers of the weight files are read. So this
+    takes no memory, and its time grows with the number of tensors, not with their size.
+
+    Args:
+        source: the directory.
+        weights: whether the run reads weights.
+
+    Raises:
+        UserError: Transformers cannot compute the model, or its weights do not fit.
+    """
+    stored = WeightFiles(source.path) if weights else None
+    with substrate.fake_tensors():
+        model = _stock_model(source, "sdpa")
+        if stored is not None:
+            _check_fit(model, stored)
+        try:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+        except Exception as error:
+            raise _cannot_compute(source, "sdpa", error) from error
+
+
+def check_attention(source: Source, attention: str) -> str | None:
+    """Check that Transformers knows an attention.
+
+    Returns:
+        Why that cannot be decided here, if it needs a device or a package that is not here.
+
+    Raises:
+        UserError: there is no such attention.
+    """
+    try:
+        with substrate.fake_tensors():
+            _stock_model(source, attention)
+    except UserError as error:
+        if isinstance(error.__cause__, ImportError):
+            return f"model.attention={attention} cannot be checked here: {error.__cause__}"
+        raise
+    return None
 
 
 def load_model(source: Source, *, attention: str = "sdpa", random: bool = False) -> PreTrainedModel:
@@ -190,14 +233,28 @@ def _stock_model(source: Source, attention: str) -> PreTrainedModel:
     config.name_or_path = str(source.path)
     try:
         model = stock_model(config, attention=attention)
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"model.attention: found {attention!r}, which Transformers does not run here "
-            f"({str(error).splitlines()[0]}); give sdpa or eager, or install what it asks for"
-        ) from None
-    if (source.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source.path)
+    except Exception as error:  # of any kind, from the constructors of the modules
+        raise _cannot_compute(source, attention, error) from error
+    if (file := source.path / "generation_config.json").is_file():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(source.path)
+        except Exception as error:
+            raise UserError(
+                f"Transformers cannot read {file} ({_first_line(error)}); correct or remove it"
+            ) from error
     return model
+
+
+def _cannot_compute(source: Source, attention: str, error: Exception) -> UserError:
+    return UserError(
+        f"{source.path}: Transformers cannot compute this model with model.attention={attention} "
+        f"({_first_line(error)}); give sdpa or eager, or install what that asks for; otherwise "
+        "correct config.json"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:

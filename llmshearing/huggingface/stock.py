@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -30,8 +29,8 @@ def stock_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     """
     try:
         return AutoConfig.for_model(**fields)
-    except (StrictDataclassError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # of any kind, from the constructors of the configs
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"Transformers {transformers.__version__} refuses the config of a "
             f"{fields['model_type']} model ({reason}); correct config.json, or use the version "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tokenizers import Tokenizer
 from llmshearing.data.schema import tokenizer_file
 from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.errors import UserError
-from llmshearing.files import write_json
+from llmshearing.files import read_json, refuse_pointer, write_json
 
 FILES = (
     "tokenizer.model",
@@ -44,7 +43,7 @@ def copy(source: Path, directory: Path) -> None:
         shutil.copyfile(template, directory / TEMPLATES / template.name)
     if not (directory / CONFIG).is_file():
         return
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(directory / CONFIG)
     changed = {key: value for key, value in config.items() if key != "auto_map"}
     if changed.get("tokenizer_class") == "TokenizersBackend":
         changed["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -54,18 +53,26 @@ def copy(source: Path, directory: Path) -> None:
         write_json(directory / CONFIG, changed)
 
 
-def vocabulary(path: Path) -> int:
-    """The number of ids of the tokenizer in a directory; every id is below it.
+def read(path: Path) -> int:
+    """Read what export will copy, and return the number of the tokenizer's ids; all are below it.
 
     Raises:
-        UserError: there is none, or its file cannot be read.
+        UserError: there is no tokenizer, or a file is a pointer or damaged.
     """
+    for file in [path / name for name in FILES] + sorted((path / TEMPLATES).glob("*.jinja")):
+        if not file.is_file():
+            continue
+        refuse_pointer(file)
+        if file.suffix == ".json":
+            read_json(file)
+        elif file.suffix in (".jinja", ".txt"):
+            _read_text(file)
     try:
         kind, file = tokenizer_file(path)
     except FileNotFoundError as error:
         raise UserError(
-            f"found no tokenizer in {path}; expected tokenizer.model or tokenizer.json in the "
-            "directory that the run started from. If it has moved, give it with --tokenizer DIR"
+            f"found no tokenizer in {path}; expected tokenizer.model or tokenizer.json, which the "
+            "exported model needs too (export takes them from another directory with --tokenizer)"
         ) from error
     try:
         if kind == "sentencepiece":
@@ -73,6 +80,15 @@ def vocabulary(path: Path) -> int:
         return max(Tokenizer.from_file(str(file)).get_vocab().values()) + 1
     except Exception as error:  # both libraries raise any kind of error
         raise UserError(f"{file} is not a tokenizer ({error}); restore the right file") from error
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise UserError(
+            f"{file} is not text in UTF-8 ({error}); copy or download it again"
+        ) from error
 
 
 def check(path: Path, size: int, fingerprint: str | None) -> None:
@@ -84,9 +100,10 @@ def check(path: Path, size: int, fingerprint: str | None) -> None:
         fingerprint: of the tokenizer that made the run's data, if it is known.
 
     Raises:
-        UserError: it gives more ids than the model has, or is another one.
+        UserError: its files cannot be read, it gives more ids than the model has, or it is another
+            one.
     """
-    ids = vocabulary(path)
+    ids = read(path)
     if ids > size:
         raise UserError(
             f"the tokenizer in {path} gives {ids} ids, but the model's vocabulary has {size}; "

@@ -1,7 +1,8 @@
 """The weight files of a Hugging Face directory: read by tensor, written by file.
 
-A tensor that is read is mapped from its file and released with it, so memory holds what is being
-copied and nothing else. Writing holds the tensors of one file.
+Only headers are read at first. A tensor that is read is mapped from its file and released with it,
+so memory holds what is being copied and nothing else; files that torch wrote before version 1.6
+cannot be mapped and are held whole. Writing holds the tensors of one file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from llmshearing.checkpoints.manifest import EXPORT_FILE, ExportManifest
 from llmshearing.checksums import FileRecord, check_files, record_files, record_shared
 from llmshearing.errors import UserError
-from llmshearing.files import write_json
+from llmshearing.files import refuse_pointer, write_json
 from llmshearing.huggingface import hub
 from llmshearing.quantities import byte_size
 
@@ -62,14 +63,16 @@ class WeightFiles:
         self.stored: dict[str, StoredTensor] = {}
         self._pickled: dict[Path, dict[str, Tensor]] = {}
         for file in find_weights(self.path):
+            refuse_pointer(file)
+            read = _header if file.suffix == ".safetensors" else _pickled_header
             try:
-                found = _header(file) if file.suffix == ".safetensors" else self._unpickle(file)
+                self.stored |= read(file)
             except UNREADABLE as error:
+                reason = str(error).partition("\n")[0] or type(error).__name__
                 raise UserError(
-                    f"{file} is truncated or not a weight file ({str(error).splitlines()[0]}); "
-                    "copy or download it again"
+                    f"{file} is truncated or not a weight file ({reason}); copy or download it "
+                    "again"
                 ) from error
-            self.stored |= found
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """A tensor, or some of its rows, in the dtype of its file; a view to be copied.
@@ -79,7 +82,9 @@ class WeightFiles:
         """
         self.check_floating(name)
         file = self.stored[name].file
-        if file in self._pickled:
+        if file.suffix != ".safetensors":
+            if file not in self._pickled:
+                self._pickled[file] = _unpickle(file, "cpu", mmap=zipfile.is_zipfile(file))
             return self._pickled[file][name][rows]
         with safe_open(file, framework="pt") as opened:
             if not self.stored[name].shape:
@@ -111,14 +116,6 @@ class WeightFiles:
         if manifest is not None:
             remedy = f"Export it again, or remove {path} if it was changed on purpose"
             check_files(self.path, manifest.files, path, remedy)
-
-    def _unpickle(self, file: Path) -> dict[str, StoredTensor]:
-        mapped = zipfile.is_zipfile(file)  # torch.save before version 1.6 wrote another format
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-        if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-            raise ValueError("expected tensors by name and nothing else")
-        self._pickled[file] = tensors
-        return {n: StoredTensor(file, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()}
 
 
 def write_weights(
@@ -200,6 +197,13 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         }
 
 
+def are_still_on_the_hub(path: Path) -> bool:
+    """Whether the weights of a directory have to be downloaded before they can be read."""
+    return hub.repository_of(path) is not None and not (
+        any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+    )
+
+
 def find_weights(path: Path) -> list[Path]:
     """The weight files of a directory; those of the hub are downloaded first.
 
@@ -222,10 +226,26 @@ def find_weights(path: Path) -> list[Path]:
         ) from error
 
 
+def _pickled_header(file: Path) -> dict[str, StoredTensor]:
+    tensors = _unpickle(file, "meta", mmap=False)
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise ValueError("expected tensors by name and nothing else")
+    storages = {id(s): s for s in (tensor.untyped_storage() for tensor in tensors.values())}
+    if (size := sum(s.nbytes() for s in storages.values())) > file.stat().st_size:
+        raise ValueError(f"it has {file.stat().st_size} bytes, its tensors {size}")
+    return {n: StoredTensor(file, tuple(t.shape), str(t.dtype)) for n, t in tensors.items()}
+
+
+def _unpickle(file: Path, device: str, *, mmap: bool) -> Any:
+    """What torch wrote; on the meta device without the tensors' values, which are not read."""
+    return torch.load(file, map_location=device, weights_only=True, mmap=mmap)
+
+
 def _weight_files(path: Path) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{single}.index.json"
         if index.is_file():
+            refuse_pointer(index)
             try:
                 names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
                 files = [path / name for name in sorted(names)]

@@ -11,6 +11,7 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.config import Recipe
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
+from llmshearing.huggingface.source import check_source, read_source
 from llmshearing.planning.state import Target
 from llmshearing.preflight import outline
 
@@ -70,6 +71,8 @@ def read_inputs(
     found = outline(path, overrides, planned=True)
     assert found.config is not None
     assert found.table is not None
+    assert found.directory is not None
+    check_source(read_source(found.directory), weights=False)
     data, train, held_out = found.recipe.data, {}, {}
     if found.tree is not None:
         train, held_out = (found.tree.split(name) for name in (data.split, data.eval_split))

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import orjson
 
 from llmshearing.errors import UserError
+from llmshearing.files import POINTERS
 from llmshearing.preparation.sources import SUFFIXES, TextFile, beginning
 
 SHOWN = 5  # files listed in a message
-POINTERS = (b"version https://git-lfs", b"../.git/annex/objects", b"/annex/objects")
 
 
 class FoundFiles(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.errors import UserError
-from llmshearing.files import write_bytes
+from llmshearing.files import refuse_pointer, write_bytes
 
 Scores = dict[Axis, Tensor]
 
@@ -116,6 +116,7 @@ def load_scores(path: str | Path, table: CouplingTable) -> Scores:
         UserError: there is no such file, or its scores belong to a model of another shape.
     """
     try:
+        refuse_pointer(Path(path))
         with safe_open(str(path), "pt") as file:
             scores = {Axis(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:

@@ -138,5 +138,5 @@ def test_another_attention_gives_the_same_logits_and_an_unknown_one_is_refused(t
     with torch.no_grad():
         torch.testing.assert_close(eager(tokens).logits, sdpa(tokens).logits)
     for name in ("nonsense", "flash_attention_2"):
-        with pytest.raises(UserError, match=f"model.attention: found '{name}'"):
+        with pytest.raises(UserError, match=f"this model with model.attention={name} "):
             load_model(source, attention=name)

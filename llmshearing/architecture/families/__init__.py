@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 from llmshearing.architecture.family import Family
 from llmshearing.architecture.rope import with_older_rope
 from llmshearing.errors import UserError
+from llmshearing.files import read_json
 
 
 @cache
@@ -33,18 +33,18 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it is not a config, or the family refuses a field.
     """
-    file = Path(directory) / "config.json"
+    file = Path(directory).expanduser() / "config.json"
     if not file.is_file():
+        if Path(directory, "checkpoints").is_dir():
+            raise UserError(
+                f"found a run, not a model, in {directory}; write its model to a directory with "
+                "llmshearing export and give that"
+            )
         raise UserError(
             f"found no config.json in {directory}; expected a Hugging Face model directory "
             "(config.json, safetensors, tokenizer files; a plan needs config.json alone)"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); copy the model again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is not a JSON object; expected the config of a model")
+    config = read_json(file)
     family = family_of(config)
     config = with_older_rope(config, family.rope_names)
     family.check_fields(config)

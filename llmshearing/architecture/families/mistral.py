@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.family import Family
+
+# The stock rotary embeddings of these types read the head size, which the stock config of Mistral
+# leaves unset, unlike that of LLaMA.
+WITHOUT_HEAD_SIZE = ("default", "linear")
+
+
+def config_error(config: Mapping[str, Any]) -> str | None:
+    """Refuse a rotary scaling that the stock model cannot compute."""
+    scaling = config.get("rope_scaling")
+    kind = scaling and scaling.get("rope_type", scaling.get("type"))
+    if kind is None or kind in WITHOUT_HEAD_SIZE or "head_dim" in config:
+        return None
+    return (
+        f"config.json has rope_scaling of type {kind!r} and no head_dim, which Transformers needs "
+        "for it; add head_dim = hidden_size / num_attention_heads"
+    )
+
 
 FAMILY = Family(
     model_type="mistral",
@@ -11,4 +31,5 @@ FAMILY = Family(
     rows=llama_like.rows,
     fields=llama_like.FIELDS | {"sliding_window"},
     fixed=llama_like.FIXED,
+    config_error=config_error,
 )
