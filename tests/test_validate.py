@@ -372,11 +372,11 @@ def test_a_damaged_importance_file_is_named(recipe_file, tmp_path, capsys, conte
 
 
 TREES = {
-    "cut off": (lambda text: text[:-200], "found no whole manifest"),
+    "cut off": (lambda text: text[:-200], "no whole manifest"),
     "pointer": (lambda text: POINTER, "is a pointer to a large file"),
     "text of rows": (
         lambda text: text.replace('"rows": ', '"rows": "x", "r": '),
-        "found no whole manifest",
+        "no whole manifest",
     ),
     "null length": (
         lambda text: text.replace('"sequence_length": 32', '"sequence_length": null'),
@@ -384,7 +384,7 @@ TREES = {
     ),
     "no tokenizer": (
         lambda text: text.replace('"fingerprint"', '"print"'),
-        "found no whole manifest",
+        "no whole manifest",
     ),
 }
 
