@@ -158,9 +158,7 @@ def resolve(
     return recipe, Inputs(source, target, teacher, tree, weights, references, scores, found.notes)
 
 
-def _read_model(
-    found: Outline, directory: Path, key: str, *, stored: bool = True
-) -> Source | None:
+def _read_model(found: Outline, directory: Path, key: str, *, stored: bool = True) -> Source | None:
     """Read a model's config, and check its weights by their headers if any are stored."""
     from llmshearing.huggingface.source import check_source, read_source
     from llmshearing.huggingface.weight_files import are_still_on_the_hub

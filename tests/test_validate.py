@@ -425,3 +425,10 @@ def test_a_checkpoint_that_is_cut_off_is_told(run, tmp_path, capsys):
     recipe = resumable(run, tmp_path)
     cut("ba2.pt")(run / "checkpoints")
     assert "so this is not a whole checkpoint" in refused(capsys, "validate", recipe)
+
+
+def test_a_teacher_is_checked_as_the_model_is(recipe_file, model, capsys):
+    cut("model.safetensors")(model)
+    told = refused(capsys, "validate", recipe_file, f"distillation.teacher={model}")
+    assert "distillation.teacher: " in told
+    assert "model.safetensors is truncated or not a weight file" in told
