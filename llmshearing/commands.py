@@ -63,9 +63,10 @@ def validate(options: Namespace) -> None:
     from llmshearing.checkpoints.layout import latest_checkpoint
     from llmshearing.checkpoints.resume_check import check_fits
     from llmshearing.preflight import resolve
-    from llmshearing.run_manifest import run_manifest
 
     recipe, inputs = resolve(options.recipe, options.overrides, options.ranks)
+    from llmshearing.run_manifest import run_manifest  # after what is refused without torch
+
     table = inputs.source.table
     checkpoint = latest_checkpoint(recipe.run.directory)
     changes = []
