@@ -166,7 +166,7 @@ def masks(out: Path) -> str:
         found = [json.loads(path.read_text()) for path in paths]
         if not found:
             continue
-        axes = [verdict["axes"] for verdict in found]
+        axes = [report["axes"] for report in found]
         if not lines:
             heads = [f"{axis} ({one['target']})" for axis, one in axes[0].items()]
             lines = [f"| arm | seeds | {' | '.join(heads)} | undecided | loss |"]
@@ -179,7 +179,7 @@ def masks(out: Path) -> str:
         ]
         undecided = max(sum(one["undecided"] for one in run.values()) for run in axes)
         cells = [name, len(found), *(f"{size:.1f}" for size in sizes), undecided]
-        cells.append(small_bench.spread([verdict["exact_loss"] for verdict in found]))
+        cells.append(small_bench.spread([report["exact_loss"] for report in found]))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

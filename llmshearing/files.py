@@ -12,10 +12,12 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
+
+import psutil
 
 from llmshearing.errors import UserError
 
@@ -44,12 +46,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def writing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file that becomes `path` on success and is removed on failure.
 
-    Args:
-        path: the file to write.
-        temporary: its name until then, by default one next to `path`.
-
-    Raises:
-        OSError: the file system refuses; the error names `path`.
+    Until then its name is `temporary`, by default one next to `path`, which an OSError names.
     """
     temporary = temporary or _temporary(path)
     try:
@@ -106,13 +103,9 @@ def json_lines(content: bytes) -> list[dict[str, Any]]:
     """The objects of JSON lines, without an incomplete line (one being written, or cut off)."""
     found = []
     for line in content.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]
 
 
 @contextmanager
@@ -146,19 +139,9 @@ def _temporary(path: Path) -> Path:
     host = socket.gethostname()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.partial"):
         process = int(left.name.removesuffix(".partial").rpartition(".")[2])
-        if process == os.getpid() or not _is_running(process):
+        if process == os.getpid() or not psutil.pid_exists(process):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{host}.{os.getpid()}.partial")
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

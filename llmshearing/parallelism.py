@@ -30,11 +30,7 @@ CONNECT_GRACE_SECONDS = 5.0  # torch's own timeout names the missing ranks, so i
 
 
 def check_device(recipe: Recipe) -> None:
-    """Refuse a recipe that this machine's devices cannot run.
-
-    Raises:
-        UserError: a GPU is needed and there is none.
-    """
+    """Refuse a recipe that needs a GPU where there is none, with a UserError."""
     if torch.cuda.is_available():
         return
     if recipe.model.precision != "fp32":
@@ -115,11 +111,6 @@ class HybridFSDP2Config(FSDP2Config):
 
     Composer builds the mesh from two properties, which in its own FSDP2 config always stand for one
     dimension. It overwrites a mesh that is given to the config.
-
-    Args:
-        replicas: copies of the model.
-        shards: ranks among which each copy is sharded.
-        settings: Composer's own.
     """
 
     def __init__(self, replicas: int, shards: int, **settings: Any) -> None:
@@ -158,11 +149,15 @@ def trainer_section(recipe: Recipe) -> dict[str, Any] | None:
         return None
     shards = shard_ranks(recipe)
     replicas = dist.get_world_size() // shards
-    common: dict[str, Any] = {
-        "activation_checkpointing": recipe.model.activation_checkpointing,
-    }
+    common: dict[str, Any] = {"activation_checkpointing": recipe.model.activation_checkpointing}
     if recipe.parallelism == "fsdp1":
-        return {"fsdp": _fsdp1(shards, replicas, common)}
+        if replicas > 1:
+            common |= {
+                "sharding_strategy": "HYBRID_SHARD",
+                "data_parallel_shard_degree": shards,
+                "data_parallel_replicate_degree": replicas,
+            }
+        return {"fsdp": FSDPConfig(activation_checkpointing_reentrant=False, **common)}
     substrate.average_gradients_on_gloo()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
@@ -170,16 +165,6 @@ def trainer_section(recipe: Recipe) -> dict[str, Any] | None:
             substrate.record_events_on_cpus()
             return {"fsdp": HybridFSDP2Config(replicas, shards, **common)}
         return {"fsdp": FSDP2Config(**common)}
-
-
-def _fsdp1(shards: int, replicas: int, common: dict[str, Any]) -> FSDPConfig:
-    if replicas > 1:
-        common = common | {
-            "sharding_strategy": "HYBRID_SHARD",
-            "data_parallel_shard_degree": shards,
-            "data_parallel_replicate_degree": replicas,
-        }
-    return FSDPConfig(activation_checkpointing_reentrant=False, **common)
 
 
 def before_sharding(model: ShearingModel, recipe: Recipe) -> None:

@@ -32,7 +32,6 @@ class Progress:
         title: what is being done. Like the details it may change while the work goes on.
         total: amount of work in `unit`.
         unit: what is counted; empty for a fraction, which is shown in per cent.
-        done: amount that was done before, which does not count for the rate.
         seconds_between_lines: where standard error is not a terminal. None writes no line and no
             summary, for a caller that logs its own.
         quiet: show nothing, as on ranks other than 0.
@@ -44,12 +43,11 @@ class Progress:
         total: float,
         unit: str = "",
         *,
-        done: float = 0,
         seconds_between_lines: float | None = 10.0,
         quiet: bool = False,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = self.first = done
+        self.done = self.first = 0  # what was done before `first` does not count for the rate
         self.detail, self.left = "", None
         self.seconds_between_lines, self.quiet = seconds_between_lines, quiet
         self.started = self.shown = time.monotonic()
@@ -93,12 +91,8 @@ class Progress:
     ) -> None:
         """Set how much is done and show it, unless that was shown a moment ago.
 
-        Args:
-            done: amount in `unit`.
-            title: a new title.
-            detail: more to show, such as the loss.
-            left: seconds to the end, for a caller who knows better than the mean rate; the rate is
-                then left to `detail`.
+        `left` gives the seconds to the end, for a caller who knows better than the mean rate; the
+        rate is then left to `detail`.
         """
         self.done, self.left = done, left
         self.title = self.title if title is None else title

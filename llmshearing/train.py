@@ -42,7 +42,7 @@ from llmshearing.callbacks.distilling import Distilling
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
 from llmshearing.callbacks.heartbeat import Heartbeat
 from llmshearing.callbacks.loaded_loss import LoadedLoss
-from llmshearing.callbacks.manifest import ManifestWriter
+from llmshearing.callbacks.manifest_writer import ManifestWriter
 from llmshearing.callbacks.mask_report_writer import MaskReportWriter
 from llmshearing.callbacks.mask_start import MaskStart
 from llmshearing.callbacks.metrics_file import MetricsFile

@@ -68,19 +68,11 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
-
-
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 def load(model: type[S], path: str | Path, overrides: Sequence[str] = (), **options: Any) -> S:
-    """Read a file and `key=value` overrides as a model.
-
-    Args:
-        model: what they have to be.
-        path: the YAML file.
-        overrides: `key=value` with dotted keys, as on the command line.
-        options: of `read`.
+    """Read a YAML file and `key=value` overrides as a model; `options` as of `read`.
 
     Raises:
         UserError: lists every error.
@@ -170,11 +162,12 @@ def build(model: type[S], given: dict[str, Any]) -> tuple[S | None, list[str]]:
         except ValidationError as error:
             found = error.errors(include_url=False)
         for entry in found:
-            names, owner = _field(model, _location(entry))
+            location = [str(part) for part in entry["loc"] if part != "[key]"]
+            names, owner = _field(model, location)
             key = ".".join(names)
             if not any(key == one or key.startswith(f"{one}.") for one in reported):
                 reported.append(key)
-                errors.append(_message(entry, names, owner))
+                errors.append(_message(entry, ".".join(location), names, owner))
             inside: Any = given
             for name in names[:-1]:
                 is_list = isinstance(inside, list)
@@ -235,12 +228,8 @@ def _field(model: type[Section], location: list[str]) -> tuple[list[str], type[S
     return location[:end], owner
 
 
-def _location(error: Any) -> list[str]:
-    return [str(part) for part in error["loc"] if part != "[key]"]
-
-
-def _message(error: Any, names: list[str], owner: type[Section]) -> str:
-    key, kind = ".".join(_location(error)), error["type"]
+def _message(error: Any, key: str, names: list[str], owner: type[Section]) -> str:
+    kind = error["type"]
     if kind == "extra_forbidden":
         section, known = ".".join(names[:-1]), list(owner.model_fields)
         near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.4)
@@ -251,10 +240,8 @@ def _message(error: Any, names: list[str], owner: type[Section]) -> str:
         return NOT_GIVEN.format(key)
     expected = error["msg"]
     if kind in EXPECTED:
-        context = {name: str(value) for name, value in error.get("ctx", {}).items()}
-        expected = EXPECTED[kind].format(
-            **{n: text.removesuffix(".0") for n, text in context.items()}
-        )
+        context = error.get("ctx", {}).items()
+        expected = EXPECTED[kind].format(**{n: str(v).removesuffix(".0") for n, v in context})
     if kind == "string_type" and isinstance(error["input"], (bool, int, float)):
         expected += "; put the value in quotes"
     return f"{key}: found {error['input']!r}, expected {expected}"
@@ -282,12 +269,10 @@ def _values(kind: Any) -> Any:
 
 
 def _place(kind: Any, parts: list[str], mapping: bool) -> tuple[list[str], Any]:
-    """Split a dotted key along the models.
+    """Split a dotted key, given in its parts, along the models from the type `kind` on.
 
-    Args:
-        kind: the type that the key leads into.
-        parts: the key, split at every dot. Names in a mapping may have dots of their own.
-        mapping: whether the value is a mapping, so that the key ends at a name and not at a field.
+    Names in a mapping may have dots of their own. If the value is a mapping, the key ends at a
+    name and not at a field.
 
     Returns:
         The keys from section to section, and the type of the value; None where it is unknown.

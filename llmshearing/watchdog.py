@@ -33,11 +33,6 @@ class Watchdog:
 
     A Python thread cannot run while native code in another holds the interpreter. For that case
     faulthandler, which does not need the interpreter, does the same a little later.
-
-    Args:
-        directory: of the run.
-        rank: of this process.
-        ranks: number of processes.
     """
 
     def __init__(self, directory: Path, rank: int = 0, ranks: int = 1) -> None:
@@ -63,12 +58,7 @@ class Watchdog:
         self._thread = None
 
     def enter(self, what: str, limit: float) -> None:
-        """Set the current activity.
-
-        Args:
-            what: its name in the message, e.g. `step 17`.
-            limit: seconds that it may take.
-        """
+        """Set the current activity, e.g. `step 17`, and the seconds that it may take."""
         self.busy_with, self.since, self.limit = what, time.monotonic(), limit
         if self._thread is not None:
             patience = limit + POLL_SECONDS + 2 * GRACE_SECONDS

@@ -42,7 +42,8 @@ def test_a_line_at_intervals_with_rate_and_time_left(clock, capsys):
 
 
 def test_what_was_done_before_does_not_count_for_the_rate(clock, capsys):
-    with Progress("pack", 100.0, "MB", done=50.0) as shown:
+    with Progress("pack", 100.0, "MB") as shown:
+        shown.first = shown.done = 50.0
         clock.now += 10
         shown.update(60.0)
     assert "pack: 60.0/100.0 MB, 1 MB/s, 40s left" in capsys.readouterr().err

@@ -60,20 +60,17 @@ class Checkpointing(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Restore the random generators only now: starting the loader has drawn from them."""
-        del state, logger
         if self.generators is not None:
             restore_generators(self.generators)
             self.generators = None
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if a checkpoint is due."""
-        del logger
         if self.due(state, Event.BATCH_CHECKPOINT):
             self.save(state)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save at the end of a run whose data is used up."""
-        del logger
         if self.due(state, Event.EPOCH_CHECKPOINT):
             self.save(state)
 

@@ -63,7 +63,6 @@ class DynamicLoading(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start at the first sample that was not trained on, and log the expected use."""
-        del logger
         self.trained = state.timestamp.sample.value
         self.sampler.rewind(self.trained)
         table = self.controller.expected_use(self.trained)
@@ -107,7 +106,6 @@ class DynamicLoading(Callback):
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """End the run if the data is used up."""
-        del logger
         step = state.timestamp.batch.value
         if not self.sampler.used_up:
             return
@@ -122,7 +120,6 @@ class DynamicLoading(Callback):
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Write the last mixture at the end of a run, also of one whose data is used up."""
-        del logger
         if at_end(state):
             self._write()
 

@@ -43,7 +43,6 @@ class GradientClipping(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """At the start, and once the gradients of all microbatches are summed."""
-        del state
         return event in (Event.FIT_START, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

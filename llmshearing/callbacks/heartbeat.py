@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import time
 
-from composer.core import Callback, State
+from composer.core import Callback, Event, State
 from composer.loggers import Logger
 
 from llmshearing.watchdog import Watchdog, log_phase
 
+# What begins at an event. Composer runs its saver after all other callbacks.
+ACTIVITIES = {
+    Event.FIT_START: "the first batch",
+    Event.BEFORE_DATALOADER: "the loading of step {step}",
+    Event.BATCH_START: "step {step}",
+    Event.BATCH_END: "the end of step {done}",
+    Event.EVAL_BATCH_START: "the evaluation of {domain}, batch {batch}",
+    Event.EVAL_AFTER_ALL: "the end of the evaluation at step {step}",
+    Event.BATCH_CHECKPOINT: "the checkpoint at step {step}",
+    Event.FIT_END: "the end of the run",
+}
+
 
 class Heartbeat(Callback):
-    """Gives each step, evaluation batch and checkpoint its time limit.
+    """Gives each step, evaluation batch and checkpoint its time limit in seconds.
 
-    Args:
-        watchdog: the watchdog of this rank.
-        start_timeout: limit of the first batch and of the first step, in seconds.
-        step_timeout: limit of everything later, in seconds.
+    The first batch and the first step have the limit `start_timeout`, all else `step_timeout`.
     """
 
     def __init__(self, watchdog: Watchdog, start_timeout: float, step_timeout: float) -> None:
@@ -24,59 +33,23 @@ class Heartbeat(Callback):
         self.begun = time.monotonic()
         self.first_step = True
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Wait for the first batch."""
-        del state, logger
-        self.enter("the first batch")
-        self.begun = time.monotonic()
-
-    def before_dataloader(self, state: State, logger: Logger) -> None:
-        """Wait for a batch."""
-        del logger
-        if not self.first_step:
-            self.enter(f"the loading of step {state.timestamp.batch.value}")
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        """Start a step."""
-        del logger
-        if self.first_step:
-            self._log("first batch")
-        self.enter(f"step {state.timestamp.batch.value}")
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        """Finish a step."""
-        del logger
-        if self.first_step:
-            self._log("first step")
-            self.first_step = False
-        self.enter(f"the end of step {state.timestamp.batch.value - 1}")
-
-    def eval_batch_start(self, state: State, logger: Logger) -> None:
-        """Start an evaluation batch."""
-        del logger
-        batch = state.eval_timestamp.batch.value
-        self.enter(f"the evaluation of {state.dataloader_label}, batch {batch}")
-
-    def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Finish an evaluation."""
-        del logger
-        self.enter(f"the end of the evaluation at step {state.timestamp.batch.value}")
-
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Start a checkpoint; Composer runs its saver after all other callbacks."""
-        del logger
-        self.enter(f"the checkpoint at step {state.timestamp.batch.value}")
-
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Close files."""
-        del state, logger
-        self.enter("the end of the run")
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Report what begins, and log how long the first batch and the first step took."""
+        if self.first_step and event in (Event.BATCH_START, Event.BATCH_END):
+            now = time.monotonic()
+            log_phase(
+                "first batch" if event == Event.BATCH_START else "first step", now - self.begun
+            )
+            self.begun = now
+            self.first_step = event == Event.BATCH_START
+        waits_for_first = event == Event.BEFORE_DATALOADER and self.first_step
+        if event in ACTIVITIES and not waits_for_first:
+            step, batch = state.timestamp.batch.value, state.eval_timestamp.batch.value
+            about = {"step": step, "done": step - 1, "domain": state.dataloader_label}
+            self.enter(ACTIVITIES[event].format(**about, batch=batch))
+        if event == Event.FIT_START:
+            self.begun = time.monotonic()
 
     def enter(self, what: str) -> None:
         """Report the current activity, as the message of a timeout names it."""
         self.watchdog.enter(what, self.start_timeout if self.first_step else self.step_timeout)
-
-    def _log(self, what: str) -> None:
-        now = time.monotonic()
-        log_phase(what, now - self.begun)
-        self.begun = now

@@ -22,10 +22,7 @@ class EvaluationTimes:
     """Evaluates at an interval and at the end of the run, before the last checkpoint.
 
     Composer's own schedule evaluates the end after the last checkpoint and after the last event of
-    the callbacks, which would miss it.
-
-    Args:
-        interval: steps.
+    the callbacks, which would miss it. The interval is in steps.
     """
 
     def __init__(self, interval: int) -> None:
@@ -49,13 +46,9 @@ def measure(
     add: Callable[[ShearingModel, dict[str, torch.Tensor], HeldOutLoss], None],
     report: Callable[[str], None],
 ) -> dict[str, float]:
-    """Held-out loss per domain, nats per token; all ranks call it together.
+    """Held-out loss per evaluator's domain, nats per token; all ranks call it together.
 
-    Args:
-        state: the trainer's.
-        evaluators: the domains to measure.
-        add: adds a batch on the device to a metric.
-        report: called with the current activity before each batch.
+    `add` adds a batch on the device to a metric; `report` gets the activity before each batch.
     """
     model, losses = unwrapped(state.model), {}
     training = model.training

@@ -30,13 +30,7 @@ TOLERANCE = 0.01
 
 
 class LoadedLoss(Callback):
-    """Stops a run whose loaded weights do not have the loss that their directory records.
-
-    Args:
-        directory: the Hugging Face directory that the weights come from.
-        data: the section `data` of the run's own manifest.
-        report: called with the current activity.
-    """
+    """Stops a run whose loaded weights do not have the loss that their directory records."""
 
     def __init__(self, directory: Path, data: DataRecord, report: Callable[[str], None]) -> None:
         self.directory, self.report = directory, report
@@ -44,7 +38,6 @@ class LoadedLoss(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Measure and compare, unless the run resumes from a checkpoint."""
-        del logger
         if not self.stored or state.timestamp.batch.value > 0:
             return
         with torch.random.fork_rng(devices=[]):  # the loaders use the generator
@@ -69,14 +62,9 @@ class LoadedLoss(Callback):
 
 
 def stored_losses(directory: Path, data: DataRecord) -> dict[str, float]:
-    """The losses in a directory's manifest, if they are of its own weights and the same rows.
+    """The losses in a directory's manifest, if they are of its own weights and the run's rows.
 
-    Args:
-        directory: a Hugging Face directory.
-        data: the section `data` of a run's manifest.
-
-    Returns:
-        Nats per token by domain; empty if there is nothing to compare.
+    Nats per token by domain; empty if there is nothing to compare.
     """
     manifest = ExportManifest.read(directory)
     run = None if manifest is None else manifest.run

@@ -26,12 +26,10 @@ class MaskClock(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Before each training batch and evaluation, and after each optimizer step."""
-        del state
         return event in (Event.BATCH_START, Event.EVAL_START, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Set the state of the current step, or clamp."""
-        del logger
         if event == Event.BATCH_END:
             self.masks.clamp_logits()
             return

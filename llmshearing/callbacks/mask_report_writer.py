@@ -13,7 +13,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from llmshearing.callbacks.held_out import at_end, measure
-from llmshearing.callbacks.manifest import held_out_losses
+from llmshearing.callbacks.manifest_writer import held_out_losses
 from llmshearing.callbacks.mask_start import MaskStart, best_units
 from llmshearing.files import write_json
 from llmshearing.models.metrics import HeldOutLoss
@@ -29,13 +29,9 @@ FILE = "mask_report.json"
 class MaskReportWriter(Callback):
     """Logs the mask report and writes it to `mask_report.json` when training ends.
 
-    It runs before the last checkpoint: a run whose last checkpoint is complete counts as finished,
-    so its report must be there by then.
-
-    Args:
-        directory: the run directory.
-        start: the scores and losses to compare with.
-        report: called with what the run is doing, for the watchdog.
+    It writes before the last checkpoint: a run whose last checkpoint is complete counts as
+    finished. `start` has the scores and losses to compare with; `report` gives the watchdog the
+    current activity.
     """
 
     def __init__(self, directory: Path, start: MaskStart, report: Callable[[str], None]) -> None:
@@ -44,7 +40,6 @@ class MaskReportWriter(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Write after the last step."""
-        del logger
         if at_end(state) and not self.written:  # the last step may also end an epoch
             self._write(state)
             self.written = True

@@ -20,11 +20,8 @@ UPDATE = "mixture/weight/"  # only updates of the mixture log metrics with this 
 class MetricsFile(LoggerDestination):
     """Writes `metrics.jsonl`: per logged step `{"batch", "tokens", "seconds", "metrics"}`.
 
-    Args:
-        path: the file; a resumed run drops the lines after its checkpoint and appends.
-        interval: steps between lines; steps with an evaluation or an update of the mixture are
-            always written.
-        sequence_length: tokens per row.
+    Steps at the interval, with an evaluation or with an update of the mixture are written. A
+    resumed run drops the lines after its checkpoint and appends.
     """
 
     def __init__(self, path: Path, interval: int, sequence_length: int) -> None:
@@ -35,7 +32,6 @@ class MetricsFile(LoggerDestination):
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Collect until the step ends."""
-        del step
         for name, value in metrics.items():
             if name.startswith("time/"):
                 continue  # Composer's clock, which `batch` and `tokens` repeat
@@ -44,7 +40,6 @@ class MetricsFile(LoggerDestination):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Drop the lines that a killed run wrote after its checkpoint."""
-        del logger
         if dist.get_global_rank() != 0 or not self.path.is_file():
             return
         batch = state.timestamp.batch.value
@@ -56,18 +51,15 @@ class MetricsFile(LoggerDestination):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Write the step now, whatever the interval."""
-        del logger
         self.evaluated = True
         self._write(state)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Write the last step; nothing more can be logged for it."""
-        del logger
         self.flush(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last step."""
-        del logger
         self._write(state)
 
     def flush(self, state: State) -> None:

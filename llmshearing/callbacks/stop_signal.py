@@ -75,7 +75,6 @@ class StopSignal(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Agree on all ranks whether to stop after this step."""
-        del logger
         received = state.device.tensor_to_device(torch.tensor([self.received]))
         dist.all_reduce(received, "MAX")
         self.agreed = int(received.item())
@@ -91,6 +90,5 @@ class StopSignal(Callback):
 
         A finished run starts no further batch, so it ends as usual.
         """
-        del state, logger
         if self.agreed:
             raise Stopped

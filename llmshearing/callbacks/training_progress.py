@@ -19,17 +19,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FlopsModel:
-    """What a run computes per token, and on which device.
+    """What a run computes per token, and on which device."""
 
-    Attributes:
-        flops_per_token: of the forward and backward pass.
-        peak: floating-point operations per second of one device; None if unknown.
-        device: its name.
-    """
-
-    flops_per_token: int
-    peak: float | None
-    device: str
+    flops_per_token: int  # of the forward and backward pass
+    peak: float | None  # operations per second of one device; None if unknown
+    device: str  # its name
 
     def utilisation(self, tokens_per_second: float) -> float | None:
         """Model FLOPs utilisation of one device at its tokens per second; None without a peak."""
@@ -52,11 +46,7 @@ class FlopsModel:
 class TrainingProgress(Callback):
     """Logs loss, throughput, MFU, time left and, while pruning, the expected sizes.
 
-    Args:
-        interval: steps between log lines.
-        tokens_per_batch: tokens of one optimizer step over all ranks.
-        total: steps of the run.
-        flops: of the run.
+    A line comes every `interval` of `total` steps, of `tokens_per_batch` over all ranks each.
     """
 
     def __init__(self, interval: int, tokens_per_batch: int, total: int, flops: FlopsModel) -> None:
@@ -70,24 +60,20 @@ class TrainingProgress(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Log how utilisation is counted."""
-        del state, logger
         log.info("%s", self.flops)
         self.bar.__enter__()
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Start the clock at the first step, so that start-up does not count."""
-        del logger
         if self.since is None:
             self.since = (time.monotonic(), state.timestamp.batch.value)
 
     def eval_start(self, state: State, logger: Logger) -> None:
         """Stop the clock: evaluation is not training time."""
-        del state, logger
         self.evaluation_start = time.monotonic()
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Restart the clock."""
-        del state, logger
         if self.since is not None:
             self.since = (self.since[0] + time.monotonic() - self.evaluation_start, self.since[1])
 
@@ -101,7 +87,6 @@ class TrainingProgress(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Remove the bar."""
-        del state, logger
         self.bar.__exit__()
 
     def _report(self, step: int, state: State, logger: Logger) -> None:

@@ -93,11 +93,7 @@ def build_loaders(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loaders:
-    """Build the loaders of one rank of a run with the starting weights `start` [k].
-
-    Raises:
-        UserError: an index cannot be read.
-    """
+    """Build the loaders of one rank of a run with the starting weights `start` [k]."""
     domains = open_domains(tree, data.split, remote=data.remote, by_hash=data.verify == "hash")
     sampler = Sampler(
         [domain_source(mixture, rows.name, len(rows), rows.block) for rows in domains],

@@ -96,11 +96,8 @@ class _OpenShard:
 class DomainRows:
     """The rows of a domain; a shard is fetched and checked when one of its rows is first read.
 
-    Args:
-        name: the domain.
-        local: its MDS folder, or the cache of `remote`.
-        remote: where its shards are, in any form that Streaming accepts; None if they are local.
-        by_hash: hash a shard when this process first reads a row of it, if the index has its hash.
+    `local` is its MDS folder or the cache of `remote`, in any form that Streaming accepts. By hash,
+    a shard is hashed then, if the index has its hash.
     """
 
     def __init__(
@@ -137,11 +134,7 @@ class DomainRows:
         return self._starts[-1]
 
     def __getitem__(self, row: int) -> Any:
-        """The columns of a row, by name.
-
-        Raises:
-            UserError: its shard is missing or damaged.
-        """
+        """The columns of a row, by name; a UserError if its shard is missing or damaged."""
         number = bisect.bisect_right(self._starts, row) - 1
         try:
             shard = self._open.get(number) or self._opened(number)
@@ -200,15 +193,7 @@ def open_domains(
 ) -> list[DomainRows]:
     """Open the named domains of a split; by default all, in the tree's order.
 
-    Args:
-        tree: the data.
-        split: which part of it.
-        names: of the domains.
-        remote: the tree that this one is a cache of, if any.
-        by_hash: hash each shard when it is first read.
-
-    Raises:
-        UserError: an index is missing or damaged.
+    `remote` is the tree that this one is a cache of, if any. A UserError names a damaged index.
     """
     held = tree.split(split)
     above = None if remote is None else f"{remote.rstrip('/')}/{split}"

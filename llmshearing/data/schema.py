@@ -49,13 +49,10 @@ def fingerprint(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def tokenizer_file(path: str | Path) -> tuple[str, Path]:
-    """Find the file that decides the ids of a tokenizer, given by that file or its directory.
-
-    Returns:
-        Its kind, `sentencepiece` or `huggingface`, and the file.
+    """Find the kind, `sentencepiece` or `huggingface`, and the file that decides the ids.
 
     Raises:
-        FileNotFoundError: there is none at `path`.
+        FileNotFoundError: there is no tokenizer at `path`, a file or a directory.
     """
     path = Path(path)
     if path.is_file():

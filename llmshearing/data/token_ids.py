@@ -65,15 +65,8 @@ def same_tokenizer(path: str | Path, recorded: str, copy: Path | None = None) ->
     """Return whether a tokenizer gives the ids of a recorded one.
 
     A tokenizer that was saved again, converted from a SentencePiece model or given further tokens
-    that no text contains is the same.
-
-    Args:
-        path: the tokenizer.
-        recorded: digest of the ids, or SHA-256 of the file as older trees recorded it.
-        copy: the directory of the recorded tokenizer, where there is one.
-
-    Raises:
-        FileNotFoundError: there is no tokenizer at `path`.
+    that no text contains is the same. `recorded` is the digest of the ids or, in older trees, the
+    SHA-256 of the file; `copy` is the directory of the recorded tokenizer, where there is one.
     """
     if tokenizer_fingerprint(path) == recorded:
         return True

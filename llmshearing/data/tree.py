@@ -43,11 +43,7 @@ class DataTree:
 
     @classmethod
     def open(cls, root: str | Path) -> DataTree:
-        """Read a tree and check that every domain has its index.
-
-        Raises:
-            UserError: there is no finished tree at `root`, or indexes are missing.
-        """
+        """Read a tree; a UserError if it is not finished or the index of a domain is missing."""
         tree = cls.read(root)
         indexes = [info.path / INDEX for part in tree.splits.values() for info in part.values()]
         missing = [str(index) for index in indexes if not index.is_file()]
@@ -60,11 +56,7 @@ class DataTree:
 
     @classmethod
     def read(cls, root: str | Path) -> DataTree:
-        """Read the manifest at `root`, without looking at the files it names.
-
-        Raises:
-            UserError: there is no manifest at `root`, or it has another format.
-        """
+        """Read the manifest at `root`, not the files it names; a UserError if there is none."""
         root = Path(root)
         path = root / MANIFEST
         if not path.is_file():

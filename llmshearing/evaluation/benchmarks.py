@@ -81,15 +81,10 @@ class Suite(Section):
 
 @dataclass(frozen=True)
 class Score:
-    """A model's score on one task, in percent.
+    """A model's score on one task, in percent."""
 
-    Attributes:
-        value: of the task's metric.
-        error: its standard error over the documents; None if lm-eval gives none.
-    """
-
-    value: float
-    error: float | None
+    value: float  # of the task's metric
+    error: float | None  # its standard error over the documents; None if lm-eval gives none
 
 
 @dataclass(frozen=True)
@@ -97,13 +92,9 @@ class Scores:
     """A model's scores on a suite."""
 
     model: Path
-    """The Hugging Face directory."""
     suite: Suite
-    """What it was measured on."""
-    scores: dict[str, Score]
-    """By column."""
-    limit: int | None
-    """Documents of each task that were used; None for all."""
+    scores: dict[str, Score]  # by column
+    limit: int | None  # documents of each task that were used; None for all
 
     @property
     def average(self) -> Score:
@@ -144,11 +135,7 @@ class Scores:
 
 
 def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
-    """A suite by its name or the path of its file, or some tasks with their own shots and metrics.
-
-    Args:
-        name: of a suite of the package, or a path; None for tasks of lm-eval.
-        tasks: some of the suite's, or of lm-eval's.
+    """A suite of the package or a file, or some of its tasks; without a name, tasks of lm-eval.
 
     Raises:
         UserError: no such suite, a file that is none, an unknown task, or nothing is named.
@@ -167,11 +154,7 @@ def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
 
 
 def describe(suite: Suite, include: Path | None = None) -> Table:
-    """What would be evaluated, without reading a model or data.
-
-    Raises:
-        UserError: no lm-eval, or a task that it does not know.
-    """
+    """What would be evaluated, without reading a model or data; errors as in `benchmark`."""
     _task_manager([task.task for task in suite.tasks], include)
     rows = [
         (t.task, t.column, "own" if t.shots is None else str(t.shots), t.metric or "usual")
@@ -251,11 +234,7 @@ def fingerprint(model_directory: Path) -> str:
 
 
 def _score(model: Any, loaded: Any, task: Task, settings: dict[str, Any]) -> Score:
-    """One task's score.
-
-    Raises:
-        UserError: the name stands for several tasks, or the task does not have the metric.
-    """
+    """One task's score."""
     import lm_eval
 
     harness: Any = lm_eval  # its decorators hide the signatures
@@ -280,11 +259,7 @@ def _score(model: Any, loaded: Any, task: Task, settings: dict[str, Any]) -> Sco
 
 
 def _task_manager(names: Sequence[str], include: Path | None) -> Any:
-    """lm-eval's list of tasks. Its own tasks are read only if `include` does not have them all.
-
-    Raises:
-        UserError: no lm-eval, no such folder, or a task that neither has.
-    """
+    """lm-eval's list of tasks. Its own tasks are read only if `include` does not have them all."""
     try:
         from lm_eval import tasks
     except ImportError as error:

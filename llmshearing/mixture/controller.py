@@ -119,14 +119,9 @@ class MixtureController:
         return True
 
     def update(self, step: int, sample: int) -> Update | None:
-        """Move the weights from the first batch on that cannot have been read yet.
+        """Move the weights after `sample` samples, from the first batch on that cannot be read yet.
 
-        Args:
-            step: now.
-            sample: the first sample that was not trained on.
-
-        Returns:
-            What changed; None if no losses are known yet.
+        Returns what changed; None if no losses are known yet.
         """
         if self.losses is None:
             return None

@@ -20,11 +20,7 @@ def write_mixture(path: str | Path, mixture: Mapping[str, Any]) -> None:
 
 
 def read_mixture(path: str | Path, what: str) -> dict[str, float]:
-    """Read `weights` or `shares` of a mixture file, scaled to sum to 1.
-
-    Raises:
-        UserError: no such file, or nothing of that name in it.
-    """
+    """Read `weights` or `shares` of a mixture file, scaled to sum to 1, or raise a UserError."""
     values = read_yaml(path, "mixture file").get(what)
     if not isinstance(values, dict) or not values:
         raise UserError(f"found no `{what}` in {path}, expected a number for each domain under it")

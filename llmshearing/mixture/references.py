@@ -58,11 +58,7 @@ class References(Section):
 
     @classmethod
     def for_run(cls, path: str | Path, data: RunData) -> References:
-        """Read a file for a run.
-
-        Raises:
-            UserError: it cannot be read, or does not belong to the run's data.
-        """
+        """Read a file for a run; a UserError if it does not belong to the run's data."""
         found = cls.read(path)
         if errors := found.errors(path, data):
             raise UserError("; ".join(errors))

@@ -72,11 +72,7 @@ class Curve:
 
 
 def fit(models: Sequence[Measured]) -> dict[str, Curve]:
-    """Fit a curve for each domain of models as in `MeasuredModels.by_size`.
-
-    Raises:
-        UserError: the fit for a domain does not converge.
-    """
+    """Fit a curve for each domain; a UserError if one does not converge."""
     sizes = np.array([model.parameters for model in models], np.float64)
     return {
         domain: _curve(domain, sizes, np.array([model.losses[domain] for model in models]))
@@ -110,10 +106,7 @@ def fit_warnings(
 
 
 def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
-    """Reference losses for a size from a file of `MeasuredModels`.
-
-    Returns:
-        The losses, and the residuals and warnings as lines of text.
+    """Reference losses for a size from a file of `MeasuredModels`, and notes on the fit as text.
 
     Raises:
         UserError: the file or the size is unusable.
@@ -125,17 +118,13 @@ def fit_file(path: str | Path, parameters: float) -> tuple[References, str]:
     losses = {domain: round(curve.at(parameters), 6) for domain, curve in curves.items()}
     warned = [f"warning: {text}\n" for text in fit_warnings(curves, models, parameters)]
     references = References(losses=losses, source=f"fit to {len(models)} models at {parameters:g}")
-    return references, f"{residual_table(curves, models)}\n{''.join(warned)}"
-
-
-def residual_table(curves: Mapping[str, Curve], models: Sequence[Measured]) -> Table:
-    """The curves and their residuals in nats, one line per domain."""
     header = ["domain", "a", "b", "c", *(f"at {model.parameters:g}" for model in models)]
     lines = [
         [domain, f"{c.a:.5g}", f"{c.b:.4f}", f"{c.c:.4f}", *(f"{r:+.2e}" for r in c.residuals)]
         for domain, c in curves.items()
     ]
-    return Table("loss = a / N^b + c, and its residuals in nats", header, lines)
+    table = Table("loss = a / N^b + c, and its residuals in nats", header, lines)
+    return references, f"{table}\n{''.join(warned)}"
 
 
 def _curve(domain: str, sizes: np.ndarray, losses: np.ndarray) -> Curve:

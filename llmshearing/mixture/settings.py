@@ -174,11 +174,7 @@ def _each(settings: MixtureSettings, domains: Sequence[str], key: str) -> np.nda
 def starting_weights(
     settings: MixtureSettings, domains: Sequence[str], rows: Sequence[int]
 ) -> np.ndarray:
-    """Weights at the start, in the domains' order and within their bounds.
-
-    Raises:
-        UserError: the mixture file cannot be read or does not fit.
-    """
+    """Weights at the start within their bounds; a UserError if a mixture file does not fit."""
     given = settings.weights or dict(zip(domains, np.divide(rows, sum(rows)), strict=True))
     if where := settings.start_from:
         given = read_mixture(where, settings.start_with)

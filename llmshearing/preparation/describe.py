@@ -57,11 +57,7 @@ def summary(tree: DataTree) -> Table:
 
 
 def describe(root: Path, number: int, domain: str | None) -> None:
-    """Print what a tree holds and `number` rows of each split of each domain, and check its files.
-
-    Raises:
-        UserError: there is no finished tree, or a file is damaged.
-    """
+    """Print what a tree holds and `number` rows of each domain; a UserError lists any damage."""
     tree = DataTree.read(root)
     summary(tree).show()
     tokenizer = tree.tokenizer

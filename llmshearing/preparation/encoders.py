@@ -54,11 +54,7 @@ class TokenizerFacts:
 
 
 def inspect(path: str | Path) -> TokenizerFacts:
-    """Read what a tokenizer is.
-
-    Raises:
-        UserError: there is none at `path`, or it cannot be read.
-    """
+    """Read what a tokenizer is; a UserError if there is none at `path` or it cannot be read."""
     try:
         kind, file = tokenizer_file(path)
     except FileNotFoundError:
@@ -112,11 +108,7 @@ class Marks:
 
 
 def choose_marks(facts: TokenizerFacts, *, bos: bool, eos: bool, separator: str | None) -> Marks:
-    """Choose the tokens around documents: BOS and EOS, or after each text the token `separator`.
-
-    Raises:
-        UserError: the tokenizer lacks a token.
-    """
+    """Choose the tokens around documents: BOS and EOS, or `separator` after each text."""
     special = dict(facts.special)
     if separator is not None and separator not in special:
         near = difflib.get_close_matches(separator, special, 5, 0)
@@ -213,11 +205,7 @@ class FastEncoder:
         self._encoded = 0
 
     def encode(self, texts: list[bytes]) -> Ids:
-        """Return the ids of one or more texts, given as UTF-8.
-
-        Raises:
-            UserError: the two encoders disagree on a document.
-        """
+        """Return the ids of texts in UTF-8; a UserError if the two encoders disagree."""
         ids, lengths = self._fast(texts)
         named = self._with_special(ids, lengths)
         if len(named):

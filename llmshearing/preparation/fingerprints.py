@@ -32,11 +32,7 @@ def stamp(path: Path) -> Stamp:
 
 
 def chunks(path: Path, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[str]:
-    """Hash the chunks of a part of a file: which of how many equal parts.
-
-    Raises:
-        UserError: it is not as `expected` when the work was planned, or cannot be read.
-    """
+    """Hash the chunks of a part of a file; a UserError if it is no longer as `expected`."""
     count = -(-expected[0] // CHUNK_BYTES)
     first, last = (count * index // part[1] for index in (part[0], part[0] + 1))
     try:

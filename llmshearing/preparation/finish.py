@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from llmshearing import files
 from llmshearing.data.schema import (
@@ -43,17 +43,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja"
 ).split()
 
-PackingJob: TypeAlias = tuple[list[packing.Stream], Path, Path]
-
 
 def finish(
     plan: plans.Plan, selected: dict[str, split_selection.DomainSelection], processes: int
 ) -> None:
-    """Write the tree from finished units and what each split takes of them.
-
-    Raises:
-        UserError: a split has no row.
-    """
+    """Write the tree from finished units; a UserError if a split has no row."""
     streams = _with_rows(
         [
             _stream(plan, domain, pool, cut, selected[domain.name])
@@ -65,7 +59,17 @@ def finish(
     packed = _pack(plan, streams, processes, fingerprints.combined(digests))
     described: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     for stream, entries in zip(streams, packed, strict=True):
-        described[stream.cut.split][stream.domain] = _stream_record(stream, entries)
+        described[stream.cut.split][stream.domain] = {
+            "rows": stream.rows,
+            "tokens": stream.rows * stream.layout.sequence_length,
+            "documents": stream.documents,
+            "dropped_tokens": stream.tokens % stream.layout.sequence_length,
+            "fingerprint": fingerprint(entries),
+            "chat": stream.layout.chat,
+            "shards": stream.shards,
+            "asked_tokens": stream.cut.asked,
+            "lacking_tokens": stream.cut.lacks,
+        }
         _write(plan, plan.root / stream.folder / INDEX, mds_files.index_text(entries))
     problems = [problem for domain in selected.values() for problem in domain.problems]
     lines = [f"{json.dumps(problem, ensure_ascii=False)}\n" for problem in problems]
@@ -76,7 +80,16 @@ def finish(
         **_manifest(plan),
         "inputs": fingerprints.combined(digests),
         "splits": {split: domains for split, domains in described.items() if domains},
-        "domains": {one.name: _domain_record(one, selected[one.name]) for one in plan.domains},
+        "domains": {
+            domain.name: {
+                "files": sum(map(len, domain.pools.values())),
+                "file_bytes": sum(file.size for pool in domain.pools.values() for file in pool),
+                **selected[domain.name].counts,
+                "repeats_of_held_out_text": selected[domain.name].repeats,
+                "skipped": domain.skipped,
+            }
+            for domain in plan.domains
+        },
     }
     _write(plan, plan.root / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(plan.work, ignore_errors=True)
@@ -156,42 +169,17 @@ def _pack(
     small = total < plan.settings.unit_bytes  # starting a process takes longer
     entries: dict[tuple[int, int], dict[str, Any]] = {}
     with Progress("pack", total / 1e6, "MB") as progress:
-        about = (streams, plan.root, plan.work)
-        for job, entry in workers.results(processes, _packer, about, jobs, small=small):
+        pack = functools.partial(_packed, streams, plan.root, plan.work)
+        for job, entry in workers.results(processes, pack, jobs, small=small):
             entries[job] = entry
             progress.advance(entry["raw_data"]["bytes"] / 1e6)
     return [[entries[n, shard] for shard in range(one.shards)] for n, one in enumerate(streams)]
 
 
-def _packer(about: PackingJob) -> Callable[[tuple[int, int]], Any]:
-    streams, root, work = about
-    return lambda job: (job, packing.pack(streams[job[0]], job[1], root, work))
-
-
-def _stream_record(stream: packing.Stream, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "rows": stream.rows,
-        "tokens": stream.rows * stream.layout.sequence_length,
-        "documents": stream.documents,
-        "dropped_tokens": stream.tokens % stream.layout.sequence_length,
-        "fingerprint": fingerprint(entries),
-        "chat": stream.layout.chat,
-        "shards": stream.shards,
-        "asked_tokens": stream.cut.asked,
-        "lacking_tokens": stream.cut.lacks,
-    }
-
-
-def _domain_record(
-    domain: plans.Domain, selected: split_selection.DomainSelection
-) -> dict[str, Any]:
-    return {
-        "files": sum(map(len, domain.pools.values())),
-        "file_bytes": sum(file.size for pool in domain.pools.values() for file in pool),
-        **selected.counts,
-        "repeats_of_held_out_text": selected.repeats,
-        "skipped": domain.skipped,
-    }
+def _packed(
+    streams: list[packing.Stream], root: Path, work: Path, job: tuple[int, int]
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    return job, packing.pack(streams[job[0]], job[1], root, work)
 
 
 def _manifest(plan: plans.Plan) -> dict[str, Any]:

@@ -128,11 +128,7 @@ def _repeated(path: Path, name: str, first: dict[str, str]) -> str | None:
 
 
 def _unfit(path: Path) -> str | None:
-    """Explain why a path is not read.
-
-    Raises:
-        UserError: it is named like a file of text and is none.
-    """
+    """Explain why a path is not read; a UserError if only its name is that of a text file."""
     if path.name.lower().endswith(SUFFIXES):
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "is a link to nothing"

@@ -192,7 +192,7 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
     bad = seen = tokens = 0
     began = time.monotonic()
     with Progress("tokenise", sum(unit.megabytes for unit in todo), "MB") as progress:
-        for summary in workers.results(processes, units.UnitWorker, plan.settings, todo):
+        for summary in workers.results(processes, units.UnitWorker(plan.settings), todo):
             unit = plan.units[summary.index]
             bad += summary.bad
             seen += summary.bad + summary.documents

@@ -135,10 +135,9 @@ def documents(
     reads: Reads,
     seen: Seen | None = None,
 ) -> Iterator[Document]:
-    """Read the documents of a unit; `seen` as in `Reads.select`.
+    """Read the documents of a unit; a UserError if the file cannot be read to its end.
 
-    Raises:
-        UserError: the file cannot be read to its end.
+    `seen` as in `Reads.select`.
     """
     seen = {} if seen is None else seen
     try:
@@ -285,11 +284,7 @@ def _parquet_documents(
 
 
 def expansion(file: TextFile, field: str) -> float:
-    """Estimate how many bytes a byte of a file stands for.
-
-    Returns:
-        Bytes of lines, from the first block of the file; of Parquet, bytes of the field.
-    """
+    """Estimate how many bytes of lines, or of the field of Parquet, a byte of a file stands for."""
     if file.kind == "parquet":
         about = _parquet(file).metadata
         groups = [about.row_group(number) for number in range(about.num_row_groups)]

@@ -50,11 +50,7 @@ Found = Mapping[str, DomainSelection]  # by domain
 
 
 def select(plan: plans.Plan) -> dict[str, DomainSelection]:
-    """Decide which documents of the finished units each split takes.
-
-    Raises:
-        UserError: too many documents are bad, or a filter matches nothing.
-    """
+    """Decide which documents of the finished units each split takes, unless too many are bad."""
     held_out = _sorted(
         file.hashes
         for domain in plan.domains
@@ -112,11 +108,7 @@ def wider_bounds(plan: plans.Plan, found: Found) -> dict[str, int]:
 
 
 def refuse_missing(plan: plans.Plan, found: Found) -> None:
-    """Check that the budgets are met, now that all documents that it takes are tokenised.
-
-    Raises:
-        UserError: a split lacks more of its budget than `missing_tokens` allows.
-    """
+    """Refuse splits that lack more of their budget than allowed, now that all is tokenised."""
     cuts = [(name, cut) for name, domain in found.items() for _, cut in domain.cuts if cut.lacks]
     if not cuts:
         return

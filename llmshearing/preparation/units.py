@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,18 @@ class UnitSummary:
 
 
 class UnitWorker:
-    """Tokenises units; one in each process."""
+    """Tokenises units; each process loads the tokenizer for its first one."""
 
     def __init__(self, settings: UnitSettings) -> None:
         self.settings = settings
-        self._encoder = encoders.fastest(settings.tokenizer)
-        chats = any(reads.chat for reads in settings.reads.values())
-        self._chat = ChatEncoder(settings.tokenizer_path) if chats else None
+
+    @cached_property
+    def _encoder(self) -> encoders.ReferenceEncoder | encoders.FastEncoder:
+        return encoders.fastest(self.settings.tokenizer)
+
+    @cached_property
+    def _chat(self) -> ChatEncoder:
+        return ChatEncoder(self.settings.tokenizer_path)
 
     def __call__(self, unit: Unit) -> UnitSummary:
         """Tokenise `unit` and write its file."""
@@ -111,7 +117,6 @@ class UnitWorker:
         marks = self.settings.marks
         for batch in self._batches(unit, summary, hashes):
             if self.settings.reads[unit.domain].chat:
-                assert self._chat is not None
                 ids, counts, targets = self._chat.encode(batch, *marks.chat)
                 loss.append(targets)
             else:
@@ -208,11 +213,7 @@ class UnitFile:
 
     @classmethod
     def open(cls, path: Path, dtype: str) -> UnitFile:
-        """Read the tables of a unit.
-
-        Raises:
-            UserError: the file is not as it was written.
-        """
+        """Read the tables of a unit; a UserError if the file is not as it was written."""
         head, hashes, lengths, offset = _read(path, 3)
         each = np.dtype(dtype).itemsize + (1 if head["chat"] else 0)
         if path.stat().st_size != offset + int(lengths.sum()) * each:

@@ -70,11 +70,7 @@ class Plan:
 
 
 def make(recipe: recipes.PreparationRecipe) -> Plan:
-    """Plan a preparation from its recipe and the files found.
-
-    Raises:
-        UserError: files, the tokenizer or its marks are missing.
-    """
+    """Plan a preparation from its recipe and the files found; a UserError if any is missing."""
     root = Path(recipe.output)
     facts = encoders.inspect(recipe.tokenizer)
     marks = encoders.choose_marks(facts, bos=recipe.bos, eos=recipe.eos, separator=recipe.separator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -10,33 +9,26 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeAlias
+from typing import Any
 
 from llmshearing.errors import UserError
 
-Maker: TypeAlias = Callable[[Any], Callable[[Any], Any]]
+Work = Callable[[Any], Any]
 
 
 def results(
-    processes: int, make: Maker, about: Any, items: Sequence[Any], *, small: bool = False
+    processes: int, work: Work, items: Sequence[Any], *, small: bool = False
 ) -> Iterator[Any]:
-    """Compute `make(about)(item)` for each item and yield the results as they come.
+    """Compute `work(item)` for each item, the longest first, and yield the results as they come.
 
-    Args:
-        processes: number of worker processes; 1 works in this process.
-        make: called once in each process, so that a tokenizer is loaded once.
-        about: its argument.
-        items: the pieces of work, the longest first.
-        small: whether the work is too little to start processes for.
-
-    Raises:
-        UserError: raised by the work, or a process was killed.
+    Each process gets one copy of `work`. One process, or `small` work, runs in this process. A
+    UserError says that the system killed a process.
     """
     if small or min(processes, len(items)) <= 1:
-        yield from map(make(about), items) if items else ()
+        yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start, (make, about)) as pool:
+    with ProcessPoolExecutor(processes, context, _start, (work,)) as pool:
         try:
             for future in as_completed([pool.submit(_do, item) for item in items]):
                 yield future.result()
@@ -49,12 +41,12 @@ def results(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_work: tuple[Maker, Any]
+_work: Work
 
 
-def _start(make: Maker, about: Any) -> None:
+def _start(work: Work) -> None:
     global _work  # noqa: PLW0603 - set once, before the process does any work
-    _work = make, about
+    _work = work
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -66,11 +58,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-@functools.cache  # not in `_start`: an exception there would reach nobody
-def _worker() -> Callable[[Any], Any]:
-    make, about = _work
-    return make(about)
-
-
 def _do(item: Any) -> Any:
-    return _worker()(item)
+    return _work(item)

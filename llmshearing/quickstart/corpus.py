@@ -40,13 +40,10 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def collect(characters: int) -> dict[str, list[str]]:
-    """Gather the documents of each domain.
+    """Gather the documents of each domain, up to the one that reaches this number of characters.
 
     A passage that was seen before, in any domain, is left out: licences and boilerplate recur all
     over an installation, and held-out text must not be a copy of training text.
-
-    Args:
-        characters: a domain ends with the document that reaches this number.
     """
     seen: set[int] = set()
     domains: dict[str, Callable[[], Iterator[str]]] = {
@@ -83,11 +80,8 @@ def new_passages(text: str, seen: set[int]) -> str:
     """The passages of `text` of which at most half was seen before, by runs of eight words.
 
     A passage ends at an empty line. Case, punctuation and line breaks do not count, so a licence
-    is recognised however it is wrapped. Passages of fewer words always stay.
-
-    Args:
-        text: a document.
-        seen: hashes of the runs of all earlier documents; those of this one are added.
+    is recognised however it is wrapped. Passages of fewer words always stay. `seen` has the hashes
+    of the runs of all earlier documents and gets those of this one.
     """
     kept = []
     for passage in filter(str.strip, PASSAGE_BREAK.split(text)):

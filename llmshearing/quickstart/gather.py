@@ -48,11 +48,7 @@ def train_tokenizer(
     """Train a tokenizer and save it so that Transformers' `AutoTokenizer` loads it.
 
     Like LLaMA's it has byte-pair encoding with byte fallback, single digits and no normalisation.
-
-    Args:
-        domains: documents by domain; each domain gives the same number of characters.
-        out: the directory to write to.
-        vocabulary: number of token ids.
+    Each domain gives the same number of characters.
     """
     model = io.BytesIO()
     SentencePieceTrainer.train(

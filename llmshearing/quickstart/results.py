@@ -39,7 +39,16 @@ def write_results(out: Path) -> None:
     ]
     header = ("model", "parameters", "mean", *summary["losses"]["source"])
     table = Table("Held-out loss, nats per token", header, rows)
-    lead, page = _lead(summary), out / "report.html"
+    gain = summary["scratch_loss"] - summary["sheared_loss"]
+    tokens = summary["tokens"]["prune"] + summary["tokens"]["continue"]
+    lead = (
+        f"Pruned from {summary['source_parameters']:,} to {summary['sheared_parameters']:,} "
+        f"parameters. After {tokens:,} tokens the sheared model's held-out loss is {abs(gain):.3f} "
+        f"{'below' if gain >= 0 else 'above'} that of the same shape trained from scratch on "
+        f"{summary['tokens']['scratch']:,} tokens. All steps took {summary['minutes']:.1f} minutes "
+        f"and {summary['peak_memory_gb']:.1f} GB of memory."
+    )
+    page = out / "report.html"
     runs = [out / "runs" / name for name in RUNS]
     write_report(runs, page, title="A model pruned on this machine", lead=lead, first=[table])
     places = f"{page}  {out / 'summary.json'}  {out / 'models'}/"
@@ -68,18 +77,6 @@ def _parameters(model: Path) -> int:
     config = read_config(model)
     table = family_of(config).table(config)
     return table.parameter_count(table.source)
-
-
-def _lead(summary: dict[str, Any]) -> str:
-    gain = summary["scratch_loss"] - summary["sheared_loss"]
-    tokens = summary["tokens"]["prune"] + summary["tokens"]["continue"]
-    return (
-        f"Pruned from {summary['source_parameters']:,} to {summary['sheared_parameters']:,} "
-        f"parameters. After {tokens:,} tokens the sheared model's held-out loss is {abs(gain):.3f} "
-        f"{'below' if gain >= 0 else 'above'} that of the same shape trained from scratch on "
-        f"{summary['tokens']['scratch']:,} tokens. All steps took {summary['minutes']:.1f} minutes "
-        f"and {summary['peak_memory_gb']:.1f} GB of memory."
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -41,11 +41,7 @@ ENVIRONMENT = {
 
 
 def run(out: Path, extra: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Run the quickstart, or what is left of it.
-
-    Args:
-        out: where everything goes; made if missing.
-        extra: words to append to a step's command, by its name.
+    """Run the quickstart, or what is left of it, in `out`; `extra` as in `steps`.
 
     Raises:
         UserError: `out` holds something else, was made by other commands or is used by another
@@ -67,21 +63,17 @@ def check_directory(todo: Sequence[Step], out: Path) -> None:
             "choose another --out"
         )
     for step in todo:
-        done, command = _done(out, step), " ".join(step.command)
-        made_by = json.loads(done.read_text("utf-8"))["command"] if done.is_file() else command
-        if made_by != command:
+        done = _done(out, step)
+        made_by = json.loads(done.read_text("utf-8"))["command"] if done.is_file() else str(step)
+        if made_by != str(step):
             raise UserError(
-                f"{step.output} was made by\n  {made_by}\nexpected\n  {command}\n"
+                f"{step.output} was made by\n  {made_by}\nexpected\n  {step}\n"
                 f"Choose another --out, or remove {out} to start again"
             )
 
 
 def run_steps(todo: Sequence[Step], out: Path) -> None:
-    """Run the steps that are not done yet.
-
-    Raises:
-        UserError: a command failed; the message holds the end of its output.
-    """
+    """Run the steps that are not done yet; a UserError holds the end of a failed one's output."""
     # An exception also stops the running command.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     for name in ("done", "logs"):
@@ -95,13 +87,13 @@ def run_steps(todo: Sequence[Step], out: Path) -> None:
                 continue
             if step.name not in RESUMABLE:
                 shutil.rmtree(step.output, ignore_errors=True)  # files are overwritten
-            CONSOLE.out(f"$ {' '.join(step.command)}")
+            CONSOLE.out(f"$ {step}")
             progress.title = f"[{number + 1}/{len(todo)}] {step.title}"
             started = time.monotonic()
             peak = _execute(step, out / "logs" / f"{step.name}.log", progress, planned)
             seconds = round(time.monotonic() - started, 1)
-            made = {"seconds": seconds, "peak_memory_gb": round(peak / 1e9, 3)}
-            write_json(_done(out, step), {"command": " ".join(step.command), **made})
+            made = {"command": str(step), "seconds": seconds}
+            write_json(_done(out, step), {**made, "peak_memory_gb": round(peak / 1e9, 3)})
         progress.update(progress.total, title="quickstart", detail="")
 
 
@@ -143,7 +135,7 @@ def _execute(step: Step, log: Path, progress: Progress, planned: float) -> int:
         tail = "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
         made = "" if step.output.exists() else f" without {step.output}"
         raise UserError(
-            f"`{' '.join(step.command)}` ended with status {process.returncode}{made}. The end of "
+            f"`{step}` ended with status {process.returncode}{made}. The end of "
             f"its log ({log}):\n{tail}\n"
             "Fix the cause and run the quickstart again: finished steps are kept."
         )

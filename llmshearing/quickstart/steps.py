@@ -16,30 +16,21 @@ RESUMABLE = ("prepare", "source", "prune", "continue", "scratch")
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
+    """One command."""
 
-    Attributes:
-        name: distinct; names its log and the file that marks it as done.
-        title: what it does.
-        seconds: about how long it takes on two cores, for the time left.
-        output: the file or directory that it makes.
-        command: its words.
-    """
-
-    name: str
+    name: str  # distinct; of its log and the file that marks it as done
     title: str
-    seconds: float
-    output: Path
-    command: tuple[str, ...]
+    seconds: float  # about how long it takes on two cores, for the time left
+    output: Path  # the file or directory that it makes
+    command: tuple[str, ...]  # its words
+
+    def __str__(self) -> str:
+        """The command as a user types it."""
+        return " ".join(self.command)
 
 
 def steps(out: Path, extra: Mapping[str, Sequence[str]] | None = None) -> list[Step]:
-    """The steps from text to the losses of all models.
-
-    Args:
-        out: where everything goes.
-        extra: words to append to a step's command, by its name.
-    """
+    """The steps from text to the losses of all models; `extra` words for commands, by step."""
     data, config, references = f"{out}/data", f"{out}/source-config", f"{out}/references.yaml"
     gather = ["python", "-m", "llmshearing.quickstart.gather", str(out)]
     prepare = ["llmshearing", "prepare", f"{RECIPES}/data.yaml"]

@@ -5,7 +5,7 @@ import json
 import pytest
 from runs import metrics, run_here, series
 
-from llmshearing.callbacks.manifest import ManifestWriter
+from llmshearing.callbacks.manifest_writer import ManifestWriter
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
 

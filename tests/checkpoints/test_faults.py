@@ -36,11 +36,11 @@ def refused(recipe_file, tmp_path, capfd):
         before = content(folder)
         capfd.readouterr()
         assert main([str(recipe_file), *overrides]) == 2
-        told = capfd.readouterr().err
-        assert told.count("error: ") == 1
-        assert "Traceback" not in told
+        message = capfd.readouterr().err
+        assert message.count("error: ") == 1
+        assert "Traceback" not in message
         assert content(folder) == before
-        return told
+        return message
 
     return run
 
@@ -67,31 +67,35 @@ def files_of_at_most(size):
 
 
 @KINDS
-def test_a_full_disk(trained, refused, recipe_file, tmp_path, kind):
+def test_a_full_disk_is_one_message_and_keeps_earlier_checkpoints(
+    trained, refused, recipe_file, tmp_path, kind
+):
     trained(f"run.checkpoint={kind}")
     with files_of_at_most(200_000):
-        told = refused(*LONGER, f"run.checkpoint={kind}")
+        message = refused(*LONGER, f"run.checkpoint={kind}")
     name = "ba4.pt" if kind == "full" else "ba4"
-    assert f"cannot write the checkpoint {tmp_path / 'run' / FOLDER / name}" in told
-    assert "File too large" in told
-    assert "MiB are free" in told
-    assert f"it resumes from ba2{'.pt' * (kind == 'full')}" in told
+    assert f"cannot write the checkpoint {tmp_path / 'run' / FOLDER / name}" in message
+    assert "File too large" in message
+    assert "MiB are free" in message
+    assert f"it resumes from ba2{'.pt' * (kind == 'full')}" in message
     open_checkpoint(tmp_path / "run")
     assert main([str(recipe_file), *LONGER, f"run.checkpoint={kind}"]) == 0  # there is room again
 
 
-def test_a_full_disk_at_another_file(recipe_file, capfd):
+def test_a_full_disk_while_the_recipe_is_written_is_one_message(recipe_file, capfd):
     with files_of_at_most(400):  # standard error is a file here as well
         assert main([str(recipe_file)]) == 2
-    told = capfd.readouterr().err
-    assert "config.yaml: File too large. Make room" in told
-    assert "Traceback" not in told
+    message = capfd.readouterr().err
+    assert "config.yaml: File too large. Make room" in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.slow
 @pytest.mark.world_size(2)
 @KINDS
-def test_a_full_disk_ends_all_ranks(trained, recipe_file, tmp_path, kind):
+def test_a_full_disk_stops_every_rank_and_keeps_earlier_checkpoints(
+    trained, recipe_file, tmp_path, kind
+):
     trained(f"run.checkpoint={kind}")
     before = content(tmp_path / "run" / FOLDER)
     overrides = (*LONGER, f"run.checkpoint={kind}", "parallelism=fsdp2")
@@ -103,7 +107,7 @@ def test_a_full_disk_ends_all_ranks(trained, recipe_file, tmp_path, kind):
 
 
 @pytest.mark.parametrize("what", ["a file", "a folder of the system"])
-def test_a_folder_that_cannot_be_written(recipe_file, tmp_path, capfd, what):
+def test_an_unwritable_checkpoint_folder_is_one_message(recipe_file, tmp_path, capfd, what):
     folder = tmp_path / "run" / FOLDER
     folder.parent.mkdir()
     if what == "a file":
@@ -111,12 +115,12 @@ def test_a_folder_that_cannot_be_written(recipe_file, tmp_path, capfd, what):
     else:
         folder.symlink_to("/proc/sys")  # where root cannot create files either
     assert main([str(recipe_file)]) == 2
-    told = capfd.readouterr().err
-    assert f"run.directory: cannot write checkpoints into {folder}" in told
-    assert "Traceback" not in told
+    message = capfd.readouterr().err
+    assert f"run.directory: cannot write checkpoints into {folder}" in message
+    assert "Traceback" not in message
 
 
-def test_of_another_stage(trained, refused, recipe_file):
+def test_a_checkpoint_of_the_other_stage_is_refused(trained, refused, recipe_file):
     given = json.loads(recipe_file.read_text())
     trained()
     written = Path(given["run"]["directory"]) / "config.yaml"
@@ -127,53 +131,55 @@ def test_of_another_stage(trained, refused, recipe_file):
     directory = f"{given['run']['directory']}-2"
     assert main([str(recipe_file), *SHORT, f"run.directory={directory}"]) == 0
     recipe_file.write_text(json.dumps(given))
-    told = refused(*LONGER, f"run.directory={directory}")
+    message = refused(*LONGER, f"run.directory={directory}")
     assert (
         "ba2.pt belongs to another run (stage: found continued pre-training, expected pruning)"
-        in told
+        in message
     )
 
 
-def test_of_another_model_target_and_data(trained, refused, tiny_model, tiny_tree, tmp_path):
+def test_a_checkpoint_of_another_model_target_or_data_is_refused(
+    trained, refused, tiny_model, tiny_tree, tmp_path
+):
     trained()
     other = shutil.copytree(tiny_model, tmp_path / "other")
     config = AutoConfig.from_pretrained(other)
     config.intermediate_size = 40
     AutoModelForCausalLM.from_config(config).save_pretrained(other)
-    told = refused(*LONGER, f"model.path={other}")
-    assert "model intermediate: found 48, expected 40" in told
-    told = refused(*LONGER, "target.heads=3")
-    assert "target heads: found 2, expected 3" in told
+    message = refused(*LONGER, f"model.path={other}")
+    assert "model intermediate: found 48, expected 40" in message
+    message = refused(*LONGER, "target.heads=3")
+    assert "target heads: found 2, expected 3" in message
     tree = shutil.copytree(tiny_tree, tmp_path / "tree")
     replace_rows(tree, "prune", "code")
-    told = refused(*LONGER, f"data.root={tree}")
-    assert "training data code: found " in told
+    message = refused(*LONGER, f"data.root={tree}")
+    assert "training data code: found " in message
 
 
-def test_of_another_gate(trained, refused):
+def test_a_checkpoint_of_another_gate_distribution_is_refused(trained, refused):
     trained()
-    told = refused(*LONGER, "pruning.distribution=paper")
-    assert "pruning distribution: found linear, expected paper" in told
-    told = refused(*LONGER, "pruning.constraint=paper")
-    assert "pruning constraint: found released, expected paper" in told
+    message = refused(*LONGER, "pruning.distribution=paper")
+    assert "pruning distribution: found linear, expected paper" in message
+    message = refused(*LONGER, "pruning.constraint=paper")
+    assert "pruning constraint: found released, expected paper" in message
 
 
-def test_what_changed_in_the_recipe_is_told(trained, recipe_file, tmp_path):
+def test_changed_recipe_keys_are_logged_on_resume(trained, recipe_file, tmp_path):
     """A batch of another size counts its own tokens; weights of the start come too late."""
     trained()
     weights = "mixture.weights={prose: 0.5, code: 0.3, letters: 0.2}"
     given = (*LONGER, "data.global_batch=16", "run.log_interval=1ba", weights)
     assert main([str(recipe_file), *given]) == 0
-    told = (tmp_path / "run/log.txt").read_text()
-    assert "the recipe has changed since ba2.pt: data.global_batch was 8, is 16\n" in told
+    message = (tmp_path / "run/log.txt").read_text()
+    assert "the recipe has changed since ba2.pt: data.global_batch was 8, is 16\n" in message
     late = "mixture.weights.prose was None, is 0.5, without effect: the checkpoint's value is used"
-    assert late in told
+    assert late in message
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rows = {line["batch"]: line["tokens"] // 32 for line in lines}
     assert rows == {1: 8, 2: 16, 3: 32, 4: 48}
 
 
-def test_a_lower_rate_takes_effect(trained, recipe_file, tmp_path):
+def test_a_lower_learning_rate_takes_effect_on_resume(trained, recipe_file, tmp_path):
     """As the message about a gradient that is not finite advises."""
     trained()
     assert main([str(recipe_file), *LONGER, "optimizer.learning_rate=1e-30"]) == 0
@@ -182,7 +188,9 @@ def test_a_lower_rate_takes_effect(trained, recipe_file, tmp_path):
     assert torch.equal(first.read(name), last.read(name))
 
 
-def test_of_another_tokenizer(trained, refused, tiny_model, tiny_tree, tmp_path):
+def test_a_checkpoint_of_another_tokenizer_is_refused(
+    trained, refused, tiny_model, tiny_tree, tmp_path
+):
     trained()
     model = shutil.copytree(tiny_model, tmp_path / "other")
     with (model / "tokenizer.model").open("ab") as file:
@@ -191,11 +199,11 @@ def test_of_another_tokenizer(trained, refused, tiny_model, tiny_tree, tmp_path)
     manifest = json.loads((tree / "manifest.json").read_text())
     manifest["tokenizer"]["fingerprint"] = tokenizer_fingerprint(model)
     (tree / "manifest.json").write_text(json.dumps(manifest))
-    told = refused(*LONGER, f"model.path={model}", f"data.root={tree}")
-    assert "tokenizer fingerprint: found " in told
+    message = refused(*LONGER, f"model.path={model}", f"data.root={tree}")
+    assert "tokenizer fingerprint: found " in message
 
 
-def test_a_missing_shard_and_a_cut_file(trained, refused, recipe_file, tmp_path):
+def test_a_missing_or_truncated_checkpoint_file_is_named(trained, refused, recipe_file, tmp_path):
     trained("run.checkpoint=sharded")
     shard = tmp_path / "run" / FOLDER / "ba2/__0_0.distcp"
     size = shard.stat().st_size
@@ -205,9 +213,9 @@ def test_a_missing_shard_and_a_cut_file(trained, refused, recipe_file, tmp_path)
     trained()
     file = tmp_path / "run" / FOLDER / "ba2.pt"
     file.write_bytes(file.read_bytes()[:-100])
-    told = refused(*LONGER)
-    assert f"{file} has {file.stat().st_size} bytes; ba2.json records" in told
-    assert "not a whole checkpoint" in told
+    message = refused(*LONGER)
+    assert f"{file} has {file.stat().st_size} bytes; ba2.json records" in message
+    assert "not a whole checkpoint" in message
 
 
 @KINDS

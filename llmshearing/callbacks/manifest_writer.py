@@ -43,7 +43,6 @@ class ManifestWriter(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Write the masks of every evaluation: scores, and the units that its cut kept."""
-        del logger
         self.losses = held_out_losses(state)
         model = unwrapped(state.model)
         # Whether the losses are those of the model that export would write at this batch.
@@ -61,7 +60,6 @@ class ManifestWriter(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the manifest of the finished run."""
-        del logger
         self._write(state)
 
     def manifest(self, state: State) -> RunManifest:
