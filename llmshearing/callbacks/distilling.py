@@ -40,7 +40,6 @@ class Distilling(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Set the weight of this step."""
-        del logger
         self.distiller.weight = self.weight(state.timestamp.batch.value)
 
     def batch_end(self, state: State, logger: Logger) -> None:

@@ -82,7 +82,6 @@ class MaskStart(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the masks, unless the run resumes from a checkpoint."""
-        del logger
         masks = unwrapped(state.model).masks
         if masks is None:
             return
