@@ -47,7 +47,8 @@ class Progress:
         quiet: bool = False,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = self.first = 0  # what was done before `first` does not count for the rate
+        self.done: float = 0
+        self.first: float = 0  # what was done before does not count for the rate
         self.detail, self.left = "", None
         self.seconds_between_lines, self.quiet = seconds_between_lines, quiet
         self.started = self.shown = time.monotonic()
