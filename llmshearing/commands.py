@@ -60,7 +60,7 @@ def describe(options: Namespace) -> None:
 def validate(options: Namespace) -> None:
     """Report all errors of a recipe and of what it names."""
     from llmshearing.architecture.budget import Budget
-    from llmshearing.checkpoints.layout import latest_checkpoint
+    from llmshearing.checkpoints.layout import resumed_checkpoint
     from llmshearing.checkpoints.resume_check import check_fits
     from llmshearing.preflight import resolve
 
@@ -68,7 +68,7 @@ def validate(options: Namespace) -> None:
     from llmshearing.run_manifest import run_manifest  # after what is refused without torch
 
     table = inputs.source.table
-    checkpoint = latest_checkpoint(recipe.run.directory)
+    checkpoint = resumed_checkpoint(recipe.run.directory)
     changes = []
     if checkpoint is not None:
         changes = check_fits(checkpoint, run_manifest(recipe, inputs))

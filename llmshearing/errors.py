@@ -54,6 +54,13 @@ class RunError(Exception):
     """
 
 
+def remedy_of(error: OSError) -> tuple[str, int] | None:
+    """What to do about an error of the operating system, and the exit status; None if unknown."""
+    if error.errno is None or (error.errno == errno.ENOENT and not error.filename):
+        return None
+    return REMEDIES.get(error.errno)
+
+
 def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
     """Wrap a command's `main` so that an expected error becomes one message and an exit status.
 
@@ -69,9 +76,9 @@ def exits_on_user_error(main: Callable[P, int | None]) -> Callable[P, int]:
             sys.stderr.write(f"error: {error}\n")
             return USER_ERROR_STATUS
         except OSError as error:
-            if error.errno not in REMEDIES or (error.errno == errno.ENOENT and not error.filename):
+            if (known := remedy_of(error)) is None:
                 raise
-            remedy, status = REMEDIES[error.errno]
+            remedy, status = known
             path = error.filename2 or error.filename
             where = f"cannot use {path}: " if path else ""
             sys.stderr.write(f"error: {where}{error.strerror}. {remedy}\n")

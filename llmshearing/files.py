@@ -145,8 +145,10 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def lock_directory(path: str | Path) -> Iterator[None]:
+def lock_directory(path: str | Path, *, shared: bool = False) -> Iterator[None]:
     """Own the directory `path` until the block or the process ends, even if it is killed.
+
+    Any number of processes may have it as `shared`, but not while another one owns it alone.
 
     The lock is a POSIX record lock on `path/.lock`. The kernel releases it with the process, so it
     is never stale; forked children do not inherit it; and it works across machines on NFS. A file
@@ -159,7 +161,7 @@ def lock_directory(path: str | Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with (path / LOCK).open("a+", encoding="utf-8") as file:
         try:
-            _acquire(file)
+            _acquire(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
@@ -182,12 +184,12 @@ def lock_directory(path: str | Path) -> Iterator[None]:
         yield
 
 
-def _acquire(file: TextIO) -> None:
+def _acquire(file: TextIO, kind: int) -> None:
     """Lock a file; EACCES or EAGAIN if another process still has it after a moment."""
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while True:
         try:
-            return fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.lockf(file, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN) or time.monotonic() > deadline:
                 raise

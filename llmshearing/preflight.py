@@ -337,8 +337,10 @@ def _check_tokenizer(found: Outline, model: Path) -> None:
     vocabulary = found.table.source.vocabulary
     if tree.vocabulary > vocabulary:
         found.errors.append(
-            f"data.root: found ids up to {tree.vocabulary - 1}, expected ids below the model's "
-            f"vocabulary size {vocabulary}; prepare the data with this model's tokenizer"
+            f"data.root: the tokenizer that made the data has ids up to {tree.vocabulary - 1}, "
+            f"expected ids below the model's vocabulary size {vocabulary}. The tree does not say "
+            "which of them its rows contain, so added tokens count even if no text has them: "
+            "remove them from the tokenizer, or prepare the data with this model's own"
         )
     recorded, copy = tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
     if ids is not None and not same_tokenizer(model, recorded, copy):

@@ -11,8 +11,8 @@ from composer.utils import dist
 from llmshearing import optimization
 from llmshearing.checkpoints.layout import (
     check_contents,
-    latest_checkpoint,
     read_manifest,
+    resumed_checkpoint,
     step_of,
 )
 from llmshearing.checkpoints.manifest import RunManifest
@@ -29,9 +29,9 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     """The checkpoint to resume from, the same on every rank; None for a new run.
 
     Raises:
-        UserError: there is one, but `run.autoresume` is off.
+        UserError: there is one, but `run.autoresume` is off, or checkpoints were removed.
     """
-    found = latest_checkpoint(recipe.run.directory)
+    found = resumed_checkpoint(recipe.run.directory)
     if found is not None and not recipe.run.autoresume:
         raise UserError(
             f"run.directory: {found.parent} holds {found.name}, but run.autoresume=false asks for "

@@ -48,6 +48,7 @@ from llmshearing.callbacks.mask_start import MaskStart
 from llmshearing.callbacks.metrics_file import MetricsFile
 from llmshearing.callbacks.stop_signal import Stopped, StopSignal
 from llmshearing.callbacks.training_progress import TrainingProgress
+from llmshearing.checkpoints.layout import METRICS
 from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe
@@ -100,13 +101,13 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
     """
     parallelism.check_device(recipe)
     directory = Path(recipe.run.directory)
-    check_writable(directory)
     set_up_log(directory, dist.get_global_rank())
     for phase, took in (times or {}).items():
         log_phase(phase, took)
     for note in inputs.notes:
         log.warning(note)
     checkpoint = find_checkpoint(recipe)
+    check_writable(directory)  # makes the folder whose absence find_checkpoint would notice
     fixed = run_manifest(recipe, inputs)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint)
@@ -177,7 +178,7 @@ def build_trainer(
     parallelism.before_sharding(model, recipe)
     optimizer = optimization.build_optimizer(model, recipe)
     row_tokens, log_interval = inputs.tree.sequence_length, steps(recipe.run.log_interval)
-    metrics = MetricsFile(directory / "metrics.jsonl", log_interval, row_tokens)
+    metrics = MetricsFile(directory / METRICS, log_interval, row_tokens)
     fixed = fixed or run_manifest(recipe, inputs)
     manifest = ManifestWriter(directory, fixed, loading.mixture)
     heartbeat = Heartbeat(watchdog, start_timeout, seconds(recipe.run.step_timeout))

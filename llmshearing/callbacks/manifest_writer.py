@@ -11,13 +11,12 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from safetensors.torch import save
 
 from llmshearing.callbacks.mask_start import IMPORTANCE_FILE
 from llmshearing.checkpoints.manifest import RUN_FILE, LossesAt, RunManifest
 from llmshearing.checksums import record_file
-from llmshearing.files import write_bytes
 from llmshearing.models.shearing import unwrapped
+from llmshearing.tensor_files import write_tensors
 
 PACKAGES = ("llmshearing", "torch", "transformers", "mosaicml", "mosaicml-streaming")
 
@@ -52,11 +51,11 @@ class ManifestWriter(Callback):
         self._write(state)
         if masks is not None:
             scores, kept = masks.keep_probabilities(), masks.kept()
-            tensors = {axis.value: score for axis, score in scores.items()}
-            tensors |= {f"{axis.value}.kept": units for axis, units in kept.items()}
+            tensors = {axis.value: score.numpy(force=True) for axis, score in scores.items()}
+            tensors |= {f"{a.value}.kept": units.numpy(force=True) for a, units in kept.items()}
             if dist.get_global_rank() == 0:
                 name = f"ba{state.timestamp.batch.value}.safetensors"
-                write_bytes(self.directory / "masks" / name, save(tensors))
+                write_tensors(self.directory / "masks" / name, tensors)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the manifest of the finished run."""

@@ -12,16 +12,22 @@ exchanged file is named before anything is read.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checksums import check_files
 from llmshearing.errors import UserError
+from llmshearing.files import json_lines
+from llmshearing.quantities import steps
+from llmshearing.yaml_files import read_yaml
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+METRICS = "metrics.jsonl"
 PARTIAL = ".partial"
 KINDS = ("full", "sharded")
 CHECKPOINT_NAME = re.compile(r"ba\d+(\.pt)?")
@@ -75,6 +81,43 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
         if latest is None or step_of(path) > step_of(latest):
             log.warning("ignoring %s: without %s it is not whole", path, manifest_of(path).name)
     return latest
+
+
+def resumed_checkpoint(directory: str | Path) -> Path | None:
+    """The checkpoint that a run resumes from; None for a new run.
+
+    A run makes its folder of checkpoints before its first step, and writes the first checkpoint
+    after `run.checkpoint_interval` steps. Without them, starting again would replace its metrics.
+
+    Raises:
+        UserError: a checkpoint was removed or is not whole.
+    """
+    latest, directory = latest_checkpoint(directory), Path(directory)
+    file = directory / METRICS
+    lines = json_lines(file.read_bytes()) if latest is None and file.is_file() else []
+    if lines and ((logged := _steps(lines)) > _first_due(directory)):
+        raise UserError(
+            f"{file} has {logged} steps, but {directory / FOLDER} has no checkpoint to resume "
+            "from. Put the checkpoints back; to start anew, give another run.directory or remove "
+            f"{file}"
+        )
+    return latest
+
+
+def _steps(lines: list[dict[str, Any]]) -> int:
+    return max(line.get("batch", 0) for line in lines)
+
+
+def _first_due(directory: Path) -> float:
+    """The last step that a run may have done without a checkpoint."""
+    if not (directory / FOLDER).is_dir():
+        return 0
+    config = directory / "config.yaml"
+    run = read_yaml(config).get("run") if config.is_file() else None
+    try:
+        return steps(str(run["checkpoint_interval"])) if isinstance(run, dict) else math.inf
+    except (KeyError, ValueError):
+        return math.inf
 
 
 def find_checkpoint(path: str | Path) -> Path:

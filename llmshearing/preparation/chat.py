@@ -23,6 +23,7 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]  # half-open, of characters
 # date that the templates of Llama 3 print by default.
 DATE = datetime.datetime(2024, 7, 26)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks what the assistant writes
+THINK, THINK_END = "<think>", "</think>"
 SHAPE = "expected messages with `role` and `content`"
 
 
@@ -102,6 +103,8 @@ class ChatEncoder:
             before = self._prompt(messages, index, tools)
             after, _ = self._rendered(messages[: index + 1], tools)
             if not after.startswith(before):
+                after = _after_thought(before, after, messages[index])
+            if after is None:
                 raise ValueError(
                     f"the chat template does not write turn {index + 1} after its own prompt for it"
                 )
@@ -184,6 +187,33 @@ class ChatEncoder:
 
     def _template(self, tools: Tools) -> str:
         return self._templates.get("tool_use" if tools else "default", self._templates["default"])
+
+
+def _after_thought(prompt: str, rendered: str, message: Message) -> str | None:
+    """The text of an answer to a prompt that ends by opening a thought.
+
+    Some templates write `<think>` in the prompt for an answer but not in the answers of a dialogue,
+    and drop their reasoning. What the model then has to write begins with its reasoning.
+
+    Args:
+        prompt: what the model reads.
+        rendered: the dialogue with the answer, as the template writes it.
+        message: the answer.
+
+    Returns:
+        The prompt, the reasoning, `</think>` and the answer; None for another kind of template.
+    """
+    before, think, after = prompt.rpartition(THINK)
+    if not think or after.strip() or not rendered.startswith(before):
+        return None
+    answer = rendered[len(before) :]
+    if answer.lstrip().startswith(THINK):  # written otherwise than in the prompt
+        return prompt + answer.lstrip().removeprefix(THINK).lstrip("\n")
+    content = message["content"] or ""
+    reasoning = message.get("reasoning_content") or (
+        content.partition(THINK_END)[0].rpartition(THINK)[2] if THINK_END in content else ""
+    )
+    return f"{prompt}{reasoning.strip()}\n{THINK_END}\n\n{answer.lstrip()}"
 
 
 def _templates(folder: Path) -> dict[str, str]:

@@ -54,9 +54,9 @@ def find(root: Path, patterns: list[str], what: str) -> FoundFiles:
                     f"{what}: found no file for `{pattern}` below {root}, expected a folder or "
                     f"glob of {', '.join(SUFFIXES)}{listed(dict([*skipped.items()][known:]))}"
                 )
-        problems = {name: why for name, source in found.items() if (why := _problem(source))}
     except OSError as error:
         raise UserError(f"{what}: cannot read {error.filename}: {error.strerror}") from None
+    problems = {name: why for name, source in found.items() if (why := _problem(source))}
     if problems:
         raise UserError(
             f"{what}: found {len(problems):,} of {len(found):,} files that cannot be read, "
@@ -138,7 +138,14 @@ def _unfit(path: Path) -> str | None:
 
 
 def _problem(source: TextFile) -> str | None:
-    """Explain why a file cannot hold one document per line, or return None."""
+    """Explain why a file cannot be read or cannot hold one document per line, or return None."""
+    try:
+        return _content_problem(source)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _content_problem(source: TextFile) -> str | None:
     if source.size == 0:
         return "an empty file; remove it"
     with source.path.open("rb") as file:

@@ -5,18 +5,19 @@ Killed at any moment, the same command resumes from the finished pieces of work.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llmshearing import files
 from llmshearing.data.schema import MANIFEST
 from llmshearing.data.tree import DataTree
-from llmshearing.errors import UserError
+from llmshearing.errors import UserError, remedy_of
 from llmshearing.preparation import (
     describe,
     fingerprints,
@@ -50,13 +51,20 @@ def run(config: str, overrides: Sequence[str], shard: tuple[int, int] | None, me
         merge: tokenise nothing; write the tree from the pieces of all tasks.
     """
     began = time.monotonic()
-    plan = plans.make(load(PreparationRecipe, config, overrides))
-    overview(plan).show(sys.stderr)
     try:
+        plan = plans.make(load(PreparationRecipe, config, overrides))
+        overview(plan).show(sys.stderr)
         whole = prepare(plan, shard, merge=merge)
     except KeyboardInterrupt:
         log.warning("interrupted; the same command resumes from here")
         return INTERRUPTED
+    except OSError as error:
+        if remedy_of(error) is not None:
+            raise
+        raise UserError(
+            f"cannot use {error.filename or 'a file'} ({error.strerror or error}): check it and "
+            "its file system, then run the same command again; finished pieces are kept"
+        ) from error
     if whole:
         describe.summary(DataTree.open(plan.root)).show()
         log.info("%s is complete after %s", plan.root, duration(time.monotonic() - began))
@@ -96,10 +104,27 @@ def prepare(plan: plans.Plan, shard: tuple[int, int] | None = None, *, merge: bo
     """Do the work that is left; return whether the tree is complete.
 
     Raises:
-        UserError: the text, the target folder or the disk does not allow it.
+        UserError: the text, the target folder or the disk does not allow it, or another process is
+            at the same work.
     """
     if not _begin(plan):
         return True
+    with _locked(plan, shard):
+        return _prepare(plan, shard, merge)
+
+
+@contextlib.contextmanager
+def _locked(plan: plans.Plan, shard: tuple[int, int] | None) -> Iterator[None]:
+    """Keep out a second process that would do the same; tasks of other shards may run."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.lock_directory(plan.work, shared=shard is not None))
+        if shard is not None:
+            own = plan.work / f"shard-{shard[0] % shard[1]}-of-{shard[1]}"
+            stack.enter_context(files.lock_directory(own))
+        yield
+
+
+def _prepare(plan: plans.Plan, shard: tuple[int, int] | None, merge: bool) -> bool:
     bounds = plan.work / BOUNDS  # kept, as the estimates behind them may change with the files
     if bounds.is_file():
         plan = plans.with_bounds(plan, json.loads(bounds.read_text(encoding="utf-8")))

@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.errors import UserError
-from llmshearing.files import refuse_pointer, write_bytes
+from llmshearing.tensor_files import read_tensors, write_tensors
 
 Scores = dict[Axis, Tensor]
 
@@ -105,21 +103,19 @@ def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
 
 def save_scores(path: str | Path, scores: Mapping[Axis, Tensor], about: Mapping[str, str]) -> None:
     """Write scores to a safetensors file, with `about` (how they were measured) as its metadata."""
-    tensors = {axis.value: score.contiguous() for axis, score in scores.items()}
-    write_bytes(path, save(tensors, metadata=dict(about)))
+    write_tensors(path, {axis.value: score.numpy() for axis, score in scores.items()}, about)
 
 
 def load_scores(path: str | Path, table: CouplingTable) -> Scores:
     """Read the scores of a model.
 
     Raises:
-        UserError: there is no such file, or its scores belong to a model of another shape.
+        UserError: there is no such file, it is damaged, or its scores belong to a model of another
+            shape.
     """
     try:
-        refuse_pointer(Path(path))
-        with safe_open(str(path), "pt") as file:
-            scores = {Axis(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+        scores = {Axis(name): torch.from_numpy(x) for name, x in read_tensors(path).items()}
+    except (UserError, ValueError) as error:
         raise UserError(
             f"found no importance scores in {path} ({error}); expected a file made by "
             "llmshearing importance"

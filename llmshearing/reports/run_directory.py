@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
@@ -20,6 +18,7 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
 from llmshearing.errors import UserError
 from llmshearing.files import json_lines
+from llmshearing.tensor_files import read_tensors
 from llmshearing.yaml_files import read_yaml
 
 HELD_OUT = "metrics/{}/loss"
@@ -210,10 +209,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_masks(folder: Path) -> dict[int, dict[str, NDArray[Any]]]:
     found = {}
     for path in folder.glob("ba*.safetensors"):
+        step = path.stem.removeprefix("ba")
+        if not step.isdigit():
+            continue
         try:
-            tensors = load_file(path)
-            scores = {name: x for name, x in tensors.items() if not name.endswith(".kept")}
-            found[int(path.stem.removeprefix("ba"))] = scores
-        except (ValueError, SafetensorError, OSError):
-            continue  # the name of another file, or a file still being written
+            tensors = read_tensors(path)
+        except UserError as error:
+            remedy = "Copy it again, or remove it for a report without it"
+            raise UserError(f"{error}. {remedy}") from error
+        found[int(step)] = {n: x for n, x in tensors.items() if not n.endswith(".kept")}
     return dict(sorted(found.items()))

@@ -226,7 +226,7 @@ def test_code_next_to_weights_and_tokenizer(tiny_model, tmp_path, attack):
     tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     load_model(read_source(folder))
-    assert tokenizer_files.vocabulary(folder) == 128
+    assert tokenizer_files.read(folder) == 128
 
 
 def test_importance_masks_and_recipes(tiny_model, tmp_path, attack):
@@ -238,7 +238,8 @@ def test_importance_masks_and_recipes(tiny_model, tmp_path, attack):
         with pytest.raises(UserError, match="found no importance scores"):
             load_scores(file, table)
         (tmp_path / "metrics.jsonl").write_text("")
-        assert read_run(tmp_path).masks == {}
+        with pytest.raises(UserError, match="is not a whole safetensors file"):
+            read_run(tmp_path)
     text = tmp_path / "recipe.yaml"
     text.write_text(f"run: !!python/object/apply:os.mkdir [{json.dumps(str(attack.folder))}]\n")
     with pytest.raises(UserError):

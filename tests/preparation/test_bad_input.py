@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from corpus import contents, prepare, text, write_jsonl
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 
+UNREADABLE = Path("/sys/class/net/lo/speed")
 BAD_LINES = {
     b'{"text": "cut off': "malformed JSON",
     b'["a list"]': "expected an object",
@@ -206,3 +208,25 @@ def test_a_unit_file_that_holds_a_pickle_is_not_executed(config, tmp_path, monke
         unit.write_bytes(pickle.dumps(Attack()))
     assert prepare(config) == 2
     assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file of Linux that cannot be read")
+def test_a_file_that_fails_while_it_is_read_is_named(config, source, capsys):
+    """A read error, unlike one of opening, does not know the file's name."""
+    (source / "web" / "z.jsonl").symlink_to(UNREADABLE)
+    assert prepare(config) == 2
+    told = capsys.readouterr().err
+    assert "web/z.jsonl: cannot be read: Invalid argument" in told
+    assert "Traceback" not in told
+
+
+def test_a_system_error_without_a_known_remedy_is_one_message(config, tmp_path, capsys):
+    """ELOOP: the work folder is a link to itself."""
+    (tmp_path / "tree").mkdir()
+    loop = tmp_path / "tree" / ".prepare"
+    loop.symlink_to(loop)
+    assert prepare(config) == 2
+    told = capsys.readouterr().err
+    assert told.count("error: ") == 1
+    assert str(loop) in told
+    assert "Traceback" not in told

@@ -368,3 +368,47 @@ def test_nulls_of_parquet_files(config, source, json_folder, tmp_path):
     assert '[{"name": "f", "parameters": {"a": "int"}}]' in written
     assert "null" not in written
     assert "None" not in written
+
+
+OPENS_A_THOUGHT = {  # in the prompt only, as the templates of QwQ and of DeepSeek's R1 do
+    "drops reasoning": (
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content.split('</think>')[-1].lstrip('\\n') }}"
+        "<|end|>\n{% endfor %}{% if add_generation_prompt %}[assistant]\n<think>\n{% endif %}"
+    ),
+    "keeps reasoning": (
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n<think>\n{% endif %}"
+    ),
+}
+ANSWERS = {
+    "reasoning in the content": (
+        {"content": "<think>\nwhy\n</think>\n\nyes"}, "why\n</think>\n\nyes"
+    ),
+    "no reasoning": ({"content": "yes"}, "\n</think>\n\nyes"),
+    "reasoning of its own": (
+        {"content": "yes", "reasoning_content": "why"}, "why\n</think>\n\nyes"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", OPENS_A_THOUGHT.values(), ids=OPENS_A_THOUGHT)
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_answer_follows_a_prompt_that_opens_a_thought(json_folder, template, case):
+    message, written = ANSWERS[case]
+    answer = {"role": "assistant", **message}
+    talk = [{"role": "user", "content": "q1"}, answer, {"role": "user", "content": "q2"}, answer]
+    encoder = chat(json_folder, template)
+    dialogues = encoder.render(talk)
+    assert len(dialogues) == 2, "the second prompt shows the first answer as the template does"
+    for number, dialogue in enumerate(dialogues):
+        prompt = encoder._prompt(talk, 2 * number + 1, None)
+        assert prompt.endswith("[assistant]\n<think>\n")
+        assert dialogue.text == f"{prompt}{written}<|end|>\n"
+        assert targets(dialogue) == [f"{written}<|end|>\n"]
+
+
+def test_a_thought_that_the_user_wrote_opens_none(json_folder):
+    encoder = chat(json_folder, "{{ messages | length }}{{ messages[-1].content }}")
+    talk = [{"role": "user", "content": "<think>"}, *TALK[1:]]
+    with pytest.raises(ValueError, match="does not write turn 2 after its own prompt"):
+        encoder.render(talk)

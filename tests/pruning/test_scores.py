@@ -80,6 +80,12 @@ def test_files_that_hold_no_usable_scores_are_refused(tmp_path):
     with pytest.raises(UserError, match="no importance scores"):
         scores.load_scores(path, table)
     made = scores.random(table, seed=1)
+    scores.save_scores(path, made, {})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="the content has changed since it was written"):
+        scores.load_scores(path, table)
     made[Axis.HEAD][1, 0] = torch.nan
     scores.save_scores(path, made, {})
     with pytest.raises(UserError, match="scores on axis head that are not finite"):

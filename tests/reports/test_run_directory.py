@@ -43,11 +43,15 @@ def test_an_incomplete_line_is_skipped(make_run, tail):
     assert read_run(directory).lines == whole
 
 
-def test_masks_that_are_still_being_written_are_skipped(make_run):
+def test_damaged_masks_are_named_and_other_files_skipped(make_run):
     directory = make_run()
     whole = (directory / "masks/ba300.safetensors").read_bytes()
-    (directory / "masks/ba310.safetensors").write_bytes(whole[:100])
+    (directory / "masks/bar.safetensors").write_bytes(whole[:100])
+    (directory / "masks/.ba310.safetensors.host.1.partial").write_bytes(whole[:100])
     assert list(read_run(directory).masks) == [0, 300]
+    (directory / "masks/ba310.safetensors").write_bytes(whole[:100])
+    with pytest.raises(UserError, match=r"ba310\.safetensors is not a whole safetensors file"):
+        read_run(directory)
 
 
 def test_a_run_that_has_just_started_is_empty(make_run, tmp_path):
