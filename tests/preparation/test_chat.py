@@ -398,13 +398,14 @@ def test_an_answer_follows_a_prompt_that_opens_a_thought(json_folder, template, 
     answer = {"role": "assistant", **message}
     talk = [{"role": "user", "content": "q1"}, answer, {"role": "user", "content": "q2"}, answer]
     encoder = chat(json_folder, template)
-    dialogues = encoder.render(talk)
-    assert len(dialogues) == 2, "the second prompt shows the first answer as the template does"
-    for number, dialogue in enumerate(dialogues):
-        prompt = encoder._prompt(talk, 2 * number + 1, None)
-        assert prompt.endswith("[assistant]\n<think>\n")
-        assert dialogue.text == f"{prompt}{written}<|end|>\n"
-        assert targets(dialogue) == [f"{written}<|end|>\n"]
+    prompts = [encoder._prompt(talk, index, None) for index in (1, 3)]
+    assert all(prompt.endswith("[assistant]\n<think>\n") for prompt in prompts)
+    found = [
+        (dialogue.text[:begin], dialogue.text[begin:end])
+        for dialogue in encoder.render(talk)
+        for begin, end in dialogue.answers
+    ]
+    assert found == [(prompt, f"{written}<|end|>\n") for prompt in prompts]
 
 
 def test_a_thought_that_the_user_wrote_opens_none(json_folder):
