@@ -25,6 +25,8 @@ REQUIRED = [
     "zstandard>=0.22",
     "pyarrow>=15",
 ]
+# Text from object stores and from the library datasets, which goes with one version of fsspec.
+REMOTE = ["datasets>=3", "fsspec[http]", "gcsfs", "s3fs"]
 FAST = ["gigatoken>=0.10,<0.11"]  # encodes text some ten times as fast; not on every platform
 TEST = ["pytest>=8,<10", "pytest-timeout>=2.3", "hypothesis>=6.100"]
 EVAL = ["lm-eval[hf]>=0.4.13,<0.5"]
@@ -37,6 +39,8 @@ DEV = [
     *FAST,
     *EVAL,
     *WANDB,
+    *REMOTE,
+    "moto[server]>=5",
     "ruff==0.17.6",
     "pyright==1.1.414",
     "pre-commit>=3.6",
@@ -64,6 +68,7 @@ setup(
     install_requires=REQUIRED,
     extras_require={
         "fast": FAST,
+        "remote": REMOTE,
         "test": TEST,
         "dev": DEV,
         "eval": EVAL,

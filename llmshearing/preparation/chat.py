@@ -25,6 +25,8 @@ DATE = datetime.datetime(2024, 7, 26)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks what the assistant writes
 THINK, THINK_END = "<think>", "</think>"
 SHAPE = "expected messages with `role` and `content`"
+# Who speaks in ShareGPT's records, whose messages have `from` and `value`.
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,9 @@ def _message(given: Any) -> Message:
     if not isinstance(given, dict):
         raise ValueError(SHAPE)
     message = {key: value for key, value in given.items() if value is not None}
+    if "role" not in message and {"from", "value"} <= message.keys():
+        speaker = message.pop("from")
+        message |= {"role": SPEAKERS.get(speaker, speaker), "content": message.pop("value")}
     calls = message.pop("tool_calls", None) or []
     content = message.get("content")
     if isinstance(content, list):

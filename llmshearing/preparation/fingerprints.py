@@ -17,22 +17,37 @@ from typing import Any, TypeAlias
 import xxhash
 
 from llmshearing.errors import UserError
+from llmshearing.preparation.remote import RemotePath
 
 INPUTS = "inputs.jsonl"  # in a finished tree
+CHANGED = (
+    "found {} changed while it was read, expected the same text throughout: run the same "
+    "command again when nothing writes to the file; its pieces are then tokenised again"
+)
 CHUNK_BYTES = 1 << 20  # fixed, so that a file's digest does not depend on how it is cut into units
 
-Stamp: TypeAlias = tuple[int, int, int]
-Files: TypeAlias = Mapping[str, tuple[Path, Stamp]]  # by name
+Stamp: TypeAlias = tuple[int, int, int] | tuple[int, str]
+Files: TypeAlias = Mapping[str, tuple[Path | RemotePath, Stamp]]  # by name
 
 
-def stamp(path: Path) -> Stamp:
-    """Return the size of a file in bytes, and its mtime and ctime in nanoseconds."""
+def stamp(path: Path | RemotePath) -> Stamp:
+    """Return the size of a file in bytes, and its mtime and ctime in nanoseconds.
+
+    Of a file elsewhere, the size and the version that it was found with.
+    """
+    if isinstance(path, RemotePath):
+        return path.stamp
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def chunks(path: Path, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[str]:
+def chunks(path: Path | RemotePath, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[str]:
     """Hash the chunks of a part of a file; a UserError if it is no longer as `expected`."""
+    if isinstance(path, RemotePath):  # its version stands for its content
+        path, found = path.now(), [f"{path.stamp}"] if part[0] == 0 else []
+        if path.stamp == expected:
+            return found
+        raise UserError(CHANGED.format(path))
     count = -(-expected[0] // CHUNK_BYTES)
     first, last = (count * index // part[1] for index in (part[0], part[0] + 1))
     try:
@@ -43,10 +58,7 @@ def chunks(path: Path, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[
             return found
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    raise UserError(
-        f"found {path} changed while it was read, expected the same text throughout: run the same "
-        "command again when nothing writes to the file; its pieces are then tokenised again"
-    )
+    raise UserError(CHANGED.format(path))
 
 
 def digest(hashed: Iterable[str]) -> str:

@@ -15,7 +15,8 @@ import orjson
 
 from llmshearing.errors import UserError
 from llmshearing.files import POINTERS
-from llmshearing.preparation.sources import SUFFIXES, TextFile, beginning
+from llmshearing.preparation import remote
+from llmshearing.preparation.sources import NAMED_SUFFIXES, SUFFIXES, WHOLE, TextFile, beginning
 
 SHOWN = 5  # files listed in a message
 
@@ -33,17 +34,21 @@ def find(root: Path, patterns: list[str], what: str) -> FoundFiles:
     Raises:
         UserError: a pattern finds no file, a link leads nowhere, or a file is not JSON Lines.
     """
-    if not root.is_dir():
-        raise UserError(f"found no folder {root}, expected the source of the text: set source=")
     found: dict[str, TextFile] = {}
     skipped: dict[str, str] = {}
+    elsewhere = [pattern for pattern in patterns if remote.is_url(pattern)]
+    patterns = [pattern for pattern in patterns if not remote.is_url(pattern)]
+    if patterns and not root.is_dir():
+        raise UserError(f"found no folder {root}, expected the source of the text: set source=")
     first: dict[str, str] = {}  # the name under which each file or folder was first read
     try:
+        for pattern in elsewhere:
+            _find_elsewhere(pattern, what, found, skipped)
         for pattern in patterns:
             fit, known = 0, len(skipped)
             for path in _paths(root, pattern, first, skipped):
                 name = _name(root, path)
-                why = _unfit(path)
+                why = _unfit(path, pattern)
                 fit += not why
                 if why := why or _repeated(path, name, first):
                     skipped[name] = why
@@ -63,6 +68,30 @@ def find(root: Path, patterns: list[str], what: str) -> FoundFiles:
             f"expected one JSON object per line{listed(problems)}"
         )
     return FoundFiles([found[name] for name in sorted(found)], dict(sorted(skipped.items())))
+
+
+def _find_elsewhere(
+    pattern: str, what: str, found: dict[str, TextFile], skipped: dict[str, str]
+) -> None:
+    known = len(found)
+    for path in remote.find(pattern, what):
+        if path.name.startswith("."):
+            skipped[str(path)] = "hidden"
+        elif not path.name.lower().endswith(_suffixes(pattern)):
+            skipped[str(path)] = "unknown suffix"
+        else:
+            found[str(path)] = TextFile(path, str(path), path.size)
+    if len(found) == known:
+        raise UserError(
+            f"{what}: found no text for {pattern}, expected a folder or glob of "
+            f"{', '.join(SUFFIXES)}{listed(skipped)}"
+        )
+
+
+def _suffixes(pattern: str) -> tuple[str, ...]:
+    """The suffixes of the files that a pattern is read for."""
+    pattern = pattern.partition("?")[0] if pattern.startswith(remote.WEB) else pattern
+    return tuple(one for one in NAMED_SUFFIXES if pattern.lower().endswith(one)) or SUFFIXES
 
 
 def listed(reasons: dict[str, str]) -> str:
@@ -127,13 +156,15 @@ def _repeated(path: Path, name: str, first: dict[str, str]) -> str | None:
     return f"the same as {earlier}, which is read" if earlier != name else None
 
 
-def _unfit(path: Path) -> str | None:
+def _unfit(path: Path, pattern: str) -> str | None:
     """Explain why a path is not read; a UserError if only its name is that of a text file."""
-    if path.name.lower().endswith(SUFFIXES):
+    if path.name.lower().endswith(_suffixes(pattern)):
         if not path.is_file():
             what = "is not a regular file" if path.exists() else "is a link to nothing"
             raise UserError(f"found {path}, which {what}, expected text: restore or remove it")
         return None
+    if path.name.lower().endswith(NAMED_SUFFIXES):
+        return "not named: give a glob such as `*.txt` to read it"
     return "unknown suffix" if path.exists() else "a link to nothing"
 
 
@@ -148,14 +179,19 @@ def _problem(source: TextFile) -> str | None:
 def _content_problem(source: TextFile) -> str | None:
     if source.size == 0:
         return "an empty file; remove it"
-    with source.path.open("rb") as file:
-        if file.read(256).startswith(POINTERS):
-            return "a pointer to a large file, not the file; run `git lfs pull` or `git annex get`"
+    if isinstance(source.path, Path):
+        with source.path.open("rb") as file:
+            if file.read(256).startswith(POINTERS):
+                return (
+                    "a pointer to a large file, not the file; run `git lfs pull` or `git annex get`"
+                )
     if source.kind == "parquet":
         return None
     head = beginning(source)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "UTF-16; convert it to UTF-8"
+    if source.layout in WHOLE:
+        return None
     head = head.removeprefix(codecs.BOM_UTF8).strip()
     line, newline, _ = head.partition(b"\n")
     if b"\r" in line and not newline:

@@ -45,12 +45,25 @@ Patterns = Annotated[list[str], BeforeValidator(_listed), WithJsonSchema(SOME)]
 Where = Annotated[dict[str, Any], AfterValidator(_where)]
 
 
+class DatasetRule(Section):
+    """A data set of the Hugging Face library `datasets`."""
+
+    path: PathText = Field(examples=["org/name"])
+    """A repository of the hub, a folder of data files, or one that `save_to_disk` wrote."""
+    name: str | None = None
+    """Its configuration."""
+    split: str = "train"
+    """Its split; all of it is read."""
+
+
 class DomainRule(Section):
     """Where a domain's text is."""
 
     files: Patterns | None = None
     """A folder or a glob below `source`, or a list of these; by default the folder with the
-    domain's name."""
+    domain's name. Also `hf://datasets/...`, `s3://...`, `gs://...` and `https://...`."""
+    dataset: DatasetRule | None = None
+    """A data set in place of files."""
     eval_files: Patterns | None = None
     """The same for held-out text, taken whole or up to its budget. By default held-out text is
     split off `files`. A domain with neither `files` nor a folder of its name is only held out."""
@@ -58,6 +71,9 @@ class DomainRule(Section):
     """The field that holds the text; by default the recipe's."""
     messages_field: str | None = None
     """The field that holds a chat; a domain that names it is chat data."""
+    pairs: Literal["alpaca", "prompt_completion"] | None = None
+    """Records that are a question and its answer, as chats of two turns: `alpaca` has the fields
+    instruction, input and output, `prompt_completion` has prompt and completion."""
     tools_field: str | None = "tools"
     """The field that holds the functions which the assistant may call, where a chat has it; null
     reads none."""
@@ -67,6 +83,11 @@ class DomainRule(Section):
     and numbers differ: 2023 is not "2023"."""
     weight: NotNegative | None = None
     """The domain's part of a budget for all domains; only ratios matter."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the domain is chat data."""
+        return self.messages_field is not None or self.pairs is not None
 
 
 class SplitRule(Section):
@@ -88,7 +109,7 @@ class PreparationRecipe(Section):
     output: PathText = Field(examples=["data/tree"])
     """The data tree to make."""
     tokenizer: PathText = Field(examples=["MODEL"])
-    """A SentencePiece `.model` or a Hugging Face directory."""
+    """A SentencePiece `.model`, a Hugging Face directory, or `org/name[@revision]` of the hub."""
     sequence_length: int = Field(ge=2, lt=1 << 31, examples=[4096])
     """Tokens in a row."""
     seed: int = Field(default=17, ge=0, lt=1 << 64)
@@ -101,7 +122,7 @@ class PreparationRecipe(Section):
     """The special token, e.g. `<|endoftext|>`, that ends each text in place of these two; a chat
     keeps what its template writes."""
     text_field: str = "text"
-    """The field of a record that holds the text."""
+    """The field of a record that holds the text; a dot leads into a field, e.g. `data.text`."""
     domains: dict[str, DomainRule] = Field(min_length=1, examples=[{"web": {"eval_files": "."}}])
     """The domains, in the order of the reports."""
     splits: dict[Literal["eval", "prune", "continue"], SplitRule] = Field(default_factory=dict)
@@ -137,8 +158,10 @@ class PreparationRecipe(Section):
                     f"domains.{name}: expected a name of at most 200 letters, digits, dots, dashes "
                     "and underscores"
                 )
-            if domain.text_field is not None and domain.messages_field is not None:
-                errors.append(f"domains.{name}: found text_field and messages_field, expected one")
+            for group in (("text_field", "messages_field", "pairs"), ("files", "dataset")):
+                given = [key for key in group if getattr(domain, key) is not None]
+                if len(given) > 1:
+                    errors.append(f"domains.{name}: found {' and '.join(given)}, expected one")
             if domain.eval_files is None and "eval" not in self.splits:
                 errors.append(f"domains.{name}: expected eval_files, or a rule splits.eval")
         for name, rule in self.splits.items():

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -22,6 +23,8 @@ import orjson
 import zstandard
 
 from llmshearing.errors import UserError
+from llmshearing.preparation import hf_datasets
+from llmshearing.preparation.remote import RemotePath
 
 DECODERS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
@@ -30,9 +33,11 @@ DECODERS: dict[str, Callable[[], Any]] = {
     ".bz2": bz2.BZ2Decompressor,
 }
 SUFFIXES = (  # in lower case; files are matched in any case
-    *(f"{text}{packed}" for packed in ("", *DECODERS) for text in (".jsonl", ".json")),
+    *(f"{text}{packed}" for packed in ("", *DECODERS) for text in (".jsonl", ".json", ".ndjson")),
     ".parquet",
 )
+# Read only where a pattern names them: a folder of text may have a README.txt.
+NAMED_SUFFIXES = tuple(f"{text}{packed}" for packed in ("", *DECODERS) for text in (".txt", ".csv"))
 HEAD_BYTES = 1 << 16
 EXAMPLES = 10  # values of a field to show that no filter asks for
 BLOCK_BYTES = 1 << 20
@@ -41,6 +46,12 @@ COMPRESSED_BLOCK_BYTES = 1 << 16
 # compared with tokenising as long as they are few.
 MAX_COMPRESSED_UNITS = 4
 
+# Records that are a question and its answer: the fields of both, and of more of the question.
+PAIRS = {
+    "alpaca": ("instruction", "output", "input"),
+    "prompt_completion": ("prompt", "completion"),
+}
+
 Seen: TypeAlias = dict[str, set[str]]  # values of fields, as JSON
 
 
@@ -48,8 +59,8 @@ Seen: TypeAlias = dict[str, set[str]]  # values of fields, as JSON
 class TextFile:
     """A file of a domain."""
 
-    path: Path
-    name: str  # below the source folder, for messages and the manifest
+    path: Path | RemotePath
+    name: str  # below the source folder, or its URL; for messages and the manifest
     size: int  # bytes
 
     @property
@@ -57,6 +68,11 @@ class TextFile:
         """`parquet`, a suffix in `DECODERS`, or `plain`."""
         suffix = self.path.suffix.lower()
         return "parquet" if suffix == ".parquet" else suffix if suffix in DECODERS else "plain"
+
+    @property
+    def layout(self) -> str:
+        """The suffix without compression: `.txt`, `.csv` and `.arrow` files are one unit each."""
+        return Path(self.path.name.lower().removesuffix(self.kind)).suffix
 
 
 class Document(NamedTuple):
@@ -71,6 +87,8 @@ class Document(NamedTuple):
 
 def block_ranges(file: TextFile, unit_bytes: int) -> list[tuple[int, int]]:
     """Cut a file into units: half-open ranges of its blocks."""
+    if file.layout in WHOLE:
+        return [(0, 1)]
     if file.kind == "parquet":
         blocks = _parquet(file).metadata.num_row_groups
         per_unit = round(blocks * unit_bytes / file.size)
@@ -93,16 +111,45 @@ def plain_block_bytes(unit_bytes: int) -> int:
 class Reads:
     """What to read of a record."""
 
-    field: str  # with the text or the chat
+    field: str  # with the text or the chat; a dot leads into a field
     where: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # paths; wanted values as JSON
     chat: bool = False  # whether it is a chat
     tools: str | None = None  # field with the functions which the assistant of a chat may call
+    pair: str | None = None  # in `PAIRS`: the chat is a question and its answer
 
     def value(self, record: dict[str, Any]) -> Any:
         """Return the value of the field; with tools, a mapping of `messages` and `tools`."""
+        value = _dialogue(record, self.pair) if self.pair else self._text(record)
         if self.tools and (tools := record.get(self.tools)):
-            return {"messages": record[self.field], "tools": tools}
-        return record[self.field]
+            return {"messages": value, "tools": tools}
+        return value
+
+    def _text(self, record: dict[str, Any]) -> Any:
+        if self.field in record:
+            return record[self.field]
+        value: Any = record
+        for name in self.field.split("."):
+            if not isinstance(value, dict):
+                raise KeyError(name)
+            value = value[name]
+        return value
+
+    def columns(self, known: Sequence[str], path: object) -> list[str]:
+        """Return which columns of a table to read.
+
+        Raises:
+            UserError: one is missing.
+        """
+        fields = PAIRS[self.pair][:2] if self.pair else (self.field,)
+        names = {*fields, *(path[0] for path, _ in self.where)}
+        needed = {name if name in known else name.partition(".")[0] for name in names}
+        if not needed <= set(known):
+            raise UserError(
+                f"found the columns {', '.join(known)} in {path}, "
+                f"expected {', '.join(sorted(names))}: set text_field or where"
+            )
+        optional = [self.tools, *(PAIRS[self.pair][2:] if self.pair else ())]
+        return sorted(needed | ({*optional} & {*known}))
 
     def select(self, record: dict[str, Any], seen: Seen) -> bool:
         """Return whether a record is of the domain; a missing field counts as null.
@@ -119,6 +166,21 @@ class Reads:
             if text in wanted or len(others) < EXAMPLES:
                 others.add(text)
         return found
+
+
+def _dialogue(record: dict[str, Any], pair: str) -> list[Any]:
+    """Return the messages of a record in `PAIRS`, whose parts may be lists of messages (TRL)."""
+    question, answer, *more = PAIRS[pair]
+    asked, answered = record[question], record[answer]
+    if isinstance(asked, list) and isinstance(answered, list):
+        return [*asked, *answered]
+    asked = [asked, *(record[name] for name in more if record.get(name))]
+    if not all(isinstance(text, str) for text in (*asked, answered)):
+        raise ValueError(f"found no text in `{question}` or `{answer}`, expected strings")
+    return [
+        {"role": "user", "content": "\n\n".join(asked)},
+        {"role": "assistant", "content": answered},
+    ]
 
 
 def json_text(value: Any) -> str:
@@ -141,8 +203,9 @@ def documents(
     """
     seen = {} if seen is None else seen
     try:
-        if file.kind == "parquet":
-            yield from _parquet_documents(file, blocks, reads, seen)
+        if file.kind == "parquet" or file.layout in WHOLE:
+            rows = WHOLE.get(file.layout, _parquet_rows)(file, blocks, reads)
+            yield from (_document(number, *row, reads, seen) for number, row in enumerate(rows, 1))
             return
         for number, line in enumerate(lines(file, blocks, unit_bytes), start=1):
             starts_file = number == 1 and blocks[0] == 0
@@ -161,6 +224,19 @@ def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
             record = orjson.loads(line)
         except ValueError:  # the other parser takes more, such as NaN and long integers
             record = json.loads(line.decode())
+        return _document(number, record, size, reads, seen)
+    except UnicodeDecodeError as error:
+        problem = f"invalid UTF-8 at byte {error.start}"
+    except (json.JSONDecodeError, RecursionError) as error:
+        problem = f"malformed JSON: {error}"
+    return Document(number, problem=problem, size=size)
+
+
+def _document(number: int, record: Any, size: int, reads: Reads, seen: Seen) -> Document:
+    """Read a record of any file; one that is an error stands for what was wrong with it."""
+    try:
+        if isinstance(record, ValueError):
+            raise record
         if not isinstance(record, dict):
             raise ValueError(f"found {type(record).__name__}, expected an object")
         if reads.where and not reads.select(record, seen):
@@ -168,12 +244,10 @@ def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
         return Document(number, reads.value(record), size=size)
     except UnicodeDecodeError as error:
         problem = f"invalid UTF-8 at byte {error.start}"
-    except (json.JSONDecodeError, RecursionError) as error:
-        problem = f"malformed JSON: {error}"
     except ValueError as error:
         problem = str(error)
-    except KeyError:
-        problem = f"no field `{reads.field}`"
+    except KeyError as error:
+        problem = f"no field `{error.args[0] if reads.pair else reads.field}`"
     return Document(number, problem=problem, size=size)
 
 
@@ -248,39 +322,87 @@ def _parquet(file: TextFile) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False)
+        source = file.path.open("rb") if isinstance(file.path, RemotePath) else file.path
+        return pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"cannot read {file.path} as Parquet: {error}") from None
 
 
-def _parquet_documents(
-    file: TextFile, blocks: tuple[int, int], reads: Reads, seen: Seen
-) -> Iterator[Document]:
+Row: TypeAlias = tuple[Any, int]  # a record, or the error in its place; its bytes
+
+
+def _parquet_rows(file: TextFile, blocks: tuple[int, int], reads: Reads) -> Iterator[Row]:
     import pyarrow
 
     table = _parquet(file)
-    columns = sorted({reads.field, *(path[0] for path, _ in reads.where)})
-    if reads.tools and reads.tools in table.schema_arrow.names:
-        columns.append(reads.tools)
-    if not set(columns) <= set(table.schema_arrow.names):
-        raise UserError(
-            f"found the columns {', '.join(table.schema_arrow.names)} in {file.path}, "
-            f"expected {', '.join(columns)}: set text_field or where"
-        )
-    number, size = 0, file.size // max(1, table.metadata.num_rows)
+    columns = reads.columns(table.schema_arrow.names, file.path)
+    size = file.size // max(1, table.metadata.num_rows)
     try:
         for batch in table.iter_batches(batch_size=256, row_groups=range(*blocks), columns=columns):
-            for row in range(batch.num_rows):
-                number += 1
-                try:
-                    record = {name: batch.column(name)[row].as_py() for name in columns}
-                    blank = not reads.select(record, seen)
-                    yield Document(number, reads.value(record), blank=blank, size=size)
-                except UnicodeDecodeError as error:
-                    problem = f"invalid UTF-8 at byte {error.start}"
-                    yield Document(number, problem=problem, size=size)
+            yield from _rows(batch, columns, size)
     except pyarrow.ArrowException as error:
         raise UserError(f"found damaged data in {file.path} ({error}): get it again") from None
+
+
+def _arrow_rows(file: TextFile, _: tuple[int, int], reads: Reads) -> Iterator[Row]:
+    assert isinstance(file.path, Path)
+    for batch in hf_datasets.batches(file.path):
+        columns = reads.columns(batch.schema.names, file.path)
+        yield from _rows(batch, columns, batch.nbytes // max(1, batch.num_rows))
+
+
+def _rows(batch: Any, columns: list[str], size: int) -> Iterator[Row]:
+    for row in range(batch.num_rows):
+        try:
+            yield {name: batch.column(name)[row].as_py() for name in columns}, size
+        except UnicodeDecodeError as error:
+            yield error, size
+
+
+def _text_rows(file: TextFile, _: tuple[int, int], reads: Reads) -> Iterator[Row]:
+    """The whole file as one record."""
+    with file.path.open("rb") as opened:
+        if file.kind == "plain":
+            content = opened.read()
+        else:
+            content = b"".join(piece for _, piece in _decompressed(file, opened))
+    try:
+        yield {reads.field: content.removeprefix(codecs.BOM_UTF8).decode()}, len(content)
+    except UnicodeDecodeError as error:
+        yield error, len(content)
+
+
+def _csv_rows(file: TextFile, _: tuple[int, int], reads: Reads) -> Iterator[Row]:
+    """The records of a file whose first line names its fields."""
+    csv.field_size_limit(1 << 31)
+    every = (0, 1 << 62)
+    # A byte that is no UTF-8 becomes a character that no text can have, so its row is refused.
+    text = (
+        f"{line.decode(errors='surrogateescape')}\n" for line in lines(file, every, BLOCK_BYTES)
+    )
+    rows = csv.reader(text, strict=True)
+    try:
+        header = [name.removeprefix("\ufeff").strip() for name in next(rows, [])]
+        reads.columns(header, file.path)
+        for row in rows:
+            size = sum(map(len, row)) + len(row)
+            if len(row) == len(header):
+                yield dict(zip(header, row, strict=True)), size
+            elif row:
+                yield ValueError(f"found {len(row)} values, expected {len(header)}"), size
+    except csv.Error as error:
+        raise UserError(
+            f"found damaged data in {file.path}, line {rows.line_num:,} ({error}): correct the "
+            "quotes"
+        ) from None
+
+
+# Files of which a unit is never a part, and how to read them.
+WHOLE: dict[str, Callable[[TextFile, tuple[int, int], Reads], Iterator[Row]]] = {
+    ".txt": _text_rows,
+    ".csv": _csv_rows,
+    ".arrow": _arrow_rows,
+}
 
 
 def expansion(file: TextFile, field: str) -> float:

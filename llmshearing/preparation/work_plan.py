@@ -13,7 +13,16 @@ from typing import Any
 
 from llmshearing.data.schema import SPLITS, token_dtype
 from llmshearing.errors import UserError
-from llmshearing.preparation import encoders, fingerprints, inputs, sources, splits, units
+from llmshearing.huggingface.hub import model_directory
+from llmshearing.preparation import (
+    encoders,
+    fingerprints,
+    hf_datasets,
+    inputs,
+    sources,
+    splits,
+    units,
+)
 from llmshearing.preparation import recipe as recipes
 from llmshearing.quantities import byte_size
 
@@ -72,10 +81,13 @@ class Plan:
 def make(recipe: recipes.PreparationRecipe) -> Plan:
     """Plan a preparation from its recipe and the files found; a UserError if any is missing."""
     root = Path(recipe.output)
+    if not Path(recipe.tokenizer).exists():
+        tokenizer = str(model_directory(recipe.tokenizer))
+        recipe = recipe.model_copy(update={"tokenizer": tokenizer})
     facts = encoders.inspect(recipe.tokenizer)
     marks = encoders.choose_marks(facts, bos=recipe.bos, eos=recipe.eos, separator=recipe.separator)
     chat = None
-    if any(rule.messages_field for rule in recipe.domains.values()):
+    if any(rule.is_chat for rule in recipe.domains.values()):
         chat = units.ChatEncoder(recipe.tokenizer)
         facts = replace(facts, vocabulary=max(facts.vocabulary, chat.vocabulary))
     domains = [_domain(recipe, name, rule, facts, marks) for name, rule in recipe.domains.items()]
@@ -118,15 +130,22 @@ def _domain(
     pools: dict[str, list[sources.TextFile]] = {"train": []}
     pool_asks: dict[str, list[splits.Ask]] = {}
     skipped: dict[str, str] = {}
-    only_eval = rule.eval_files and rule.files is None and not (source / name).exists()
-    if not only_eval:
+    only_eval = (
+        rule.eval_files
+        and rule.files is None
+        and rule.dataset is None
+        and not (source / name).exists()
+    )
+    if rule.dataset is not None:
+        pools["train"] = _dataset_files(rule.dataset, f"domain {name}")
+    elif not only_eval:
         pools["train"], skipped = inputs.find(source, rule.files or [name], f"domain {name}")
     if rule.eval_files is not None:
         what = f"domain {name}, eval_files"
         pools["eval"], others = inputs.find(source, rule.eval_files, what)
         skipped |= others
-        held = {os.path.realpath(one.path) for one in pools["eval"]}
-        pools["train"] = [one for one in pools["train"] if os.path.realpath(one.path) not in held]
+        held = {_place(one) for one in pools["eval"]}
+        pools["train"] = [one for one in pools["train"] if _place(one) not in held]
         ask = asks.pop("eval", None)  # a share is of text that is split off, not of these files
         whole = splits.Ask("eval", None, 1.0)
         pool_asks["eval"] = [ask if ask and ask.tokens is not None else whole]
@@ -138,14 +157,27 @@ def _domain(
         if not pools["train"] and asks and not only_eval:
             raise UserError(f"domain {name}: found no file except its eval_files: set files")
     ordered = [asks[split] for split in SPLITS if split in asks and not only_eval]
-    estimate, keep, chat = None, units.WHOLE, rule.messages_field is not None
+    estimate, keep, chat = None, units.WHOLE, rule.is_chat
     where = tuple(recipes.filters(rule.where).items()) if rule.where else ()
     named = rule.messages_field or rule.text_field or recipe.text_field
-    reads = sources.Reads(named, where, chat, rule.tools_field if chat else None)
+    reads = sources.Reads(named, where, chat, rule.tools_field if chat else None, rule.pairs)
     if any(ask.tokens is not None for ask in ordered) and not chat:
         estimate = _estimate(pools["train"], reads, facts, marks)
         keep = splits.keep_bound(ordered, estimate, recipe.oversample, SMALL)
     return Domain(name, pools, reads, {"train": ordered, **pool_asks}, estimate, keep, skipped)
+
+
+def _place(file: sources.TextFile) -> str:
+    return os.path.realpath(file.path) if isinstance(file.path, Path) else file.name
+
+
+def _dataset_files(given: recipes.DatasetRule, what: str) -> list[sources.TextFile]:
+    paths = hf_datasets.find(given.path, given.name, given.split, what)
+    about = "/".join(part for part in (given.path, given.name, given.split) if part)
+    return [
+        sources.TextFile(path, f"{about}/{path.name}", path.stat().st_size)
+        for path in sorted(paths, key=lambda path: path.name)
+    ]
 
 
 def _units(domains: list[Domain], unit_bytes: int) -> list[units.Unit]:
@@ -182,7 +214,9 @@ def _identities(
     ]
     asks = []
     for domain in domains:
-        work.append([domain.name, domain.reads.chat, domain.reads.field, domain.reads.tools])
+        reads = domain.reads
+        work.append([domain.name, reads.chat, reads.field, reads.tools])
+        work += [reads.pair] if reads.pair else []
         work.append(domain.reads.where)
         for pool, files in sorted(domain.pools.items()):
             work.append([pool, *([file.name, file.size] for file in files)])
