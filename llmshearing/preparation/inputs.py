@@ -164,7 +164,7 @@ def _unfit(path: Path, pattern: str) -> str | None:
             raise UserError(f"found {path}, which {what}, expected text: restore or remove it")
         return None
     if path.name.lower().endswith(NAMED_SUFFIXES):
-        return "not named: give a glob such as `*.txt` to read it"
+        return "read only where the pattern ends with its suffix, as in `*.csv`"
     return "unknown suffix" if path.exists() else "a link to nothing"
 
 

@@ -23,14 +23,14 @@ def names(root, *patterns):
 
 
 def test_folders_are_read_at_any_depth_in_the_order_of_names(tmp_path):
-    touch(tmp_path, "b.jsonl", "a/z.json", "a/y.parquet", "c/d/e.json", "readme.txt")
+    touch(tmp_path, "b.jsonl", "a/z.json", "a/y.parquet", "c/d/e.json", "readme.md")
     assert names(tmp_path, ".") == ["a/y.parquet", "a/z.json", "b.jsonl", "c/d/e.json"]
     assert names(tmp_path, "a/*.json", "**/*.jsonl*") == ["a/z.json", "b.jsonl"]
     assert names(tmp_path, "c/**") == names(tmp_path, "c*") == ["c/d/e.json"]
     assert names(tmp_path, "**/d/*.json") == names(tmp_path, "c/**/*.json") == ["c/d/e.json"]
     assert names(tmp_path, str(tmp_path / "a/*")) == ["a/y.parquet", "a/z.json"]
-    with pytest.raises(UserError, match=r"readme\.txt: unknown suffix"):
-        inputs.find(tmp_path, ["*.txt"], "domain")
+    with pytest.raises(UserError, match=r"readme\.md: unknown suffix"):
+        inputs.find(tmp_path, ["*.md"], "domain")
     with pytest.raises(UserError, match="at most once"):
         inputs.find(tmp_path, ["**/a/**"], "domain")
 
@@ -84,7 +84,7 @@ def test_what_is_not_read_is_named_with_its_reason(tmp_path):
         ".ipynb_checkpoints": "hidden",
         "README.md": "unknown suffix",
         "a.jsonl.lz4": "unknown suffix",
-        "c.csv": "unknown suffix",
+        "c.csv": "read only where the pattern ends with its suffix, as in `*.csv`",
         "part2": "a link to nothing",
         "x/.b.jsonl": "hidden",
     }
