@@ -125,7 +125,8 @@ def _path(url: str, info: dict[str, Any]) -> RemotePath:
     size, version = info.get("size"), next((info[key] for key in VERSIONS if info.get(key)), None)
     if size is None:
         raise UserError(f"found no size of {url}, expected a file of known size: download it")
-    return RemotePath(url, size, str(version or size), info.get("partial", True))
+    ranges = info.get("partial", not url.startswith(WEB))  # a web server says so, a store can
+    return RemotePath(url, size, str(version or size), ranges)
 
 
 def _store(url: str) -> Any:
