@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -103,8 +103,9 @@ def find(pattern: str, what: str) -> list[RemotePath]:
                     f"{what}: found the glob {pattern}, but files on the web cannot be listed: "
                     "give the address of each file"
                 )
-            found = {pattern: store.info(pattern)}
-        elif any(sign in pattern for sign in "*?["):
+            file = _path(pattern, store.info(pattern))
+            return [replace(file, ranges=_gives_ranges(store, file))]
+        if any(sign in pattern for sign in "*?["):
             found = store.glob(pattern, detail=True)
         else:
             found = store.find(pattern, detail=True) or {pattern: store.info(pattern)}
@@ -112,6 +113,17 @@ def find(pattern: str, what: str) -> list[RemotePath]:
     if not files:
         raise UserError(f"{what}: found no file for {pattern}, expected a file, folder or glob")
     return [_path(_address(pattern, name), files[name]) for name in sorted(files)]
+
+
+def _gives_ranges(store: Any, file: RemotePath) -> bool:
+    """Whether a web server sends a part of a file when asked for one."""
+    with store.open(file.url, "rb", block_size=1, size=file.size) as opened:
+        opened.seek(min(1, file.size))
+        try:
+            opened.read(1)
+        except ValueError:  # fsspec's, when a whole file comes
+            return False
+    return True
 
 
 def _address(pattern: str, name: str) -> str:
@@ -125,8 +137,7 @@ def _path(url: str, info: dict[str, Any]) -> RemotePath:
     size, version = info.get("size"), next((info[key] for key in VERSIONS if info.get(key)), None)
     if size is None:
         raise UserError(f"found no size of {url}, expected a file of known size: download it")
-    ranges = info.get("partial", not url.startswith(WEB))  # a web server says so, a store can
-    return RemotePath(url, size, str(version or size), ranges)
+    return RemotePath(url, size, str(version or size))
 
 
 def _store(url: str) -> Any:

@@ -257,8 +257,8 @@ def test_the_web_gives_the_bytes_of_the_disk_and_each_unit_reads_its_part_once(
     path, tree = recipe("http", addresses(web, raw), unit_bytes="32MiB")
     assert prepare(path) == 0
     assert rows(tree) == local
-    # Once for its beginning and once for the estimate, both while planning, and for its unit.
-    assert web.asked.count(("GET", "/web/a.jsonl")) == 3
+    # While planning, a byte, the beginning and for the estimate; then once for its unit.
+    assert web.asked.count(("GET", "/web/a.jsonl")) == 4
 
 
 def test_a_server_without_ranges_is_read_too(raw, local, recipe):
@@ -278,19 +278,17 @@ def test_a_server_without_ranges_is_read_too(raw, local, recipe):
 def test_an_answer_that_stalls_and_a_kill_are_resumed(web, raw, local, recipe):
     path, tree = recipe("stalled", addresses(web, raw), unit_bytes="32MiB", splits={
         "eval": {"share": 0.1}, "prune": {"share": 1}})  # fmt: skip
-    web.stall = "/web/b.jsonl"
     words = [sys.executable, "-m", "llmshearing.cli", "prepare", str(path)]
-    web.stall = None
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-    wait_until(lambda: web.asked.count(("GET", "/web/b.jsonl")) == 1)  # its beginning, of the plan
+    wait_until(lambda: web.asked.count(("GET", "/web/b.jsonl")) == 2)  # of the plan
     web.stall = "/web/b.jsonl"
-    wait_until(lambda: web.asked.count(("GET", "/web/b.jsonl")) == 2)
+    wait_until(lambda: web.asked.count(("GET", "/web/b.jsonl")) == 3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     web.stall = None
     web.asked.clear()
     assert prepare(path) == 0
-    assert web.asked.count(("GET", "/web/b.jsonl")) == 2
+    assert web.asked.count(("GET", "/web/b.jsonl")) == 3
     other, same = recipe("same", {"web": {}, "code": {}}, splits={
         "eval": {"share": 0.1}, "prune": {"share": 1}})  # fmt: skip
     assert prepare(other) == 0
