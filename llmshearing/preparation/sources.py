@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import csv
 import itertools
 import json
@@ -90,7 +91,8 @@ def block_ranges(file: TextFile, unit_bytes: int) -> list[tuple[int, int]]:
     if file.layout in WHOLE:
         return [(0, 1)]
     if file.kind == "parquet":
-        blocks = _parquet(file).metadata.num_row_groups
+        with _parquet(file) as table:
+            blocks = table.metadata.num_row_groups
         per_unit = round(blocks * unit_bytes / file.size)
     elif file.kind == "plain":
         block = plain_block_bytes(unit_bytes)
@@ -317,15 +319,19 @@ def beginning(file: TextFile) -> bytes:
         return next((piece for _, piece in _decompressed(file, opened) if piece), b"")[:HEAD_BYTES]
 
 
-def _parquet(file: TextFile) -> Any:
+@contextlib.contextmanager
+def _parquet(file: TextFile) -> Iterator[Any]:
     import pyarrow  # slow to import, and few need it
     import pyarrow.parquet
 
-    try:
-        source = file.path.open("rb") if isinstance(file.path, RemotePath) else file.path
-        return pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {file.path} as Parquet: {error}") from None
+    with contextlib.ExitStack() as stack:
+        local = isinstance(file.path, Path)
+        source = file.path if local else stack.enter_context(file.path.open("rb"))
+        try:
+            table = pyarrow.parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"cannot read {file.path} as Parquet: {error}") from None
+        yield table
 
 
 Row: TypeAlias = tuple[Any, int]  # a record, or the error in its place; its bytes
@@ -334,14 +340,14 @@ Row: TypeAlias = tuple[Any, int]  # a record, or the error in its place; its byt
 def _parquet_rows(file: TextFile, blocks: tuple[int, int], reads: Reads) -> Iterator[Row]:
     import pyarrow
 
-    table = _parquet(file)
-    columns = reads.columns(table.schema_arrow.names, file.path)
-    size = file.size // max(1, table.metadata.num_rows)
-    try:
-        for batch in table.iter_batches(batch_size=256, row_groups=range(*blocks), columns=columns):
-            yield from _rows(batch, columns, size)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"found damaged data in {file.path} ({error}): get it again") from None
+    with _parquet(file) as table:
+        columns = reads.columns(table.schema_arrow.names, file.path)
+        size = file.size // max(1, table.metadata.num_rows)
+        try:
+            for batch in table.iter_batches(256, row_groups=range(*blocks), columns=columns):
+                yield from _rows(batch, columns, size)
+        except pyarrow.ArrowException as error:
+            raise UserError(f"found damaged data in {file.path} ({error}): get it again") from None
 
 
 def _arrow_rows(file: TextFile, _: tuple[int, int], reads: Reads) -> Iterator[Row]:
@@ -408,7 +414,8 @@ WHOLE: dict[str, Callable[[TextFile, tuple[int, int], Reads], Iterator[Row]]] = 
 def expansion(file: TextFile, field: str) -> float:
     """Estimate how many bytes of lines, or of the field of Parquet, a byte of a file stands for."""
     if file.kind == "parquet":
-        about = _parquet(file).metadata
+        with _parquet(file) as table:
+            about = table.metadata
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
         columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         named = [one.total_uncompressed_size for one in columns if one.path_in_schema == field]
