@@ -159,17 +159,19 @@ def _explained(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"found no {url}, expected a file, folder or glob: correct it") from error
     except Exception as error:  # every store has its own
-        why = str(error).strip() or type(error).__name__
+        cause = (
+            error.__cause__ or error
+        )  # fsspec makes "not found" of all that a web server refuses
+        why, status = str(cause).strip() or type(cause).__name__, getattr(cause, "status", None)
         denied = isinstance(error, PermissionError) or "credentials" in why.lower()
-        status = getattr(
-            error, "status", getattr(getattr(error, "response", None), "status_code", 0)
-        )
         if denied or status in DENIED:
             raise UserError(
                 f"found {url}, which may not be read ({why}): log in to the store or ask for access"
+            ) from error
+        if isinstance(error, FileNotFoundError) and status in (None, 404):
+            raise UserError(
+                f"found no {url}, expected a file, folder or glob: correct it"
             ) from error
         raise UserError(
             f"cannot read {url} ({why}): run the same command again; finished pieces are kept"
