@@ -13,6 +13,7 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -297,9 +298,11 @@ def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[st
     for path, content in files.items():
         if not path.startswith(prefix):
             continue
-        inner, _, rest = path[len(prefix) :].partition("/")
-        if rest and not recursive:
-            entries[prefix + inner] = {"type": "directory", "path": prefix + inner, "oid": "0" * 40}
+        above = [parent.as_posix() for parent in list(PurePosixPath(path).parents)[-2::-1]]
+        inside = [one for one in above if one.startswith(prefix)]
+        for one in inside if recursive else inside[:1]:
+            entries[one] = {"type": "directory", "path": one, "oid": "0" * 40}
+        if inside and not recursive:
             continue
         entry = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
         if path.endswith(LARGE):
