@@ -176,17 +176,17 @@ def test_a_parquet_file_of_nulls_fails_the_preparation(config, source, capsys):
 
 def test_skipped_inputs_are_printed_and_recorded(config, source, tmp_path, capsys):
     write_jsonl(source / "web" / ".ipynb_checkpoints" / "a.jsonl", [text(7, 30)])
-    (source / "web" / "notes.txt").write_text("x")
+    (source / "web" / "notes.md").write_text("x")
     (source / "web" / "more").symlink_to(source / "web" / "deep")
     assert prepare(config) == 0
     message = capsys.readouterr().err
     assert "domain web: 3 inputs are skipped\n  web/.ipynb_checkpoints: hidden\n" in message
-    assert "web/notes.txt: unknown suffix" in message
+    assert "web/notes.md: unknown suffix" in message
     domains = DataTree.open(tmp_path / "tree").manifest["domains"]
     assert domains["web"]["skipped"] == {
         "web/.ipynb_checkpoints": "hidden",
         "web/more": "the same as web/deep, which is read",
-        "web/notes.txt": "unknown suffix",
+        "web/notes.md": "unknown suffix",
     }
     assert domains["code"]["skipped"] == {}
     assert domains["web"]["documents"] == 110
