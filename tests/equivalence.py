@@ -45,25 +45,26 @@ class Specimen:
         self.classes = {module: type(module) for module in self.model.modules()}
         self.generator = torch.Generator().manual_seed(7)
         self.tokens = torch.randint(0, COMMON["vocab_size"], (2, 11), generator=self.generator)
-        self._small: dict[Shape, PreTrainedModel] = {}
+        self._small: dict[tuple[Shape, tuple[int, ...]], PreTrainedModel] = {}
 
     @property
     def places(self) -> Places:
         """Where gates act, as the zoo states it."""
         return self.variant.places
 
-    def small(self, shape: Shape) -> PreTrainedModel:
-        """A stock model of another shape, in float64."""
-        if shape not in self._small:
-            fields = self.config | self.family.write_shape(shape)
-            self._small[shape] = in_float64(stock_model(stock_config(fields)).eval())
-        return self._small[shape]
+    def small(self, shape: Shape, layers: Sequence[int] | None = None) -> PreTrainedModel:
+        """A stock model of another shape, in float64; by default of the first layers."""
+        key = shape, tuple(range(shape.layers) if layers is None else layers)
+        if key not in self._small:
+            fields = self.family.reshaped(self.config, *key)
+            self._small[key] = in_float64(stock_model(stock_config(fields)).eval())
+        return self._small[key]
 
     def restore(self) -> None:
         """Turn gated modules back into stock ones."""
         for module, stock in self.classes.items():
             module.__class__ = stock
-            for gate in ("gate", "in_gate", "out_gate"):
+            for gate in ("gate", "in_gate", "out_gate", "kept", "row"):
                 vars(module).pop(gate, None)
 
     def logits(self, table: CouplingTable, gates: Gates) -> Tensor:
@@ -77,20 +78,28 @@ class Specimen:
 
 
 class RMSNorm(nn.Module):
-    """The stock RMS norm without its cast to float32."""
+    """The stock RMS norm without its cast to float32.
+
+    Gemma's calls its epsilon `eps` and stores the weight minus 1.
+    """
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
-        self.weight, self.variance_epsilon = stock.weight, stock.variance_epsilon
+        self.weight, self.offset = stock.weight, 0.0
+        if hasattr(stock, "variance_epsilon"):
+            self.variance_epsilon = stock.variance_epsilon
+        else:
+            self.variance_epsilon, self.offset = stock.eps, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+        root = (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
+        return (self.weight + self.offset) * x / root
 
 
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     """The model in float64, including its RMS norms, which otherwise compute in float32."""
     for name, module in list(model.named_modules()):
-        if hasattr(module, "variance_epsilon"):
+        if type(module).__name__.endswith("RMSNorm"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, RMSNorm(module))
     return model.double()
@@ -157,7 +166,8 @@ def check_expected_count(specimen: Specimen, table: CouplingTable, axes: Axes) -
 
 def export(specimen: Specimen, table: CouplingTable, kept: Kept, gates: Gates) -> PreTrainedModel:
     """A stock model with the exported tensors; the next export of its shape overwrites it."""
-    small = specimen.small(target_shape(specimen.table, tuple(gates)))
+    layers = kept[Axis.LAYER].tolist() if Axis.LAYER in kept else None
+    small = specimen.small(target_shape(specimen.table, tuple(gates)), layers)
     tensors = dict(cut_model(table, kept, gates, specimen.weights.__getitem__))
     missing, unexpected = small.load_state_dict(tensors, strict=False)
     assert not unexpected
@@ -201,24 +211,34 @@ def reference_logits(specimen: Specimen, gates: Gates) -> Tensor:
         module = model.get_submodule(name)
         handles.append(module.register_forward_pre_hook(lambda _, args: (args[0] * gate,)))
 
-    def norm_of_kept(name: str) -> None:
+    def norm_of_kept(name: str, gate: Tensor) -> None:
         module = model.get_submodule(name)
         handles.append(
-            module.register_forward_hook(lambda m, args, out: kept_norm(m, args[0], hidden))
+            module.register_forward_hook(lambda m, args, out: kept_norm(m, args[0], gate != 0))
         )
 
+    def gated_norm(name: str) -> None:
+        norm_of_kept(name, hidden)
+        scale_output(name, hidden)
+
     scale_output(places.embedding, hidden)
-    norm_of_kept(places.final_norm)
+    gated_norm(places.final_norm)
     for number in range(shape.layers):
         layer = f"{places.layers}.{number}."
         scale = gates[Axis.LAYER][number] if Axis.LAYER in gates else 1.0
         for name in places.norms:
-            norm_of_kept(layer + name)
-        scale_input(layer + places.attention, head_gate(specimen.table, gates, number))
-        scale_output(layer + places.attention, hidden * scale)
+            gated_norm(layer + name)
+        for name in places.writers:
+            norm_of_kept(layer + name, hidden)
+        for name in places.writers or (places.attention, places.mlp):
+            scale_output(layer + name, hidden * scale)
+        heads, groups = head_gates(specimen.table, gates, number)
+        if places.head_norms:
+            norm_of_kept(layer + "self_attn.q_norm", heads)
+            norm_of_kept(layer + "self_attn.k_norm", groups)
+        scale_input(layer + places.attention, heads)
         if Axis.INTERMEDIATE in gates:
             scale_input(layer + places.mlp, gates[Axis.INTERMEDIATE][number])
-        scale_output(layer + places.mlp, hidden * scale)
     try:
         with torch.no_grad():
             return model(specimen.tokens).logits
@@ -227,8 +247,8 @@ def reference_logits(specimen: Specimen, gates: Gates) -> Tensor:
             handle.remove()
 
 
-def head_gate(table: CouplingTable, gates: Gates, layer: int) -> Tensor:
-    """The gates of a layer's heads, group by group, repeated for each entry of a head."""
+def head_gates(table: CouplingTable, gates: Gates, layer: int) -> tuple[Tensor, Tensor]:
+    """The gates of a layer's query heads and of its key-value heads, for each entry of a head."""
     shape = table.source
     groups = shape.kv_groups if table.grouped else 1
     group, head = torch.ones(groups).double(), torch.ones(shape.heads // groups).double()
@@ -236,17 +256,21 @@ def head_gate(table: CouplingTable, gates: Gates, layer: int) -> Tensor:
         group = gates[Axis.KV_GROUP][layer]
     if Axis.HEAD in gates:
         head = gates[Axis.HEAD][layer]
-    return torch.einsum("g,h,d->ghd", group, head, torch.ones(shape.head_dim).double()).flatten()
+    entries = torch.ones(shape.head_dim).double()
+    query = torch.einsum("g,h,d->ghd", group, head, entries).flatten()
+    return query, torch.einsum("g,d->gd", group, entries).flatten() if table.grouped else query
 
 
-def kept_norm(module: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
-    """A norm over the dimensions whose gate is not 0, multiplied by their gates."""
-    kept = gate.nonzero().squeeze(-1)
+def kept_norm(module: nn.Module, x: Tensor, kept: Tensor) -> Tensor:
+    """A norm over the kept dimensions; 0 elsewhere."""
+    kept = kept.nonzero().squeeze(-1)
     some, weight = x[..., kept], module.weight[kept]
     if isinstance(module, nn.LayerNorm):
         some = some - some.mean(-1, keepdim=True)
-    epsilon = module.eps if isinstance(module, nn.LayerNorm) else module.variance_epsilon
+        epsilon = module.eps
+    else:
+        weight, epsilon = weight + module.offset, module.variance_epsilon
     some = some / (some.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight
     if isinstance(module, nn.LayerNorm):
         some = some + module.bias[kept]
-    return torch.zeros_like(x).index_copy(-1, kept, some * gate[kept])
+    return torch.zeros_like(x).index_copy(-1, kept, some)

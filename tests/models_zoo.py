@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,8 +32,11 @@ class Places:
 
     Attributes:
         embedding, final_norm, layers: module names in the model.
-        norms, attention, mlp: names within a layer: its norms, and the projections by which
-            attention and the MLP write to the residual stream.
+        norms, attention, mlp: names within a layer: its norms, and the last projections of
+            attention and the MLP.
+        writers: names within a layer: what attention and the MLP write to the residual stream
+            through; by default their last projections.
+        head_norms: whether q_norm and k_norm normalise all heads at once.
     """
 
     embedding: str
@@ -42,6 +45,8 @@ class Places:
     norms: tuple[str, ...]
     attention: str
     mlp: str
+    writers: tuple[str, ...] = ()
+    head_norms: bool = False
 
 
 LLAMA_PLACES = Places(
@@ -69,10 +74,37 @@ class Entry:
     extras: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+OLMO_PLACES = replace(
+    LLAMA_PLACES,
+    norms=(),
+    writers=("post_attention_layernorm", "post_feedforward_layernorm"),
+    head_norms=True,
+)
+
+GEMMA_PLACES = replace(
+    LLAMA_PLACES,
+    norms=("input_layernorm", "pre_feedforward_layernorm"),
+    writers=("post_attention_layernorm", "post_feedforward_layernorm"),
+)
+
 MULTI_HEAD = {"num_key_value_heads": 4, "head_dim": 6}
 # Four groups of two heads: no two axes have equal sizes, so none can stand in for another.
 GROUPED = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
 LLAMA_KINDS = {"mha": MULTI_HEAD, "gqa": GROUPED}
+
+WINDOWS = {
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 4,
+}
+
+MULTIPLIERS = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 2.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.6,
+}
+
+SMALL_VOCABULARY = {"pad_token_id": None}  # the default token is beyond it
 
 ROPE = {
     "linear": {"rope_type": "linear", "factor": 2.0},
@@ -103,8 +135,63 @@ ZOO: dict[str, Entry] = {
         },
     ),
     "mistral": Entry(LLAMA_KINDS, extras={"window": {**GROUPED, "sliding_window": 4}}),
-    "qwen2": Entry(LLAMA_KINDS),
+    "qwen2": Entry(
+        LLAMA_KINDS, extras={"windows": {**GROUPED, **WINDOWS, "use_sliding_window": True}}
+    ),
     "qwen3": Entry(LLAMA_KINDS, extras={"biased": {**GROUPED, "attention_bias": True}}),
+    "olmo2": Entry(
+        LLAMA_KINDS, OLMO_PLACES, extras={"biased": {**GROUPED, "attention_bias": True}}
+    ),
+    "olmo3": Entry(
+        {kind: {**fields, **WINDOWS} for kind, fields in LLAMA_KINDS.items()},
+        OLMO_PLACES,
+        extras={"yarn": {**GROUPED, **WINDOWS, "rope_scaling": ROPE["yarn"]}},
+    ),
+    "gemma3_text": Entry(
+        {
+            # Query heads of size 4 to 6: a small scalar keeps attention from being flat.
+            kind: {**fields, **WINDOWS, "query_pre_attn_scalar": 7}
+            for kind, fields in LLAMA_KINDS.items()
+        },
+        GEMMA_PLACES,
+        extras={
+            "biased": {**GROUPED, "attention_bias": True},
+            "capped": {**GROUPED, **WINDOWS, "final_logit_softcapping": 2.0},
+        },
+    ),
+    "smollm3": Entry(
+        {
+            kind: {**fields, **SMALL_VOCABULARY, "no_rope_layers": [1, 0, 1]}
+            for kind, fields in LLAMA_KINDS.items()
+        },
+        extras={
+            "windows": {**GROUPED, **SMALL_VOCABULARY, **WINDOWS, "use_sliding_window": True},
+            "biased": {**GROUPED, **SMALL_VOCABULARY, "attention_bias": True, "mlp_bias": True},
+        },
+    ),
+    "granite": Entry(
+        {kind: {**fields, **MULTIPLIERS} for kind, fields in LLAMA_KINDS.items()},
+        extras={"biased": {**GROUPED, "attention_bias": True, "mlp_bias": True}},
+    ),
+    "phi3": Entry(
+        {
+            kind: {**fields, **SMALL_VOCABULARY, "partial_rotary_factor": 0.7}
+            for kind, fields in LLAMA_KINDS.items()
+        },
+        extras={
+            "window": {**GROUPED, **SMALL_VOCABULARY, "sliding_window": 4},
+            "longrope": {
+                **MULTI_HEAD,
+                **SMALL_VOCABULARY,
+                "original_max_position_embeddings": 8,
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0, 1.5, 2.0],
+                    "long_factor": [1.0, 2.0, 4.0],
+                },
+            },
+        },
+    ),
     "gpt_neox": Entry(
         {"mha": {"rotary_pct": 0.4}},
         Places(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.shape import (
@@ -42,9 +42,39 @@ class Dim:
         """The same dimension, multiplied by the gates of its axes."""
         return replace(self, gated=True)
 
+    @property
+    def parts(self) -> tuple[Dim, ...]:
+        """The dimensions that it is made of: only itself."""
+        return (self,)
+
     def size(self, sizes: Mapping[Axis, Any]) -> Any:
         """Entries along this dimension; sizes may be numbers or arrays, exact or expected."""
         return math.prod((sizes[axis] for axis in self.axes), start=self.multiple)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Several dimensions one after the other, such as those of queries, keys and values.
+
+    No gates act along it. Parts that are no dimension of another row are alike.
+    """
+
+    parts: tuple[Dim, ...]
+    gated: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check that no part is gated."""
+        if any(part.gated for part in self.parts):
+            raise ValueError(f"found a gate along {self.parts}")
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of all parts."""
+        return tuple(dict.fromkeys(axis for part in self.parts for axis in part.axes))
+
+    def size(self, sizes: Mapping[Axis, Any]) -> Any:
+        """Entries along all parts."""
+        return sum(part.size(sizes) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -57,12 +87,20 @@ class Row:
         layer_gated: whether it writes to the residual stream, so that the layer's gate scales it.
         absorbs: whether export folds its gates into it. False if they are already in a tensor that
             is shared (the final norm's gates, with a tied output head).
+        rounds_last: for a norm, whether the product with its weight is computed in float32 and
+            rounded, and not what it is multiplied with.
+        offset: what the module adds to the parameter before it multiplies with it.
+        width_power: how often the module multiplies the parameter by the square root of the hidden
+            size. A smaller hidden size changes that factor, so export corrects the parameter.
     """
 
     name: str
-    dims: tuple[Dim, ...]
+    dims: tuple[Dim | Stack, ...]
     layer_gated: bool = False
     absorbs: bool = True
+    rounds_last: bool = False
+    offset: float = 0.0
+    width_power: int = 0
 
     def __post_init__(self) -> None:
         """Check that only parameters of a layer take the gate of the layer."""
@@ -78,6 +116,19 @@ class Row:
     def gated(self) -> bool:
         """Whether any gate acts at this parameter."""
         return self.layer_gated or any(dim.gated for dim in self.dims)
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is the weight of a norm; no other weight is a vector."""
+        return len(self.dims) == 1 and self.name.endswith(".weight")
+
+    @property
+    def norms_stream(self) -> bool:
+        """Whether it is the weight of a norm whose input is the residual stream.
+
+        A norm that ends a branch normalises the branch, and takes the gate of the layer.
+        """
+        return self.is_norm and self.dims[0].axes == (Axis.HIDDEN,) and not self.layer_gated
 
     @property
     def module(self) -> str:
@@ -191,7 +242,7 @@ def derive_shape(table: CouplingTable, tensors: Mapping[str, tuple[int, ...]]) -
         for row in table.rows
         for dim, entries in zip(row.dims, tensors[row.name.format(layer=0)], strict=True)
     ]
-    for dim, entries in sorted(dims, key=lambda pair: len(pair[0].axes)):
+    for dim, entries in sorted(_separate(dims), key=lambda pair: len(pair[0].axes)):
         unknown = [axis for axis in dim.axes if axis not in sizes]
         if len(unknown) == 1:
             known = math.prod((sizes[a] for a in dim.axes if a in sizes), start=dim.multiple)
@@ -206,3 +257,15 @@ def derive_shape(table: CouplingTable, tensors: Mapping[str, tuple[int, ...]]) -
         }
         raise ValueError(f"tensors do not form one shape; (found, expected) by name: {wrong}")
     return shape
+
+
+def _separate(dims: Sequence[tuple[Dim | Stack, int]]) -> list[tuple[Dim, int]]:
+    """The dimensions with the unknown parts of stacks on their own, each with its entries."""
+    plain = [(dim, entries) for dim, entries in dims if isinstance(dim, Dim)]
+    known = {replace(dim, gated=False): entries for dim, entries in plain}
+    for stack, entries in dims:
+        rest = [part for part in stack.parts if part not in known]
+        if isinstance(stack, Stack) and rest:
+            others = sum(known[part] for part in stack.parts if part in known)
+            plain.append((rest[0], (entries - others) // len(rest)))
+    return plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,12 +83,14 @@ class Family:
         fixed: fields that are supported with the given value only.
         read_shape: the shape that a complete config states.
         write_shape: the config fields that state a shape.
+        layer_lists: config fields with one entry per layer, which follow the kept layers.
         config_error: what else is wrong with a stored config, or None.
-        implied_head_size: whether the config has no field for the head size, so that hidden / heads
+        implied_head_size: whether a config has no field for the head size, so that hidden / heads
             cannot change.
         heads_divide_hidden: whether a config is refused unless its heads divide the hidden size,
             although the head size is a field.
         rope_names: the family's names of rotary settings, as in `ROPE_NAMES`.
+        rope_keys: keys of a rotary scaling that only this family reads.
     """
 
     model_type: str
@@ -98,10 +100,12 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     read_shape: Callable[[Mapping[str, Any]], Shape] = read_shape
     write_shape: Callable[[Shape], dict[str, Any]] = write_shape
+    layer_lists: tuple[str, ...] = ()
     config_error: Callable[[Mapping[str, Any]], str | None] | None = None
-    implied_head_size: bool = False
+    implied_head_size: Callable[[Mapping[str, Any]], bool] = lambda _: False
     heads_divide_hidden: Callable[[Mapping[str, Any]], bool] = lambda _: False
     rope_names: Mapping[str, str] = field(default_factory=lambda: ROPE_NAMES)
+    rope_keys: frozenset[str] = frozenset()
     head: str = "lm_head"
 
     def table(self, config: Mapping[str, Any]) -> CouplingTable:
@@ -111,9 +115,22 @@ class Family:
             rows=self.rows(config, shape),
             source=shape,
             grouped=shape.heads != shape.kv_groups,
-            implied_head_size=self.implied_head_size,
+            implied_head_size=self.implied_head_size(config),
             heads_divide_hidden=self.heads_divide_hidden(config),
         )
+
+    def reshaped(
+        self, config: Mapping[str, Any], shape: Shape, layers: Sequence[int]
+    ) -> dict[str, Any]:
+        """A complete config with another shape.
+
+        Args:
+            config: the complete config of the source.
+            shape: the shape to state.
+            layers: the source's layer in each place.
+        """
+        lists = {name: [config[name][layer] for layer in layers] for name in self.layer_lists}
+        return {**config, **self.write_shape(shape), **lists}
 
     def check_fields(self, config: Mapping[str, Any]) -> None:
         """Refuse by name every field that could change the computation without notice.
@@ -137,7 +154,11 @@ class Family:
                     f"config.json has {name}={stated[name]!r}, but {self.model_type} models are "
                     f"supported with {name}={value!r} only"
                 )
-        error = value_error(config) or rope_error(stated.get("rope_scaling"))
+        error = (
+            value_error(config)
+            or rope_error(stated, self.rope_keys)
+            or self._layer_types_error(stated)
+        )
         if error is None and self.config_error is not None:
             error = self.config_error(stated)
         if error is not None:
@@ -156,6 +177,22 @@ class Family:
             ", ".join(sorted(names)),
             self.model_type,
         )
+
+    def _layer_types_error(self, config: Mapping[str, Any]) -> str | None:
+        """What is wrong with the `layer_types` of a stored config, or None."""
+        types = config.get("layer_types", ())
+        layers = config.get("num_hidden_layers", len(types))
+        if types and len(types) != layers:
+            return f"config.json has {len(types)} layer_types for {layers} layers"
+        if others := sorted(set(types) - {"full_attention", "sliding_attention"}):
+            return (
+                f"config.json has layer_types with {', '.join(others)}; {self.model_type} models "
+                "are supported with full_attention and sliding_attention only"
+            )
+        switched_off = "use_sliding_window" in self.fields and not config.get("use_sliding_window")
+        if "sliding_attention" in types and switched_off:
+            return "config.json has sliding_attention in layer_types, but no use_sliding_window"
+        return None
 
 
 def attention_dims(shape: Shape) -> tuple[Dim, Dim]:

@@ -36,8 +36,14 @@ ROPE_TYPES = {
 }
 
 
-def rope_error(scaling: Any) -> str | None:
-    """What is wrong with the `rope_scaling` of a stored config, or None."""
+def rope_error(config: Mapping[str, Any], more: frozenset[str] = frozenset()) -> str | None:
+    """What is wrong with the `rope_scaling` of a stored config, or None.
+
+    Args:
+        config: the stored config.
+        more: keys that its family also reads.
+    """
+    scaling = config.get("rope_scaling")
     if scaling is None:
         return None
     if not isinstance(scaling, Mapping):
@@ -48,10 +54,12 @@ def rope_error(scaling: Any) -> str | None:
             f"config.json has rope_scaling of type {kind!r}; supported are {', '.join(ROPE_TYPES)}"
         )
     required, optional = (set(keys.split()) for keys in ROPE_TYPES[kind])
+    if kind == "longrope" and "original_max_position_embeddings" in config:
+        required, optional = required - {"factor"}, optional | {"factor"}  # it follows from that
     missing = sorted(key for key in required if scaling.get(key) is None)
     if missing:
         return f"config.json has rope_scaling of type {kind!r} without {', '.join(missing)}"
-    unknown = sorted(scaling.keys() - required - optional - {"rope_type", "type"})
+    unknown = sorted(scaling.keys() - required - optional - more - {"rope_type", "type"})
     if unknown:
         return (
             f"config.json has rope_scaling of type {kind!r} with {', '.join(unknown)}, which this "

@@ -19,13 +19,20 @@ SHARED = (
 ).split()
 
 
+def stock_folder(model_type: str) -> Path:
+    """Where the installed Transformers has the code of a family, if it has any."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None, "transformers is a requirement"
+    # The text part of a model with vision is in the folder of that model.
+    return Path(str(spec.origin)).parent / "models" / model_type.removesuffix("_text")
+
+
 @cache
 def names_in_stock_code(model_type: str) -> frozenset[str]:
     """Every name and text in the code of a family, so at least the fields that it reads."""
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None, "transformers is a requirement"
-    root = Path(str(spec.origin)).parent
-    own = root / "models" / model_type
+    own = stock_folder(model_type)
+    assert own.is_dir(), f"found no code of {model_type} models"
+    root = own.parents[1]
     files = [*own.glob("modeling_*.py"), *own.glob("configuration_*.py")]
     files += [root / f"{name}.py" for name in SHARED]
     return frozenset(name for file in files if file.is_file() for name in _names(file))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable, derive_shape
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
@@ -128,7 +129,7 @@ def write_directory(
         write_weights(directory, shapes, tensors(), dtype, form.max_shard_size)
         stored = WeightFiles(directory).stored
         shape = derive_shape(table, {name: tensor.shape for name, tensor in stored.items()})
-        _write_config(directory, original.config, shape, form.dtype)
+        _write_config(directory, original.config, shape, kept, form.dtype)
         tokenizer_files.copy(tokenizer, directory)
         difference = None
         if verified:
@@ -149,15 +150,18 @@ def write_directory(
     return Exported(out, manifest, parameters)
 
 
-def target_fields(config: dict[str, Any], shape: Shape) -> dict[str, Any]:
+def target_fields(config: dict[str, Any], shape: Shape, kept: Kept) -> dict[str, Any]:
     """A source's config fields with another shape, without code of its own."""
-    fields = {key: value for key, value in config.items() if key != "auto_map"}
-    return fields | family_of(config).write_shape(shape)
+    layers = kept.get(Axis.LAYER, torch.arange(shape.layers)).tolist()
+    fields = family_of(config).reshaped(config, shape, layers)
+    return {key: value for key, value in fields.items() if key != "auto_map"}
 
 
-def _write_config(directory: Path, config: dict[str, Any], shape: Shape, dtype: str) -> None:
+def _write_config(
+    directory: Path, config: dict[str, Any], shape: Shape, kept: Kept, dtype: str
+) -> None:
     """The source's config with another shape, for the stock model and without code of its own."""
-    fields = target_fields(config, shape) | {"dtype": dtype}
+    fields = target_fields(config, shape, kept) | {"dtype": dtype}
     fields["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[fields["model_type"]]]
     write_config(stock_config(fields), directory)
 

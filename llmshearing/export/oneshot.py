@@ -88,7 +88,7 @@ def cut_in_memory(
         kept: the units that stay.
     """
     with empty_parameters():
-        model = stock_model(stock_config(target_fields(source.config, shape)))
+        model = stock_model(stock_config(target_fields(source.config, shape, kept)))
     made = dict(cut_model(source.table, kept, {}, weights.read))
     model.load_state_dict(made, strict=False, assign=True)
     model.tie_weights()

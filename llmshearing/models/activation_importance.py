@@ -160,14 +160,10 @@ def activation_importance(
 
 
 def _reads_units(row: Row) -> bool:
-    """Whether the row is a projection from gated units of its layer to the residual stream."""
-    return row.layer_gated and len(row.dims) == 2 and row.dims[1].gated
+    """Whether the row is a projection from gated units of its layer to the hidden dimensions."""
+    return row.per_layer and len(row.dims) == 2 and row.dims[1].gated
 
 
 def _is_norm(row: Row) -> bool:
-    """Whether the row is the weight of a norm over the residual stream."""
-    return (
-        row.name.endswith(".weight")
-        and not row.layer_gated
-        and [dim.axes for dim in row.dims] == [(Axis.HIDDEN,)]
-    )
+    """Whether the row is the weight of a norm over the hidden dimensions."""
+    return row.is_norm and row.dims[0].axes == (Axis.HIDDEN,)

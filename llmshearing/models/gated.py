@@ -4,13 +4,14 @@ Gates multiply weights wherever a weight is smaller than its activations. The pr
 what export writes, no activation is stored twice, and the cost does not grow with the batch.
 
 A stock module becomes gated by a change of its class, as in FSDP2, so its parameters, state-dict
-keys, hooks and mode stay as they are.
+keys, hooks and mode stay as they are. Without gates it computes what the stock module does.
 
 Shape legend: B batch, T tokens, d hidden width.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,30 +56,51 @@ class GatedLinear(nn.Linear):
 
 
 class GatedRMSNorm(nn.Module):
-    """The stock RMS norms' computation, with the mean taken over the kept dimensions only.
+    """The stock RMS norms' computation, with the mean taken over the kept inputs only.
 
     Source: Sheared LLaMA, section 2.1.
+
+    Attributes:
+        row: the row of its weight.
+        gate: multiplies the output, [d]; None if nothing does.
+        kept: whether each input stays, [d]; None if all do.
     """
 
+    row: Row
     gate: Tensor | None = None
+    kept: Tensor | None = None
     weight: nn.Parameter
-    variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, d] to [B, T, d], computed in float32 (in float64 for float64 input).
 
         The residual stream is 0 wherever the gate is, so the sum over all dimensions is the sum
-        over the kept ones.
+        over the kept ones. Any other input is multiplied by 0 there.
         """
+        if self.gate is None and self.kept is None:
+            return super().forward(hidden_states)
         dtype = hidden_states.dtype
         x = hidden_states.to(torch.promote_types(dtype, torch.float32))
-        variance = x.pow(2).mean(-1, keepdim=True)
+        squares = x.pow(2)
+        if self.kept is not None and not self.row.norms_stream:
+            squares = squares * self.kept
+        variance = squares.mean(-1, keepdim=True)
+        if self.kept is not None:
+            variance = variance * (self.kept.numel() / self.kept.sum().to(x.dtype))
         weight: Tensor = self.weight
+        if self.row.offset:
+            weight = weight.to(x.dtype) + self.row.offset
         if self.gate is not None:
-            kept = self.gate.detach().count_nonzero().to(x.dtype)
-            variance = variance * (self.gate.numel() / kept)
             weight = (weight * self.gate).to(weight.dtype)
-        return weight * (x * torch.rsqrt(variance + self.variance_epsilon)).to(dtype)
+        normalised = x * torch.rsqrt(variance + _epsilon(self))
+        if self.row.rounds_last:
+            return (weight * normalised).to(dtype)
+        return weight * normalised.to(dtype)
+
+
+def _epsilon(norm: nn.Module) -> Any:
+    """What a stock RMS norm adds to the mean square; None if the module is none."""
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
 class GatedLayerNorm(nn.LayerNorm):
@@ -136,28 +158,35 @@ def insert_gates(model: nn.Module, table: CouplingTable) -> list[GateSite]:
     """
     sites = []
     for row in table.rows:
-        if not row.gated or row.name.endswith(".bias"):
+        if row.name.endswith(".bias") or not (row.gated or (row.is_norm and row.dims[0].axes)):
             continue  # a bias belongs to the same module as its weight
         for layer, name in row.instances(table.source.layers):
             module = model.get_submodule(name.rpartition(".")[0])
             change_class(module, _gated_class(module))
+            if isinstance(module, GatedRMSNorm):
+                module.row = row
             sites.append(GateSite(module, row, layer))
     return sites
 
 
 def change_class(module: nn.Module, to: type[nn.Module]) -> None:
-    """Give a module the methods of another class that has the same attributes."""
+    """Let the methods of a class override those of a module's own class."""
     changed: Any = module
-    changed.__class__ = to
+    changed.__class__ = _overriding(to, type(module))
+
+
+@functools.cache
+def _overriding(to: type[nn.Module], stock: type[nn.Module]) -> type[nn.Module]:
+    if issubclass(to, stock) or issubclass(stock, to):
+        return to if issubclass(to, stock) else stock
+    return type(f"{to.__name__}Of{stock.__name__}", (to, stock), {})
 
 
 def _gated_class(module: nn.Module) -> type[nn.Module]:
-    if isinstance(module, GatedLinear):  # a subclass of it, such as the loss head
-        return type(module)
     for stock, gated in GATED_CLASSES.items():
         if isinstance(module, stock):
             return gated
-    assert isinstance(getattr(module, "variance_epsilon", None), float), "not an RMS norm"
+    assert isinstance(_epsilon(module), float), "not an RMS norm"
     return GatedRMSNorm
 
 
@@ -174,7 +203,12 @@ def set_gates(sites: list[GateSite], table: CouplingTable, gates: Gates) -> None
             scale = layer_gate(site.row, gates, site.layer)
             site.module.in_gate = along[1]
             site.module.out_gate = _out_gate(along[0], scale, site.module.out_features)
-        elif isinstance(site.module, GatedEmbedding | GatedRMSNorm | GatedLayerNorm):
+        elif isinstance(site.module, GatedRMSNorm):
+            scale = layer_gate(site.row, gates, site.layer)
+            units = dim_gate(site.row.dims[0].with_gate, sizes, gates, site.layer)
+            site.module.gate = _out_gate(along[0], scale, site.module.weight.numel())
+            site.module.kept = None if units is None else units.detach() != 0
+        elif isinstance(site.module, GatedEmbedding | GatedLayerNorm):
             site.module.gate = along[-1]
 
 

@@ -1,8 +1,8 @@
 """What a forward pass saves for the backward pass, in bytes.
 
 The stock model with its gates runs on fake tensors, which have shapes and storages but no data, and
-autograd's hooks count the storages it saves. So every family is planned as it is computed. One
-layer's share is the difference between a model of two layers and a model of one.
+autograd's hooks count the storages it saves. So every family is planned as it is computed. A
+layer's share is what it adds to a model with one layer of each kind.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Activations:
     """Saved bytes of one forward."""
 
     layer: int
-    """Of one decoder layer, with its gated weights."""
+    """Of one decoder layer, with its gated weights; the mean, if they differ."""
     stream: int
     """Of the residual stream between two layers."""
     rest: int
@@ -91,25 +91,33 @@ def activations(
         pruned: axes with a mask.
     """
     plain = json.dumps({**config, "rope_scaling": None})  # changes values, not what is saved
-    one, two = (saved_bytes(plain, layers, batch, numbers, pruned) for layers in (1, 2))
+    lists = [config[name] for name in family_of(config).layer_lists]
+    kinds = [tuple(values[layer] for values in lists) for layer in range(table.source.layers)]
+    first = {kind: kinds.index(kind) for kind in kinds}
+    each = tuple(first.values())
+    base = saved_bytes(plain, each, batch, numbers, pruned)
+    added = {
+        kind: saved_bytes(plain, (*each, layer), batch, numbers, pruned) - base
+        for kind, layer in first.items()
+    }
     units = table.source.hidden * batch.tokens
     return Activations(
-        layer=two - one,
+        layer=-(-sum(added[kind] for kind in kinds) // len(kinds)),
         stream=units * numbers.stream,
-        rest=one - (two - one) + units * numbers.compute,
+        rest=base - sum(added.values()) + units * numbers.compute,
         weights=table.source.vocabulary * table.source.hidden * 2 if numbers.casts else 0,
     )
 
 
 @functools.lru_cache(maxsize=256)
 def saved_bytes(
-    config: str, layers: int, batch: Batch, numbers: Numbers, pruned: tuple[Axis, ...]
+    config: str, layers: tuple[int, ...], batch: Batch, numbers: Numbers, pruned: tuple[Axis, ...]
 ) -> int:
     """Bytes that autograd saves in a forward of the decoder without its output head.
 
     Args:
         config: of the model, complete, as JSON.
-        layers: decoder layers, in place of the config's.
+        layers: which of its decoder layers to run.
         batch: rows.
         numbers: how it computes.
         pruned: axes with a mask.
@@ -122,7 +130,8 @@ def saved_bytes(
 
     fields = json.loads(config)
     family = family_of(fields)
-    fields |= family.write_shape(replace(family.read_shape(fields), layers=layers))
+    shape = replace(family.read_shape(fields), layers=len(layers))
+    fields = family.reshaped(fields, shape, layers)
     table = family.table(fields)
     saved = {}
 
@@ -140,7 +149,9 @@ def saved_bytes(
         if pruned:
             sizes = table.sizes(table.source)
             gates = {
-                a: torch.ones((layers, sizes[a]) if a.per_layer else sizes[a], requires_grad=True)
+                a: torch.ones(
+                    (len(layers), sizes[a]) if a.per_layer else sizes[a], requires_grad=True
+                )
                 for a in pruned
             }
             set_gates(insert_gates(model, table), table, gates)
@@ -155,7 +166,10 @@ def saved_bytes(
 def inner_projections(table: CouplingTable) -> int:
     """Projections of a layer to the intermediate width: two in a gated MLP, else one."""
     return sum(
-        len(row.dims) == 2 and row.dims[0].axes == (Axis.INTERMEDIATE,) for row in table.rows
+        part.axes == (Axis.INTERMEDIATE,)
+        for row in table.rows
+        if len(row.dims) == 2
+        for part in row.dims[0].parts
     )
 
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import Dim, Row
+from llmshearing.architecture.coupling import Dim, Row, Stack
 
 # Gate values per axis: [d] for HIDDEN, [L] for LAYER, [L, n] for the per-layer axes. An axis that
 # is absent is not gated.
 Gates = Mapping[Axis, Tensor]
 
 
-def dim_gate(dim: Dim, sizes: Mapping[Axis, int], gates: Gates, layer: int | None) -> Tensor | None:
+def dim_gate(
+    dim: Dim | Stack, sizes: Mapping[Axis, int], gates: Gates, layer: int | None
+) -> Tensor | None:
     """The gate along one dimension of a parameter, or None if nothing multiplies it.
 
     Several axes combine as an outer product in row-major order. A unit's gate is repeated for each
@@ -28,7 +30,7 @@ def dim_gate(dim: Dim, sizes: Mapping[Axis, int], gates: Gates, layer: int | Non
         Shape [dim.size(sizes)].
     """
     present = [axis for axis in dim.axes if axis in gates]
-    if not dim.gated or not present:
+    if isinstance(dim, Stack) or not dim.gated or not present:
         return None
     product: Tensor | None = None
     for axis in dim.axes:

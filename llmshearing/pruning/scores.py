@@ -42,7 +42,7 @@ def magnitude(table: CouplingTable, read: Callable[[str], Tensor]) -> Scores:
     sizes = table.sizes(table.source)
     for row in table.rows:
         for layer, name in row.instances(table.source.layers):
-            squares = read(name).float().square()
+            squares = (read(name).float() + row.offset).square()
             if layer is not None:
                 scores[Axis.LAYER][layer] += squares.sum()
             for number, dim in enumerate(row.dims):
@@ -50,12 +50,15 @@ def magnitude(table: CouplingTable, read: Callable[[str], Tensor]) -> Scores:
                     continue
                 others = [n for n in range(squares.ndim) if n != number]
                 owned = squares.sum(others) if others else squares
-                units = owned.reshape([sizes[axis] for axis in dim.axes] + [dim.multiple]).sum(-1)
-                for place, axis in enumerate(dim.axes):
-                    rest = [n for n in range(units.ndim) if n != place]
-                    total = units.sum(rest) if rest else units
-                    into = scores[axis][layer] if axis.per_layer else scores[axis]
-                    into += total
+                parts = owned.split([part.size(sizes) for part in dim.parts])
+                for part, values in zip(dim.parts, parts, strict=True):
+                    units = values.reshape([*(sizes[axis] for axis in part.axes), part.multiple])
+                    units = units.sum(-1)
+                    for place, axis in enumerate(part.axes):
+                        rest = [n for n in range(units.ndim) if n != place]
+                        total = units.sum(rest) if rest else units
+                        into = scores[axis][layer] if axis.per_layer else scores[axis]
+                        into += total
     return scores
 
 

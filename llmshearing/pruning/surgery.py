@@ -8,17 +8,25 @@ import torch
 from torch import Tensor
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import CouplingTable, Dim, Row
+from llmshearing.architecture.coupling import CouplingTable, Dim, Row, Stack
 from llmshearing.pruning.gates import Gates, dim_gate, layer_gate
 from llmshearing.pruning.selection import Kept
 
 
 def dim_indices(
-    dim: Dim, sizes: Mapping[Axis, int], kept: Kept, layer: int | None
+    dim: Dim | Stack, sizes: Mapping[Axis, int], kept: Kept, layer: int | None
 ) -> Tensor | None:
     """The entries of one dimension that stay, ascending, or None if all stay."""
     if not any(axis in kept for axis in dim.axes):
         return None
+    found, start = [], 0
+    for part in dim.parts:
+        found.append(start + _part_indices(part, sizes, kept, layer))
+        start += part.size(sizes)
+    return torch.cat(found)
+
+
+def _part_indices(dim: Dim, sizes: Mapping[Axis, int], kept: Kept, layer: int | None) -> Tensor:
     indices = torch.zeros(1, dtype=torch.int64)
     for axis in dim.axes:
         units = _axis_units(axis, sizes[axis], kept, layer)
@@ -48,7 +56,8 @@ def cut(
         The kept entries times their gates, in the tensor's dtype. The product is computed in the
         wider of the two dtypes and rounded once.
     """
-    result, factors = tensor, []
+    # A stored w stands for w + offset. Norms are small, so take the widest type.
+    result, factors = (tensor.double() + row.offset if row.offset else tensor), []
     for number, dim in enumerate(row.dims):
         indices = dim_indices(dim, sizes, kept, layer)
         if indices is not None:
@@ -61,10 +70,19 @@ def cut(
     if scale is not None:
         # Type promotion ignores the dtype of a tensor without dimensions, so give it some.
         factors.append(scale.reshape([1] * tensor.ndim))
+    if row.width_power and Axis.HIDDEN in kept:
+        ratio = root(sizes[Axis.HIDDEN]) / root(len(kept[Axis.HIDDEN]))
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        factors.append(torch.full([1] * tensor.ndim, ratio**row.width_power, dtype=wide))
     for factor in factors:
         in_place = result is not tensor and torch.result_type(result, factor) == result.dtype
         result = result.mul_(factor) if in_place else result * factor
-    return result.to(tensor.dtype).contiguous()
+    return (result - row.offset if row.offset else result).to(tensor.dtype).contiguous()
+
+
+def root(hidden: int) -> float:
+    """The square root of a hidden size as stock models hold it, in float32."""
+    return torch.tensor(hidden**0.5, dtype=torch.float32).item()
 
 
 def _axis_units(axis: Axis, size: int, kept: Kept, layer: int | None) -> Tensor:

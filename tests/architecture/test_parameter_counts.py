@@ -79,8 +79,8 @@ def test_axes_of_grouped_attention():
 
 
 def test_unknown_family_and_field_are_refused_by_name():
-    with pytest.raises(UserError, match=r"found model_type 'mamba', expected one of .*llama"):
-        family_of({"model_type": "mamba"})
+    with pytest.raises(UserError, match=r"found model_type 'opt', expected one of .*llama"):
+        family_of({"model_type": "opt"})
     with pytest.raises(UserError, match="layer_types"):
         family_of(LLAMA2_7B).check_fields(LLAMA2_7B | {"layer_types": ["sliding_attention"]})
     with pytest.raises(UserError, match="pretraining_tp=2"):

@@ -11,7 +11,7 @@ from equivalence import (
     subsets,
     target_shape,
 )
-from models_zoo import build, extras, missing_families, variants
+from models_zoo import MULTIPLIERS, build, extras, missing_families, variants
 
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.masks import Masks, PruningSettings
@@ -72,17 +72,55 @@ def test_options_of_a_family_keep_all_equalities(extra):
         check_gated_equals_exported(extra, extra.table, every, hard=hard)
 
 
-def test_options_change_the_computation(extra):
+# Options that change no tensor, each with the value that has no effect.
+PLAIN = {
+    "rope_scaling": None,
+    "layer_types": ["full_attention"] * 3,
+    "sliding_window": None,
+    "use_parallel_residual": True,
+    "final_logit_softcapping": None,
+    "query_pre_attn_scalar": 256,
+    "no_rope_layers": [1, 1, 1],
+    **dict.fromkeys(MULTIPLIERS, 1.0),
+}
+
+
+def options(variant):
+    """The options of a variant; layers without windows do not read the size of the window."""
+    found = PLAIN.keys() & variant.config.keys()
+    return sorted(found - {"sliding_window"} if "layer_types" in found else found)
+
+
+@pytest.mark.parametrize("variant", [v for v in [*variants(), *extras()] if options(v)], ids=str)
+def test_options_change_the_computation(variant):
     """Otherwise the other tests would not test the option at all."""
-    fields = extra.variant.config
-    changed = {"rope_scaling", "sliding_window", "use_parallel_residual"} & fields.keys()
-    for name in changed:
-        plain = extra.variant.stock_config(**{name: {"use_parallel_residual": True}.get(name)})
-        other = type(extra.model)(plain).double().eval()
-        other.load_state_dict(extra.weights)
+    model, _ = build(variant)
+    tokens = torch.arange(22).reshape(2, 11)
+    for name in options(variant):
+        other = type(model)(variant.stock_config(**{name: PLAIN[name]})).eval()
+        other.load_state_dict(model.state_dict())
         with torch.no_grad():
-            difference = other(extra.tokens).logits - extra.model(extra.tokens).logits
-        assert difference.abs().max() > 1e-3
+            difference = other(tokens).logits - model(tokens).logits
+        assert difference.abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("variant", variants(), ids=str)
+def test_gates_of_1_change_no_bit_of_an_rms_norm_in_bfloat16(variant):
+    """The gated norm multiplies and rounds in the order of the stock norm."""
+    model, table = build(variant)
+    model.bfloat16()
+    given = {}
+    for name in {row.module.format(layer=1) for row in table.rows if row.is_norm}:
+        module = model.get_submodule(name)
+        if not isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_hook(lambda m, a, out: given.update({m: (a[0], out)}))
+    with torch.no_grad():
+        model(torch.arange(22).reshape(2, 11))
+        sizes = table.sizes(table.source)
+        ones = {a: torch.ones((3, n) if a.per_layer else n) for a, n in sizes.items()}
+        set_gates(insert_gates(model, table), table, ones)
+        for module, (x, stock) in given.items():
+            assert torch.equal(module(x), stock)
 
 
 @pytest.mark.parametrize("variant", [*variants(), *extras()], ids=str)

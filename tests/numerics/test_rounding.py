@@ -6,7 +6,8 @@ w dz/dw. Relative errors are independent and at most u, so the standard deviatio
 most u / sqrt(3) times the norm of w dz/dw, and four of them bound it (Higham and Mary, 2019).
 
 Export writes w' = g w, and w' dz/dw' = w dz/dw: the bound of the exported model is the very number
-that holds for the source model under its gates, whatever the gates are.
+that holds for the source model under its gates, whatever the gates are. A norm that is stored as
+w - 1 is the exception: what is rounded is not w, so the export has a bound of its own.
 """
 
 import pytest
@@ -15,6 +16,7 @@ from equivalence import Specimen, draw, export, subsets, target_shape
 from models_zoo import build, variants
 from torch import Tensor
 
+from llmshearing.architecture.axes import Axis
 from llmshearing.huggingface.stock import stock_config, stock_model
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.surgery import cut_model
@@ -76,12 +78,13 @@ def test_logits_of_the_export_are_within_the_rounding_error_of_the_source(specim
     small = export(specimen, specimen.table, kept, gates)
     found, same_norm = sensitivity(small, tokens)
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(same_norm, norm, rtol=1e-8, atol=0)
+    if not any(row.offset for row in specimen.table.rows):
+        torch.testing.assert_close(same_norm, norm, rtol=1e-8, atol=0)
     small.load_state_dict(rounded(small.state_dict()))
     found, _ = sensitivity(small, tokens)
-    bound = DEVIATIONS * UNIT_ROUNDOFF / 3**0.5 * norm
-    assert ((source - exact).abs() <= bound).all()
-    assert ((found - exact).abs() <= bound).all()
+    bound = DEVIATIONS * UNIT_ROUNDOFF / 3**0.5
+    assert ((source - exact).abs() <= bound * norm).all()
+    assert ((found - exact).abs() <= bound * same_norm).all()
     assert (found != exact).any()
 
 
@@ -90,14 +93,15 @@ def test_a_bfloat16_export_errs_no_more_than_the_bfloat16_source(specimen):
     *_, every = subsets(specimen.table)
     source = build(specimen.variant)[0].bfloat16()
     sites = insert_gates(source, specimen.table)
-    fields = specimen.family.write_shape(target_shape(specimen.table, every))
-    small = stock_model(stock_config(specimen.config | fields)).eval().bfloat16()
+    shape = target_shape(specimen.table, every)
     errors: dict[str, list[Tensor]] = {"source": [], "export": []}
     for _ in range(4):
         gates, kept = draw(specimen.table, every, specimen.generator, hard=False)
         exact = specimen.logits(specimen.table, gates)
         set_gates(sites, specimen.table, {axis: gate.float() for axis, gate in gates.items()})
         written = cut_model(specimen.table, kept, gates, specimen.weights.__getitem__)
+        fields = specimen.family.reshaped(specimen.config, shape, kept[Axis.LAYER].tolist())
+        small = stock_model(stock_config(fields)).eval().bfloat16()
         small.load_state_dict(dict(written), strict=False)
         small.tie_weights()
         with torch.no_grad():

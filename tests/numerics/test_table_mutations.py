@@ -16,7 +16,7 @@ from equivalence import (
 from models_zoo import Variant, extras, variants
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import CouplingTable, Dim, Row
+from llmshearing.architecture.coupling import CouplingTable, Dim, Row, Stack
 
 
 def checks(specimen: Specimen, table: CouplingTable) -> None:
@@ -51,16 +51,32 @@ def other_dims(dim: Dim, sizes: dict[Axis, int]) -> Iterator[tuple[str, Dim]]:
             yield f"and {axis.value}", more
 
 
+def other_stacks(stack: Stack, sizes: dict[Axis, int]) -> Iterator[tuple[str, Stack]]:
+    """The stack with its parts in another order, or with another part."""
+    if stack.parts[::-1] != stack.parts:
+        yield "parts turned round", Stack(stack.parts[::-1])
+    yield "a part gone", Stack(stack.parts[1:])
+    for place, part in enumerate(stack.parts):
+        for what, other in other_dims(part, sizes):
+            if not other.gated:
+                yield what, Stack((*stack.parts[:place], other, *stack.parts[place + 1 :]))
+
+
 def other_rows(row: Row, sizes: dict[Axis, int]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Single replacements in a row."""
     yield "renamed", {"name": row.name.replace("weight", "gain").replace("bias", "shift")}
     yield "layer gate flipped", {"layer_gated": not row.layer_gated}
+    yield "width power raised", {"width_power": row.width_power + 1}
+    if row.is_norm and row.gated and (row.absorbs or row.offset):
+        yield "offset", {"offset": row.offset + 0.5}
     if row.gated:
         yield "absorbs flipped", {"absorbs": not row.absorbs}
     if len(row.dims) > 1:
         yield "transposed", {"dims": row.dims[::-1]}
     for place, dim in enumerate(row.dims):
-        for what, other in other_dims(dim, sizes):
+        stacked = isinstance(dim, Stack)
+        others = other_stacks(dim, sizes) if stacked else other_dims(dim, sizes)
+        for what, other in others:
             dims = (*row.dims[:place], other, *row.dims[place + 1 :])
             yield f"dimension {place}: {what}", {"dims": dims}
 

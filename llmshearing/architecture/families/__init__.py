@@ -11,18 +11,21 @@ from typing import Any
 
 from llmshearing.architecture.family import Family
 from llmshearing.architecture.rope import with_older_rope
+from llmshearing.architecture.stock_code import stock_folder
+from llmshearing.architecture.unsupported import reason_against
 from llmshearing.errors import UserError
 from llmshearing.files import read_json
 
 
 @cache
 def all_families() -> dict[str, Family]:
-    """All families by their Transformers `model_type`."""
+    """All families that the installed Transformers has, by their `model_type`."""
     modules = (
         importlib.import_module(f"{__name__}.{info.name}")
         for info in pkgutil.iter_modules(__path__)
     )
-    return {module.FAMILY.model_type: module.FAMILY for module in modules}
+    families = {module.FAMILY.model_type: module.FAMILY for module in modules}
+    return {name: family for name, family in families.items() if stock_folder(name).is_dir()}
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -55,13 +58,16 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a Hugging Face `config.json`.
 
     Raises:
-        UserError: no family of that model type is known.
+        UserError: no family of that model type is known, or the installed Transformers has none.
     """
     model_type = config.get("model_type")
     families = all_families()
-    if model_type not in families:
-        raise UserError(
-            f"found model_type {model_type!r}, expected one of {', '.join(sorted(families))}; "
-            "CONTRIBUTING.md explains how to add a family"
-        )
-    return families[model_type]
+    if model_type in families:
+        return families[model_type]
+    reason = reason_against(config)
+    raise UserError(
+        f"found model_type {model_type!r}"
+        + (f", {reason}; " if reason else ", ")
+        + f"expected one of {', '.join(sorted(families))}"
+        + ("" if reason else "; CONTRIBUTING.md explains how to add a family")
+    )

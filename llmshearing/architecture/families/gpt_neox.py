@@ -95,7 +95,7 @@ FAMILY = Family(
     read_shape=read_shape,
     write_shape=write_shape,
     rows=rows,
-    implied_head_size=True,
+    implied_head_size=lambda _: True,
     fields=frozenset(
         """attention_bias classifier_dropout hidden_act layer_norm_eps partial_rotary_factor
         rope_scaling rope_theta rotary_emb_base rotary_pct use_parallel_residual""".split()

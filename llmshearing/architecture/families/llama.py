@@ -12,7 +12,7 @@ from llmshearing.architecture.shape import Shape
 
 
 def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
-    """One row per parameter of `LlamaForCausalLM`."""
+    """One row per parameter of `LlamaForCausalLM` and models with the same parameters."""
     attention_bias = bool(config.get("attention_bias"))
     return llama_like.rows(
         config,

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.coupling import Row
-from llmshearing.architecture.families.qwen2 import FIELDS, FIXED, config_error, write_shape
+from llmshearing.architecture.families import qwen2
 from llmshearing.architecture.family import Family
 from llmshearing.architecture.shape import Shape
 
@@ -20,16 +20,15 @@ def rows(config: Mapping[str, Any], shape: Shape) -> tuple[Row, ...]:
         shape,
         query_key_value_bias=attention_bias,
         output_bias=attention_bias,
-        query_key_norm=True,
+        query_key_norm="per_head",
     )
 
 
 FAMILY = Family(
     model_type="qwen3",
     blocks=llama_like.BLOCKS,
-    write_shape=write_shape,
     rows=rows,
-    fields=FIELDS | {"attention_bias"},
-    fixed=FIXED,
-    config_error=config_error,
+    layer_lists=("layer_types",),
+    fields=qwen2.FIELDS | {"attention_bias"},
+    fixed=llama_like.FIXED,
 )
