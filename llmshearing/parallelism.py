@@ -194,7 +194,7 @@ def shard_frozen(model: PreTrainedModel, recipe: Recipe, *, on_host: bool) -> No
     }
     if on_host:
         settings["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
-    decoder: Any = model.base_model
+    decoder: Any = model.get_decoder()
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     tied = head.weight is embedding.weight

@@ -81,6 +81,7 @@ class Family:
         rows: the rows of the coupling table, from a complete config and its shape.
         fields: config fields that the table and the stock model support, besides the common ones.
         fixed: fields that are supported with the given value only.
+        defaults: values of fields that a stored config leaves out, where they are not the usual.
         read_shape: the shape that a complete config states.
         write_shape: the config fields that state a shape.
         layer_lists: config fields with one entry per layer, which follow the kept layers.
@@ -98,6 +99,7 @@ class Family:
     rows: Callable[[Mapping[str, Any], Shape], tuple[Row, ...]]
     fields: frozenset[str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     read_shape: Callable[[Mapping[str, Any]], Shape] = read_shape
     write_shape: Callable[[Shape], dict[str, Any]] = write_shape
     layer_lists: tuple[str, ...] = ()

@@ -101,7 +101,7 @@ class _WithLosses:
         if targets is None:
             return super().forward(input_ids, **others)  # pyright: ignore[reportAttributeAccessIssue]
         stock: Any = self
-        hidden = stock.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = stock.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
         return stock.get_output_embeddings().losses(hidden, targets, distillation)
 
 

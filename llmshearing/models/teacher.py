@@ -43,7 +43,7 @@ class FrozenTeacher:
 
     def on(self, batch: Batch) -> TeacherStates:
         """Run the decoder; the logits are computed later, chunk by chunk."""
-        tokens, decoder = batch["input_ids"], self.model.base_model
+        tokens, decoder = batch["input_ids"], self.model.get_decoder()
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             with _lent(decoder, tokens.device):
                 hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state

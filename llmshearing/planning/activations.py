@@ -84,12 +84,13 @@ def activations(
     """What one forward saves.
 
     Args:
-        config: of the model, complete.
+        config: of the model.
         table: of the model.
         batch: its rows.
         numbers: how it computes.
         pruned: axes with a mask.
     """
+    config = complete(json.dumps(config))
     plain = json.dumps({**config, "rope_scaling": None})  # changes values, not what is saved
     lists = [config[name] for name in family_of(config).layer_lists]
     kinds = [tuple(values[layer] for values in lists) for layer in range(table.source.layers)]
@@ -107,6 +108,14 @@ def activations(
         rest=base - sum(added.values()) + units * numbers.compute,
         weights=table.source.vocabulary * table.source.hidden * 2 if numbers.casts else 0,
     )
+
+
+@functools.cache
+def complete(config: str) -> dict[str, Any]:
+    """A config with every default, both as in JSON; a stored one may lack the layers' types."""
+    from llmshearing.huggingface.stock import complete_fields, stock_config
+
+    return complete_fields(stock_config(json.loads(config)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -136,7 +136,7 @@ class Parent:
     def _compare(self, model: Any, number: int, batch: Batch) -> Any:
         """The token losses of a model, with its divergence from the parent."""
         if number not in self._hidden:
-            output = self.model.base_model(input_ids=batch.tokens, use_cache=False)
+            output = self.model.get_decoder()(input_ids=batch.tokens, use_cache=False)
             self._hidden[number] = output.last_hidden_state.flatten(0, 1)
         head = self.model.get_output_embeddings()
         states = TeacherStates(self._hidden[number], head.weight, head.bias, head.transform)
@@ -157,7 +157,7 @@ class Parent:
             for block in decoder_blocks(self.model)
         ]
         try:
-            self.model.base_model(input_ids=batch.tokens, use_cache=False)
+            self.model.get_decoder()(input_ids=batch.tokens, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

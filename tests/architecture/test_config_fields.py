@@ -137,6 +137,17 @@ def test_unknown_rotary_scalings_are_refused_by_name(family, scaling, message):
         all_families()[family].check_fields(stored(family) | {"rope_scaling": scaling})
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stored_config_without_its_defaults_gives_the_same_table(family, tied, tmp_path):
+    """Transformers leaves out what is usual for the family."""
+    config = AutoConfig.for_model(family, tie_word_embeddings=tied)
+    config.save_pretrained(tmp_path)
+    stored = read_config(tmp_path)
+    complete = complete_fields(config)
+    assert all_families()[family].table(stored) == all_families()[family].table(complete)
+
+
 def test_rotary_types_are_those_of_the_stock_models():
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -18,7 +18,7 @@ def tokens(rows: int = 6) -> torch.Tensor:
 def silence(model, table, axis: Axis, layer: int, unit: int) -> None:
     """Make a unit of one layer add nothing to the residual stream."""
     for row in table.rows:
-        if row.layer_gated and len(row.dims) == 2 and axis in row.dims[1].axes:
+        if row.per_layer and len(row.dims) == 2 and axis in row.dims[1].axes:
             weight = model.get_parameter(row.name.format(layer=layer)).data
             dim = row.dims[1]
             sizes = [table.sizes(table.source)[a] for a in dim.axes] + [dim.multiple]

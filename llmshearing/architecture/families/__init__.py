@@ -49,7 +49,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         )
     config = read_json(file)
     family = family_of(config)
-    config = with_older_rope(config, family.rope_names)
+    config = {**family.defaults, **with_older_rope(config, family.rope_names)}
     family.check_fields(config)
     return config
 

@@ -41,6 +41,7 @@ FAMILY = Family(
     blocks=llama_like.BLOCKS,
     rows=rows,
     heads_divide_hidden=lambda _: True,
+    defaults={"tie_word_embeddings": True},
     layer_lists=("layer_types",),
     fields=llama_like.FIELDS - {"hidden_act"}
     | {

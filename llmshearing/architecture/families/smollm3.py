@@ -11,6 +11,7 @@ FAMILY = Family(
     model_type="smollm3",
     blocks=llama_like.BLOCKS,
     rows=llama.rows,
+    defaults={"tie_word_embeddings": True},
     layer_lists=("layer_types", "no_rope_layers"),
     fields=llama_like.FIELDS
     | {
