@@ -63,7 +63,7 @@ setup(
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
     package_data={
         "llmshearing": ["yamls/**/*.yaml", "yamls/**/*.json"],  # a link to the folder yamls
-        "llmshearing.evaluation": ["suites/*.yaml", "tasks/*.yaml"],
+        "llmshearing.tasks": ["suites/*.yaml", "definitions/*.yaml"],
     },
     install_requires=REQUIRED,
     extras_require={

@@ -155,8 +155,9 @@ def evaluate(options: Namespace) -> None:
 def benchmark(options: Namespace) -> None:
     """Show scores on benchmark tasks, by lm-eval."""
     from llmshearing.evaluation import benchmarks
+    from llmshearing.tasks.suite import read_suite
 
-    suite = benchmarks.read_suite(options.suite, options.tasks)
+    suite = read_suite(options.suite, options.tasks)
     if options.dry_run:
         benchmarks.describe(suite, options.include_path).show()
         return

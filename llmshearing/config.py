@@ -89,6 +89,28 @@ class ModelSettings(Section):
     """Tokens whose logits exist at the same time; 0 for those of a whole microbatch."""
 
 
+class EvaluationSettings(Section):
+    """Benchmark tasks that are scored during the run; none by default."""
+
+    suite: str | None = None
+    """`commonsense`, `generative`, `sheared-llama`, or the path of a YAML file."""
+    tasks: list[str] = Field(default_factory=list)
+    """Some tasks of the suite, or of lm-eval if no suite is given."""
+    documents: PathText | None = None
+    """A folder of JSON lines with the tasks' documents, so that no network is needed."""
+    interval: Steps = "1000ba"
+    """Steps between scores; the end of the run is always scored."""
+    limit: Count | None = None
+    """Documents of each task; all by default."""
+    batch_size: Count = 16
+    """Requests of a forward pass."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to score."""
+        return self.suite is not None or bool(self.tasks)
+
+
 class OptimizerSettings(Section):
     """AdamW over the weights, with linear warmup and a cosine decay."""
 
@@ -123,6 +145,7 @@ class Recipe(Section):
     pruning: PruningSettings = Field(default_factory=PruningSettings)
     data: DataSettings = Field(default_factory=dict, validate_default=True)
     mixture: MixtureSettings = Field(default_factory=MixtureSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     optimizer: OptimizerSettings = Field(default_factory=dict, validate_default=True)
     distillation: DistillationSettings | None = None
     parallelism: Literal["fsdp2", "fsdp1", "ddp"] = "fsdp2"
@@ -139,6 +162,11 @@ class Recipe(Section):
     def rules(self) -> list[str]:
         """Compare the sections."""
         errors = []
+        if self.evaluation.wanted and self.parallelism == "fsdp1":
+            errors.append(
+                "evaluation: found tasks with parallelism fsdp1, expected fsdp2 or ddp: fsdp1 "
+                "gathers no weights outside of a training step"
+            )
         if self.shard_ranks is not None and self.parallelism == "ddp":
             errors.append(
                 "shard_ranks: found with parallelism ddp, which shards nothing; leave it out or "

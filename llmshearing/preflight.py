@@ -20,7 +20,7 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of, read_config
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
-from llmshearing.config import Recipe, parse_recipe
+from llmshearing.config import EvaluationSettings, Recipe, parse_recipe
 from llmshearing.data.integrity import check_files
 from llmshearing.data.schema import TOKENIZER_FOLDER
 from llmshearing.data.token_ids import same_tokenizer
@@ -31,6 +31,8 @@ from llmshearing.huggingface.teacher import TeacherDirectory, find_teacher, teac
 from llmshearing.mixture.mixture_file import read_mixture
 from llmshearing.mixture.references import References
 from llmshearing.mixture.settings import problems, starting_weights
+from llmshearing.tasks.documents import local_tasks
+from llmshearing.tasks.suite import read_suite
 from llmshearing.typed_yaml import NOT_GIVEN, error_list
 
 if TYPE_CHECKING:
@@ -215,6 +217,8 @@ def outline(
             _read_mixture(found, found.tree, planned)
     if not planned:
         found.errors += _rank_errors(recipe, ranks) + _tracking_errors(recipe)
+        if recipe.evaluation.wanted:
+            found.attempt(lambda: _check_tasks(recipe.evaluation), "evaluation")
         if found.teacher is not None and found.tree is not None:
             wrong_teacher = teacher_errors(found.teacher, found.tree)
             found.errors += [f"distillation.teacher: {error}" for error in wrong_teacher]
@@ -324,6 +328,15 @@ def _tracking_errors(recipe: Recipe) -> list[str]:
         f"run.wandb: found the project {project} but no package wandb: install it with "
         "`pip install 'llmshearing[wandb]'`, or leave run.wandb out"
     ]
+
+
+def _check_tasks(settings: EvaluationSettings) -> None:
+    """Refuse tasks that cannot be scored, as far as it shows without loading their data."""
+    suite = read_suite(settings.suite, settings.tasks)
+    if settings.documents is not None:
+        local_tasks([task.task for task in suite.tasks], Path(settings.documents))
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("found no package lm_eval: `pip install 'llmshearing[eval]'`")
 
 
 def _check_tokenizer(found: Outline, model: Path) -> None:

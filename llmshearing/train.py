@@ -54,6 +54,7 @@ from llmshearing.checkpoints.writing import check_writable
 from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import build_loaders
 from llmshearing.errors import STOPPED_STATUS, UserError, exits_on_user_error
+from llmshearing.evaluation.task_scores import TaskScores
 from llmshearing.files import write_text
 from llmshearing.huggingface.weight_files import find_weights
 from llmshearing.logs import set_up_log
@@ -220,6 +221,9 @@ def build_trainer(
     if distiller is not None:
         weight = optimization.divergence_weight(recipe)
         callbacks.append(Distilling(distiller, weight, loading.domains, log_interval))
+    if recipe.evaluation.wanted:
+        scores = TaskScores(recipe.evaluation, inputs.source.path, heartbeat.enter)
+        callbacks.insert(3, scores)  # after the heartbeat: scoring takes its time
     if recipe.model.initialize == "pretrained":
         callbacks.append(LoadedLoss(inputs.source.path, fixed.data, heartbeat.enter))
     watchdog.enter("the sharding", start_timeout)

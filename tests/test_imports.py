@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "llmshearing", "processes", "substrate"},
     {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
     {"logs", "tensor_files", "typed_yaml"},
-    {"architecture"},
+    {"architecture", "tasks"},
     {"pruning", "mixture"},
     {"models", "data"},
     {"config"},

@@ -14,14 +14,15 @@ from composer.utils import dist
 
 from llmshearing.files import json_lines, write_text
 
-UPDATE = "mixture/weight/"  # only updates of the mixture log metrics with this prefix
+# Steps with one of these are always written: updates of the mixture, and benchmark scores.
+RARE = ("mixture/weight/", "tasks/")
 
 
 class MetricsFile(LoggerDestination):
     """Writes `metrics.jsonl`: per logged step `{"batch", "tokens", "seconds", "metrics"}`.
 
-    Steps at the interval, with an evaluation or with an update of the mixture are written. A
-    resumed run drops the lines after its checkpoint and appends.
+    Steps at the interval, with an evaluation, an update of the mixture or benchmark scores are
+    written. A resumed run drops the lines after its checkpoint and appends.
     """
 
     def __init__(self, path: Path, interval: int, sequence_length: int) -> None:
@@ -67,7 +68,7 @@ class MetricsFile(LoggerDestination):
 
         A run that resumes from the checkpoint does not repeat the step.
         """
-        updated = any(name.startswith(UPDATE) for name in self.pending)
+        updated = any(name.startswith(RARE) for name in self.pending)
         if state.timestamp.batch.value % self.interval == 0 or self.evaluated or updated:
             self._write(state)
         self.pending.clear()

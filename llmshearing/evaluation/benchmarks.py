@@ -11,72 +11,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
-from pydantic import Field
 
 from llmshearing.errors import UserError
-from llmshearing.evaluation.local_tasks import local_tasks
 from llmshearing.evaluation.ranks import own_device, refuse_several
 from llmshearing.huggingface.source import read_source
 from llmshearing.huggingface.weight_files import find_weights
 from llmshearing.tables import Table
-from llmshearing.typed_yaml import Section, load
+from llmshearing.tasks.documents import local_tasks
+from llmshearing.tasks.suite import Suite, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).with_name("suites")
 USUAL_METRICS = ("acc_norm", "acc", "exact_match")  # of a task without a metric: the first it has
 BOOTSTRAPS = 1000  # resamplings for the standard errors that have no closed form
-
-
-class Task(Section):
-    """One column of a table."""
-
-    column: str
-    """Its header."""
-    task: str
-    """The name of a task or a group in lm-eval."""
-    shots: int | None = None
-    """Examples in the prompt; None for the task's own number."""
-    metric: str | None = None
-    """Which of the task's metrics is the score; None for the usual one."""
-
-
-class Suite(Section):
-    """Tasks that belong together, in the order of the columns."""
-
-    tasks: list[Task] = Field(min_length=1)
-    """At least one."""
-    source: str = ""
-    """Where the published scores are from."""
-    published: dict[str, list[float]] = Field(default_factory=dict)
-    """By model: a score in percent for each task, then their average as printed."""
-
-    def rules(self) -> list[str]:
-        """Errors of rows that do not fit the tasks."""
-        rows, count = self.published.items(), len(self.tasks)
-        expected = f"expected one for each of the {count} tasks and their average"
-        wrong = {model: len(row) for model, row in rows if len(row) != count + 1}
-        return [f"published.{model}: found {n} numbers, {expected}" for model, n in wrong.items()]
-
-    def only(self, names: Sequence[str]) -> Suite:
-        """Some of the tasks, named by column or by lm-eval's name; all if none is named.
-
-        Raises:
-            UserError: a name is none of them.
-        """
-        if not names:
-            return self
-        known = {name for task in self.tasks for name in (task.column, task.task)}
-        if unknown := [name for name in names if name not in known]:
-            tasks = ", ".join(task.task for task in self.tasks)
-            raise UserError(f"found --tasks {', '.join(unknown)}, expected some of {tasks}")
-        kept = [i for i, task in enumerate(self.tasks) if {task.column, task.task} & set(names)]
-        rows = {model: [row[i] for i in kept] for model, row in self.published.items()}
-        published = {model: [*row, sum(row) / len(row)] for model, row in rows.items()}
-        return Suite(tasks=[self.tasks[i] for i in kept], source=self.source, published=published)
 
 
 @dataclass(frozen=True)
@@ -134,25 +87,6 @@ class Scores:
         return Table("", ("model", *tasks, "average"), rows, notes)
 
 
-def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
-    """A suite of the package or a file, or some of its tasks; without a name, tasks of lm-eval.
-
-    Raises:
-        UserError: no such suite, a file that is none, an unknown task, or nothing is named.
-    """
-    if name is None:
-        if not tasks:
-            raise UserError("found neither --suite nor --tasks, expected one of them")
-        return Suite(tasks=[Task(column=task, task=task) for task in tasks])
-    shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-    path = SHIPPED / f"{name}.yaml" if name in shipped else Path(name)
-    if not path.is_file():
-        raise UserError(
-            f"found no suite {name}, expected {', '.join(shipped)} or the path of a YAML file"
-        )
-    return load(Suite, path, what="suite of benchmarks").only(tasks)
-
-
 def describe(suite: Suite, include: Path | None = None) -> Table:
     """What would be evaluated, without reading a model or data; errors as in `benchmark`."""
     _task_manager([task.task for task in suite.tasks], include)
@@ -201,24 +135,30 @@ def benchmark(
         raise UserError(f"found batch size {batch_size}, limit {limit}; expected at least 1 each")
     source = read_source(model_directory)
     find_weights(source.path)  # lm-eval reads the directory itself
-    names = [task.task for task in suite.tasks]
-    local = {} if documents is None else local_tasks(names, documents)
-    manager = _task_manager([name for name in names if name not in local], include)
-    loaded = {name: _loaded(manager, local.get(name, name)) for name in names}
-    model = _language_model(source.path, batch_size, dtype)
-    settings = {
-        "task_manager": manager,
-        "limit": limit,
-        "bootstrap_iters": BOOTSTRAPS,
-        "confirm_run_unsafe_code": run_generated_code,
-    }
+    loaded = load_tasks(suite, include, documents)
+    model = language_model(source.path, batch_size, dtype)
+    settings: dict[str, Any] = {"confirm_run_unsafe_code": run_generated_code}
     if cache is not None:
         settings["use_cache"] = str(cache / fingerprint(source.path) / "answers")
     scores = {}
     for number, task in enumerate(suite.tasks, 1):
         log.info("%s (%d of %d)", task.task, number, len(suite.tasks))
-        scores[task.column] = _score(model, loaded[task.task], task, settings)
+        scores[task.column] = score(model, loaded[task.task], task, limit=limit, **settings)
     return Scores(Path(model_directory), suite, scores, limit)
+
+
+def load_tasks(
+    suite: Suite, include: Path | None = None, documents: Path | None = None
+) -> dict[str, Any]:
+    """lm-eval's tasks of a suite with their data, by name; the arguments are `benchmark`'s.
+
+    Raises:
+        UserError: no lm-eval, a task that it does not know, or data that it cannot load.
+    """
+    names = [task.task for task in suite.tasks]
+    local = {} if documents is None else local_tasks(names, documents)
+    manager = _task_manager([name for name in names if name not in local], include)
+    return {name: _loaded(manager, local.get(name, name)) for name in names}
 
 
 def fingerprint(model_directory: Path) -> str:
@@ -233,13 +173,28 @@ def fingerprint(model_directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _score(model: Any, loaded: Any, task: Task, settings: dict[str, Any]) -> Score:
-    """One task's score."""
+def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score:
+    """One task's score.
+
+    Args:
+        model: lm-eval's, see `language_model`.
+        loaded: the task with its data, see `load_tasks`.
+        task: says which metric and how many examples.
+        settings: for lm-eval's `simple_evaluate`.
+
+    Raises:
+        UserError: the name stands for several tasks, or the task does not have the metric.
+    """
     import lm_eval
 
     harness: Any = lm_eval  # its decorators hide the signatures
     found = harness.simple_evaluate(
-        model=model, tasks=loaded, num_fewshot=task.shots, log_samples=False, **settings
+        model=model,
+        tasks=loaded,
+        num_fewshot=task.shots,
+        log_samples=False,
+        bootstrap_iters=BOOTSTRAPS,
+        **settings,
     )
     metrics = found["results"].get(task.task)
     if metrics is None:
@@ -296,18 +251,28 @@ def _loaded(manager: Any, name: str | dict[str, Any]) -> Any:
     return groups[:1] or list(found["tasks"].values())  # a group is listed before its members
 
 
-def _language_model(directory: Path, batch_size: int, dtype: str) -> Any:
-    """lm-eval's model. Its own default takes log-probabilities in bfloat16, which makes ties."""
+def language_model(
+    model: Path | PreTrainedModel, batch_size: int, dtype: str = "auto", tokenizer: Any = None
+) -> Any:
+    """lm-eval's model. Its own default takes log-probabilities in bfloat16, which makes ties.
+
+    Args:
+        model: a directory, or a model in memory, which stays where it is.
+        batch_size: requests of a forward pass.
+        dtype: of the weights, if they are read.
+        tokenizer: of a model in memory.
+
+    Raises:
+        UserError: the directory cannot be read.
+    """
     from lm_eval.models import huggingface
 
     models: Any = huggingface  # its decorators hide the signatures
-    settings = {
-        "batch_size": batch_size,
-        "device": str(own_device()),
-        "dtype": dtype,
-        "softmax_dtype": "float32",
-    }
+    settings: dict[str, Any] = {"batch_size": batch_size, "softmax_dtype": "float32"}
+    if not isinstance(model, Path):
+        return models.HFLM(pretrained=model, tokenizer=tokenizer, **settings)
+    settings |= {"device": str(own_device()), "dtype": dtype}
     try:
-        return models.HFLM(pretrained=str(directory), **settings)
+        return models.HFLM(pretrained=str(model), **settings)
     except (OSError, ValueError) as error:
-        raise UserError(f"lm-eval cannot read {directory}: {error}") from error
+        raise UserError(f"lm-eval cannot read {model}: {error}") from error

@@ -39,6 +39,7 @@ OF_A_RUN = (
     ("Above reference", "Held-out loss minus the reference loss.", plots.excess),
     ("Distillation", DISTILLATION_CAPTION, plots.distillation),
     ("Divergence by domain", "From the teacher, on training rows.", plots.divergence),
+    ("Benchmarks", "Score of each task during the run, by lm-eval.", plots.tasks),
     ("Mixture", "Weight of each domain. Dashed: its share of the rows so far.", plots.mixture),
     ("Expected sizes", "Dashed: the target, which moves during the warmup.", plots.expected_sizes),
     ("Masks", MASKS_CAPTION, mask_plots.last_heat_maps),

@@ -74,6 +74,11 @@ def excess(run: Run) -> Figure | None:
     return figure
 
 
+def tasks(run: Run) -> Figure | None:
+    """Score of each benchmark task during the run."""
+    return _lines(run.group("tasks/{}"), "step", "score, percent")
+
+
 def mixture(run: Run) -> Figure | None:
     """Weight of each domain, and its share of the rows so far as a dashed line."""
     weights, shares = run.group("mixture/weight/{}"), run.group("mixture/share/{}")

@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 
 from llmshearing.cli import main
 from llmshearing.errors import UserError
-from llmshearing.evaluation.benchmarks import Score, Scores, benchmark, read_suite
+from llmshearing.evaluation.benchmarks import Score, Scores, benchmark
+from llmshearing.tasks.suite import read_suite
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install .[eval]")
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own warnings are not ours

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.cli import main
-from llmshearing.evaluation.benchmarks import benchmark, read_suite
-from llmshearing.evaluation.local_tasks import DEFINITIONS
+from llmshearing.evaluation.benchmarks import benchmark
+from llmshearing.tasks.documents import DEFINITIONS
+from llmshearing.tasks.suite import read_suite
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install .[eval]")
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's own warnings are not ours

@@ -1,7 +1,7 @@
 """Tasks whose documents are JSON lines in a folder, so that no network is needed.
 
-The definitions in `tasks/` are in lm-eval's own format, with its prompts. The files are those that
-llm-foundry ships: `query`, `choices` and `gold`, or the fields that a definition names.
+The files in `definitions/` are in lm-eval's own format, with its prompts. The documents are those
+that llm-foundry ships: `query`, `choices` and `gold`, or the fields that a definition names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from llmshearing.errors import UserError
 
-DEFINITIONS = Path(__file__).with_name("tasks")
+DEFINITIONS = Path(__file__).with_name("definitions")
 
 
 def local_tasks(names: Iterable[str], documents: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""Benchmark tasks: suites of them, and definitions that read their documents from JSON lines."""
