@@ -143,7 +143,9 @@ def benchmark(
     scores = {}
     for number, task in enumerate(suite.tasks, 1):
         log.info("%s (%d of %d)", task.task, number, len(suite.tasks))
-        scores[task.column] = score(model, loaded[task.task], task, limit=limit, **settings)
+        found = score(model, loaded[task.task], task, limit=limit, **settings)
+        assert found is not None  # there is one rank
+        scores[task.column] = found
     return Scores(Path(model_directory), suite, scores, limit)
 
 
@@ -173,8 +175,8 @@ def fingerprint(model_directory: Path) -> str:
     return digest.hexdigest()
 
 
-def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score:
-    """One task's score.
+def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score | None:
+    """One task's score; None on a rank that is not the first of its node, as lm-eval has it.
 
     Args:
         model: lm-eval's, see `language_model`.
@@ -196,6 +198,8 @@ def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score:
         bootstrap_iters=BOOTSTRAPS,
         **settings,
     )
+    if found is None:
+        return None
     metrics = found["results"].get(task.task)
     if metrics is None:
         names = ", ".join(found["results"])

@@ -70,7 +70,7 @@ class TaskScores(Callback):
             judged = language_model(model.model, self.batch_size, tokenizer=self.tokenizer)
             for task in self.suite.tasks:
                 self.report(f"the benchmark {task.column}")
-                found[task.column] = score(
+                one = score(
                     judged,
                     self.loaded[task.task],
                     task,
@@ -79,6 +79,8 @@ class TaskScores(Callback):
                     numpy_random_seed=None,
                     torch_random_seed=None,
                 )
+                if one is not None:  # this rank is the first of its node
+                    found[task.column] = one
         logger.log_metrics({f"tasks/{name}": one.value for name, one in found.items()})
         errors = {name: one.error for name, one in found.items() if one.error is not None}
         logger.log_metrics({f"task_errors/{name}": error for name, error in errors.items()})
