@@ -1,6 +1,7 @@
 """The recipes: validated, planned, built at full size without memory, and run on a small model."""
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,12 @@ def _in_the_repository(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def tokenizer(tmp_path_factory, tiny_model):
     """A tokenizer file and a tree of the recipes' domains that says it was made with it."""
     from llmshearing.data.schema import tokenizer_fingerprint
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "tokenizer.model").write_bytes(b"any bytes: only the fingerprint counts here")
+    shutil.copy(tiny_model / "tokenizer.model", folder)
     tree = make_tree(folder / "tree", dict.fromkeys(DOMAINS, 12))
     manifest = json.loads((tree / "manifest.json").read_text())
     manifest["vocabulary"] = 30_000
@@ -105,12 +106,26 @@ def references(tmp_path_factory):
 
 
 def model_directory(stage, tokenizer, folder, **changes):
-    """A source directory without weights: the stage's config, changed, with a tokenizer."""
+    """A source directory: the stage's config, changed, a tokenizer, and weights full of zeros."""
     folder.mkdir()
     shutil.copy(tokenizer / "tokenizer.model", folder)
     config = json.loads((MODELS / stage.model / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    config |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    write_zeros(folder / "model.safetensors", family_of(config).table(config))
     return folder
+
+
+def write_zeros(path, table):
+    """Weights of a table's model in bfloat16, as a file with a hole, which takes no space."""
+    header, end = {}, 0
+    for name, shape in table.tensor_shapes(table.source).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def arguments(stage, tokenizer, references, model):
