@@ -213,6 +213,7 @@ def test_the_model_card_tells_what_it_is(run, tmp_path):
     card = (tmp_path / "half/README.md").read_text()
     manifest = ExportManifest.read(tmp_path / "half")
     assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "\n- pruned\n" in card.split("---")[1]
     assert f"{exported.parameters:,} parameters" in card
     assert "| hidden | 32 | 16 |" in card
     for domain, loss in manifest.run.losses.items():

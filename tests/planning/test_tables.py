@@ -7,7 +7,7 @@ import pytest
 from llmshearing.planning.devices import device_of
 from llmshearing.planning.memory import GIB, gib
 from llmshearing.planning.plan import Machine, make_plan
-from llmshearing.planning.text import as_dict
+from llmshearing.planning.text import _sharding, as_dict
 
 ROOT = Path(__file__).parents[2]
 A100 = device_of("A100-80GB")
@@ -76,6 +76,22 @@ def test_replicas_on_gpus_by_hand(monkeypatch):
     total = sum(tensors.values())
     assert optimizer.parts["allowance"] == pytest.approx(GIB + 0.03 * total)
     assert plan.memory.peak.total == max(moment.total for moment in plan.memory.moments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "text"),
+    [
+        (["parallelism=fsdp2"], 1, "one process"),
+        (["parallelism=ddp"], 16, "one replica each (ddp)"),
+        (["parallelism=fsdp2"], 16, "sharded over 16 (fsdp2)"),
+        (["parallelism=fsdp2", "shard_ranks=8"], 16, "sharded over 8 (fsdp2), 2 copies"),
+    ],
+)
+def test_how_the_ranks_share_the_model_is_told(monkeypatch, changes, gpus, text):
+    monkeypatch.chdir(ROOT)
+    changes = ["model.path=yamls/models/sheared-llama-370m", *changes]
+    plan = make_plan("yamls/continue/sheared-llama-370m.yaml", changes, Machine(A100, gpus))
+    assert _sharding(plan) == text
 
 
 def test_disk_by_hand(monkeypatch):

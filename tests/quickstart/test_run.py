@@ -230,3 +230,12 @@ def test_an_installed_quickstart_completes_in_an_empty_folder_and_is_not_repeate
     before = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
     assert "$ composer" not in quickstart().stderr
     assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_the_part_of_a_step_that_is_done(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("no training yet\n")
+    other, training = (Step("x", "x", 40.0, tmp_path, (word,)) for word in ("prepare", "composer"))
+    assert quickstart._part_done(other, log, 10.0) == (0.25, "")
+    assert quickstart._part_done(other, log, 100.0) == (0.99, "")
+    assert quickstart._part_done(training, log, 10.0) == (0.0, "")
