@@ -65,13 +65,14 @@ def validate(options: Namespace) -> None:
     from llmshearing.preflight import resolve
 
     recipe, inputs = resolve(options.recipe, options.overrides, options.ranks)
-    from llmshearing.run_manifest import run_manifest  # after what is refused without torch
+    from llmshearing.oneshot_start import after_cut  # after what is refused without torch
+    from llmshearing.run_manifest import run_manifest
 
     table = inputs.source.table
     checkpoint = resumed_checkpoint(recipe.run.directory)
     changes = []
     if checkpoint is not None:
-        changes = check_fits(checkpoint, run_manifest(recipe, inputs))
+        changes = check_fits(checkpoint, run_manifest(*after_cut(recipe, inputs)))
     print(f"{options.recipe}: no errors")
     if checkpoint is not None:
         print(f"resumes from {checkpoint.name}")
@@ -84,7 +85,8 @@ def validate(options: Namespace) -> None:
             f"target: at most {inputs.target.parameters:,} parameters; the masks choose the shape"
         )
     elif inputs.target is not None:
-        print(f"target {inputs.target}: {table.parameter_count(inputs.target):,} parameters")
+        count = table.parameter_count(inputs.target)
+        print(f"target {inputs.target}: {count:,} parameters, by {recipe.pruning.method}")
 
 
 def plan(options: Namespace) -> None:

@@ -155,6 +155,11 @@ class Recipe(Section):
     replicas of each other. All ranks by default."""
 
     @property
+    def has_masks(self) -> bool:
+        """Whether masks learn which units stay."""
+        return self.target is not None and self.pruning.method == "masks"
+
+    @property
     def prunes(self) -> bool:
         """Whether this is the pruning stage."""
         return self.target is not None
@@ -197,7 +202,7 @@ class Recipe(Section):
         """Phases that would not end within the run, so that its target would never be reached."""
         total = steps(self.run.duration)
         phases = {"optimizer.warmup": self.optimizer.warmup}
-        if self.prunes:
+        if self.has_masks:
             names = ("warmup", "fix_shape", "sharpen_until", "freeze")
             phases |= {f"pruning.{name}": getattr(self.pruning, name) for name in names}
         return [
@@ -209,7 +214,7 @@ class Recipe(Section):
 
     def _undecided(self) -> list[str]:
         """Masks that would freeze before the target is reached, with no step to decide on it."""
-        if self.target is None:
+        if self.target is None or not self.has_masks:
             return []
         total, pruning = steps(self.run.duration), self.pruning
         freeze = steps(pruning.freeze, total)

@@ -200,6 +200,11 @@ def outline(
         found.table = found.attempt(lambda: family_of(config).table(config), "model.path")
     if found.table is not None and recipe.target is not None:
         found.target, errors = resolve_target(found.table, recipe.target)
+        if recipe.pruning.method == "oneshot" and isinstance(found.target, Budget):
+            errors.append(
+                "target.parameters: found with pruning.method=oneshot, expected sizes; find the "
+                "best shape within a budget with llmshearing search"
+            )
         found.errors += errors
     if (student := found.directory) is not None:
         found.teacher = found.attempt(

@@ -58,6 +58,7 @@ from llmshearing.evaluation.task_scores import TaskScores
 from llmshearing.files import write_text
 from llmshearing.huggingface.weight_files import find_weights
 from llmshearing.logs import set_up_log
+from llmshearing.oneshot_start import cut_first
 from llmshearing.preflight import Inputs
 from llmshearing.quantities import seconds, steps
 from llmshearing.resuming import check_checkpoint, find_checkpoint, is_finished
@@ -107,6 +108,7 @@ def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = No
         log_phase(phase, took)
     for note in inputs.notes:
         log.warning(note)
+    recipe, inputs = cut_first(recipe, inputs)
     checkpoint = find_checkpoint(recipe)
     check_writable(directory)  # makes the folder whose absence find_checkpoint would notice
     fixed = run_manifest(recipe, inputs)

@@ -24,7 +24,7 @@ FLOORS = [
     {"preflight", "watchdog"},
     {"callbacks"},
     {"optimization", "parallelism", "evaluation", "reports", "planning"},
-    {"building", "resuming", "run_manifest"},
+    {"building", "oneshot_start", "resuming", "run_manifest"},
     {"train"},
     {"search"},
     {"quickstart"},

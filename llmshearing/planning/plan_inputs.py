@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.families import family_of
+from llmshearing.architecture.shape import Shape
 from llmshearing.config import Recipe
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -85,11 +87,16 @@ def read_inputs(
         kept = kept if data.eval_rows is None else min(kept, data.eval_rows)
         domains.append(DomainData(name, weight, rows, kept))
     length = _length(found.tree, found.config, sequence_length, found.notes)
+    config, table, target = found.config, found.table, found.target
+    if isinstance(target, Shape) and not found.recipe.has_masks:  # the cut model is trained
+        family = family_of(config)
+        config = config | family.write_shape(target)
+        table, target = family.table(config), None
     return PlanInputs(
         recipe=found.recipe,
-        config=found.config,
-        table=found.table,
-        target=found.target,
+        config=config,
+        table=table,
+        target=target,
         sequence_length=length,
         domains=domains,
         tree=found.tree,

@@ -29,8 +29,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class PruningSettings(Section):
-    """How masks learn."""
+    """How the model is cut to its target."""
 
+    method: Literal["masks", "oneshot"] = "masks"
+    """`masks` learns which units stay, then `llmshearing export` cuts. `oneshot` cuts at once to
+    the units of highest `importance` and trains the cut model; it ignores all other keys."""
     preset: Literal["default", "paper"] = "default"
     """Where the defaults of the other keys come from: `paper` is exactly the paper's method."""
     distribution: Literal["linear", "paper", "released"] = "linear"
