@@ -3,11 +3,13 @@
 #
 #   launch/pipeline.sh MODEL_DIR TEXT_DIR OUT_DIR            on this machine, step by step
 #   launch/pipeline.sh --slurm MODEL_DIR TEXT_DIR OUT_DIR    as Slurm jobs that wait for each other
+#   launch/pipeline.sh --start oneshot ...                   without learned masks
 #
-# Steps: prepare -> prune -> export -> continue -> export -> report, with evaluations in between. The
-# default is the small bench: tiny-llama (8.4M parameters) to half its width on a RedPajama sample.
-# Set DATA, PRUNE and CONTINUE for other recipes, DATA_ARGS, PRUNE_ARGS and CONTINUE_ARGS for
-# overrides, and SKIP_EVALUATION=1 to skip the evaluations. Under Slurm also PREPARE_TASKS (8),
+# Steps with --start masks (the default): prepare -> prune -> export -> continue -> export -> report.
+# With --start oneshot: prepare -> cut by importance and continue, one run -> export -> report. There
+# are evaluations in between. The default is the small bench: tiny-llama (8.4M parameters) to half
+# its width on a RedPajama sample. Set DATA, and PRUNE and CONTINUE or ONESHOT, for other recipes,
+# DATA_ARGS, PRUNE_ARGS, CONTINUE_ARGS and ONESHOT_ARGS for overrides, and SKIP_EVALUATION=1 to skip the evaluations. Under Slurm also PREPARE_TASKS (8),
 # PRUNE_NODES (1) and CONTINUE_NODES (1). Site settings are in launch/site.env.
 #
 # Finished steps are kept: run the same command again to resume.
@@ -15,19 +17,28 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launch/common.sh"
 
-SLURM=
-if [[ ${1:-} == --slurm ]]; then
-  SLURM=yes
+SLURM= START=masks
+while [[ ${1:-} == -* ]]; do
+  case $1 in
+    --slurm) SLURM=yes ;;
+    --start)
+      START=${2:-}
+      shift
+      ;;
+    *) usage "$0" ;;
+  esac
   shift
-fi
-[[ $# -eq 3 && $1 != -* ]] || usage "$0"
+done
+[[ $# -eq 3 && ($START == masks || $START == oneshot) ]] || usage "$0"
 MODEL=$1 TEXT=$2 OUT=$3
 DATA=${DATA:-$ROOT/yamls/data/redpajama-sample.yaml}
 PRUNE=${PRUNE:-$ROOT/yamls/prune/tiny-llama-to-half.yaml}
 CONTINUE=${CONTINUE:-$ROOT/yamls/continue/tiny-llama-half.yaml}
+ONESHOT=${ONESHOT:-$ROOT/yamls/prune/tiny-llama-to-half-oneshot.yaml}
 read -ra DATA_ARGS <<<"${DATA_ARGS:-}"
 read -ra PRUNE_ARGS <<<"${PRUNE_ARGS:-}"
 read -ra CONTINUE_ARGS <<<"${CONTINUE_ARGS:-}"
+read -ra ONESHOT_ARGS <<<"${ONESHOT_ARGS:-}"
 
 run() { printf '\n$ %s\n' "$*" >&2; "$@"; }
 llmshearing() { run "${CONTAINER[@]}" "$PYTHON" -m llmshearing.cli "$@"; }
@@ -128,15 +139,23 @@ fi
 prepare
 DATA_JOB=$ID
 evaluate source "$DATA_JOB" "$MODEL"
-train prune "$DATA_JOB" "${PRUNE_NODES:-1}" "$OUT/pruned" "$PRUNE" model.path="$MODEL" \
-  data.root="$OUT/data" run.directory="$OUT/prune" "${PRUNE_ARGS[@]}"
-verb export-pruned "$ID" "$OUT/pruned/llmshearing.json" export "$OUT/prune" "$OUT/pruned"
-PRUNED_JOB=$ID
-evaluate pruned "$PRUNED_JOB" "$OUT/pruned"
-train continue "$PRUNED_JOB" "${CONTINUE_NODES:-1}" "$OUT/sheared" "$CONTINUE" \
-  model.path="$OUT/pruned" data.root="$OUT/data" run.directory="$OUT/continue" \
-  "${CONTINUE_ARGS[@]}"
+RUNS=("$OUT/prune" "$OUT/continue")
+if [[ $START == masks ]]; then
+  train prune "$DATA_JOB" "${PRUNE_NODES:-1}" "$OUT/pruned" "$PRUNE" model.path="$MODEL" \
+    data.root="$OUT/data" run.directory="$OUT/prune" "${PRUNE_ARGS[@]}"
+  verb export-pruned "$ID" "$OUT/pruned/llmshearing.json" export "$OUT/prune" "$OUT/pruned"
+  PRUNED_JOB=$ID
+  evaluate pruned "$PRUNED_JOB" "$OUT/pruned"
+  train continue "$PRUNED_JOB" "${CONTINUE_NODES:-1}" "$OUT/sheared" "$CONTINUE" \
+    model.path="$OUT/pruned" data.root="$OUT/data" run.directory="$OUT/continue" \
+    "${CONTINUE_ARGS[@]}"
+else
+  RUNS=("$OUT/continue")
+  train continue "$DATA_JOB" "${CONTINUE_NODES:-1}" "$OUT/sheared" "$ONESHOT" model.path="$MODEL" \
+    data.root="$OUT/data" run.directory="$OUT/continue" pruning.method=oneshot "${ONESHOT_ARGS[@]}"
+  evaluate pruned "$ID" "$OUT/continue/cut"
+fi
 verb export-sheared "$ID" "$OUT/sheared/llmshearing.json" export "$OUT/continue" "$OUT/sheared"
 SHEARED_JOB=$ID
 evaluate sheared "$SHEARED_JOB" "$OUT/sheared"
-verb report "$SHEARED_JOB" "" report "$OUT/prune" "$OUT/continue" --out "$OUT/report.html"
+verb report "$SHEARED_JOB" "" report "${RUNS[@]}" --out "$OUT/report.html"
