@@ -6,13 +6,9 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from composer.utils import dist
-
 from llmshearing.checkpoints.manifest import ExportManifest
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
-from llmshearing.evaluation.score_units import measure_importance
-from llmshearing.export.oneshot import from_file, prune_oneshot
 from llmshearing.huggingface.source import read_source
 from llmshearing.preflight import Inputs
 
@@ -34,19 +30,24 @@ def cut_first(recipe: Recipe, inputs: Inputs) -> tuple[Recipe, Inputs]:
     Raises:
         UserError: the run directory has a cut model of another source or target.
     """
-    if recipe.target is None or recipe.pruning.method != "oneshot":
+    from composer.utils import dist  # `validate` needs the other function without it
+
+    if recipe.target is not None and recipe.pruning.method == "oneshot":
+        if dist.get_global_rank() == 0 and not _cut_of(recipe).exists():
+            _cut(recipe, inputs)
+        dist.barrier()
+    return after_cut(recipe, inputs)
+
+
+def after_cut(recipe: Recipe, inputs: Inputs) -> tuple[Recipe, Inputs]:
+    """The recipe and inputs of the training of the cut model, if there is one already.
+
+    Raises:
+        UserError: the run directory has a cut model of another source or target.
+    """
+    cut = _cut_of(recipe)
+    if recipe.target is None or recipe.pruning.method != "oneshot" or not cut.exists():
         return recipe, inputs
-    directory = Path(recipe.run.directory)
-    cut = directory / CUT
-    if dist.get_global_rank() == 0 and not cut.exists():
-        file = recipe.pruning.importance or directory / IMPORTANCE
-        if not Path(file).exists():
-            log.info("measuring the importance of the units")
-            measure_importance(inputs.source.path, inputs.tree.root / recipe.data.split, out=file)
-        target, scorer = recipe.target, from_file(Path(file))
-        made = prune_oneshot(inputs.source.path, cut, target, scorer, method="activation")
-        log.info("cut %s to %s: %s parameters", inputs.source.path, made.shape, made.parameters)
-    dist.barrier()
     made = ExportManifest.read(cut)
     wanted = (inputs.target, str(inputs.source.path.resolve()))
     if made is None or (made.shape, made.source.path) != wanted:
@@ -57,3 +58,23 @@ def cut_first(recipe: Recipe, inputs: Inputs) -> tuple[Recipe, Inputs]:
     model = recipe.model.model_copy(update={"path": str(cut)})
     left = recipe.model_copy(update={"model": model, "target": None})
     return left, dataclasses.replace(inputs, source=read_source(cut), target=None, scores=None)
+
+
+def _cut_of(recipe: Recipe) -> Path:
+    return Path(recipe.run.directory) / CUT
+
+
+def _cut(recipe: Recipe, inputs: Inputs) -> None:
+    from llmshearing.evaluation.score_units import measure_importance
+    from llmshearing.export.oneshot import from_file, prune_oneshot
+
+    assert recipe.target is not None
+    source = inputs.source.path
+    file = Path(recipe.pruning.importance or Path(recipe.run.directory) / IMPORTANCE)
+    if not file.exists():
+        log.info("measuring the importance of the units")
+        measure_importance(source, inputs.tree.root / recipe.data.split, out=file)
+    made = prune_oneshot(
+        source, _cut_of(recipe), recipe.target, from_file(file), method="activation"
+    )
+    log.info("cut %s to %s: %s parameters", source, made.shape, f"{made.parameters:,}")

@@ -106,3 +106,16 @@ def test_a_plan_is_for_training_the_cut_model(recipe_file, tmp_path):
     flops = {name: plan["schedule"]["flops_per_token"] for name, plan in plans.items()}
     assert flops["oneshot"] < flops["masks"] / 2
     assert plans["oneshot"]["model"]["parameters"] == plans["masks"]["model"]["exported_parameters"]
+
+
+def test_validate_accepts_the_run_that_can_be_resumed(recipe_file, capsys):
+    run_here(recipe_file, ONESHOT, "run.duration=4ba")
+    assert not main(["validate", str(recipe_file), ONESHOT])
+    assert "resumes from ba4" in capsys.readouterr().out
+
+
+def test_the_teacher_of_a_distilled_run_is_the_source_before_the_cut(recipe_file, tmp_path):
+    lines = run_here(recipe_file, ONESHOT, "distillation={}", "run.duration=2ba")
+    assert series(lines, "loss/train/total")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["teacher"]["path"] == json.loads(recipe_file.read_text())["model"]["path"]
