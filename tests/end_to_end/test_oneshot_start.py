@@ -70,7 +70,7 @@ def test_the_first_held_out_loss_is_that_of_the_cut_model(recipe_file, tiny_tree
                      "optimizer.learning_rate=1e-12", "optimizer.warmup=0ba")  # fmt: skip
     expected = evaluate(tmp_path / "run" / "cut", tiny_tree / "eval")
     for name, loss in expected.domains.items():
-        (found,) = series(lines, f"metrics/eval/{name}/loss").values()
+        (found,) = series(lines, f"metrics/{name}/loss").values()
         assert found == pytest.approx(loss.loss, abs=1e-5)
 
 
