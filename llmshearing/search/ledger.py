@@ -53,7 +53,8 @@ class Ledger:
         """
         found = self.read()
         done = sum(key in found for key in keys)
-        with Progress(title, len(keys), "scores", done=done, quiet=self.rank > 0) as progress:
+        with Progress(title, len(keys), "scores", quiet=self.rank > 0) as progress:
+            progress.done = progress.first = done
             for key in keys[self.rank :: self.ranks]:
                 if key not in found:
                     line = json.dumps({"key": key, "value": measure(key)})
