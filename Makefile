@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: env test test-launch test-readme quickstart lint format docs clean
+.PHONY: env test test-launch test-readme gpu-check quickstart lint format docs clean
 
 env: $(STAMP)
 
@@ -25,6 +25,10 @@ test-launch: $(STAMP)
 # The commands of the README as they stand there, on a little text.
 test-readme: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -m slow tests/test_commands.py -k README
+
+# What only a GPU can show, in under nine minutes: MODEL=DIR of a real model, DEVICE=cpu to try it.
+gpu-check: $(STAMP)
+	$(VENV)/bin/python benchmarks/gpu_check.py --model $(MODEL) --device $(or $(DEVICE),cuda) $(if $(TEXT),--text $(TEXT))
 
 quickstart: $(STAMP)
 	$(VENV)/bin/llmshearing quickstart

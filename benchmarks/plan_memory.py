@@ -38,7 +38,10 @@ ENVIRONMENT = {
 
 
 def model_directory(folder: Path, hidden: int, layers: int) -> Path:
-    """A LLaMA of random weights: its config, and a file that counts as its tokenizer."""
+    """A LLaMA of random weights: its config, and a tokenizer of one word."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -53,7 +56,7 @@ def model_directory(folder: Path, hidden: int, layers: int) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.model").write_bytes(b"no tokenizer is needed here")
+    Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -88,7 +91,7 @@ def data_tree(root: Path, model: Path) -> Path:
         "sequence_length": LENGTH,
         "token_dtype": "uint16",
         "vocabulary": VOCABULARY,
-        "tokenizer": {"kind": "sentencepiece", "fingerprint": tokenizer_fingerprint(model)},
+        "tokenizer": {"kind": "huggingface", "fingerprint": tokenizer_fingerprint(model)},
         "splits": splits,
     }
     (root / "manifest.json").write_text(json.dumps(manifest))

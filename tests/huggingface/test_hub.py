@@ -305,7 +305,7 @@ RECIPES = sorted(
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned_without_network_or_data(recipe, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert main(["plan", str(recipe)]) == 0
+    assert main(["plan", str(recipe), "--gpus", "4"]) == 0
     assert "peak" in capsys.readouterr().out
 
 
