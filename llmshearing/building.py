@@ -72,8 +72,7 @@ def build_distiller(recipe: Recipe, inputs: Inputs) -> Distiller | None:
     if settings is None or inputs.teacher is None:
         return None
     source, offload = inputs.teacher, settings.teacher_sharding == "offload"
-    default = "bf16" if recipe.model.precision == "amp_bf16" else "fp32"
-    narrow = (settings.teacher_precision or default) == "bf16"
+    narrow = settings.narrow_teacher(recipe.model.precision)
     weights = WeightFiles(source.path)
     model = empty_model(
         source,

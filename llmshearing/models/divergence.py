@@ -43,7 +43,7 @@ class Distillation(NamedTuple):
     Attributes:
         teacher: the teacher's distributions for this microbatch.
         weight: of the divergence, from 0 to 1.
-        beta: which divergence, see `divergence`.
+        beta: which divergence, see `divergence_`.
         temperature: by which the logits of both models are divided.
     """
 
@@ -113,7 +113,7 @@ class TeacherStates:
         return self.transform.apply_(logits).div_(temperature).log_softmax(-1)
 
 
-def divergence(teacher: Tensor, student: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def divergence_(teacher: Tensor, student: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """The divergence of each token, and its gradient with respect to the student's logits.
 
     With teacher p, student q and m = beta p + (1 - beta) q:
@@ -123,16 +123,16 @@ def divergence(teacher: Tensor, student: Tensor, beta: float) -> tuple[Tensor, T
     1 - beta.
 
     Args:
-        teacher: log p, [n, C]; minus infinity where p is 0.
-        student: log q, [n, C].
+        teacher: log p, [n, C]; minus infinity where p is 0. Overwritten.
+        student: log q, [n, C]. Overwritten.
         beta: from 0 to 1.
 
     Returns:
         Nats [n], and the gradient [n, C] with respect to the logits whose log-softmax is log q.
         Both are exactly 0 where p equals q.
     """
-    p, q = teacher.exp(), student.exp()
     gap = teacher - student
+    p, q = teacher.exp_(), student.exp_()
     if beta == 0:
         gap.masked_fill_(p == 0, 0.0).mul_(p)
         return gap.sum(-1), q.sub_(p)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from llmshearing.models.divergence import Distillation, LogitTransform, divergence
+from llmshearing.models.divergence import Distillation, LogitTransform, divergence_
 from llmshearing.models.gated import GatedLinear, change_class
 from llmshearing.models.metrics import IGNORED
 
@@ -257,7 +257,7 @@ def _compare(logits: Tensor, distillation: Distillation, part: slice) -> tuple[T
     ids = min(logits.shape[1], distillation.teacher.vocabulary)
     student = (logits[:, :ids] / temperature).log_softmax(-1)
     teacher = distillation.teacher.log_probabilities(part, ids, temperature)
-    each, slope = divergence(teacher.to(student.dtype), student, distillation.beta)
+    each, slope = divergence_(teacher.to(student.dtype), student, distillation.beta)
     return each * temperature**2, slope
 
 

@@ -36,6 +36,11 @@ class DistillationSettings(Section):
     """`run` places the teacher like the model, sharded or whole on every rank; `offload` keeps it
     in host memory between its forward passes."""
 
+    def narrow_teacher(self, precision: str) -> bool:
+        """Whether the teacher is bf16, in a run of the given `model.precision`."""
+        default = "bf16" if precision == "amp_bf16" else "fp32"
+        return (self.teacher_precision or default) == "bf16"
+
     @property
     def divergence_beta(self) -> float:
         """The one number that decides the divergence; see `models/divergence.py`."""

@@ -60,7 +60,7 @@ class Distiller:
 
     Args:
         teacher: where the teacher's distributions come from.
-        beta: which divergence, see `divergence`.
+        beta: which divergence, see `divergence_`.
         temperature: by which the logits of both models are divided.
         domains: number of domains of the data.
 

@@ -32,6 +32,7 @@ PARTS = (
     "parameters",
     "gradients",
     "optimizer",
+    "teacher",
     "activations",
     "logits",
     "gathered",
@@ -39,6 +40,25 @@ PARTS = (
     "workspace",
     "allowance",
 )
+
+
+# Bytes per logit of a chunk while a divergence is computed: float32 logits, both distributions,
+# their difference and a mask; the Jensen-Shannon divergence has the mixture and its workspace too.
+DIVERGENCE_BYTES = {"forward_kl": 17, "reverse_kl": 20, "jsd": 25}
+
+
+@dataclass(frozen=True)
+class TeacherJob:
+    """A frozen model beside the one that is trained."""
+
+    table: CouplingTable
+    """Of the teacher."""
+    number: int
+    """Bytes of a weight and of an activation."""
+    offloaded: bool
+    """Whether its weights wait in host memory between its forward passes."""
+    divergence: str
+    """Its name in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,8 @@ class Job:
     """Whether the device is a GPU."""
     loss_chunk: int = ModelSettings.model_fields["loss_chunk"].default
     """Tokens whose logits exist at the same time; 0 for all of a microbatch."""
+    teacher: TeacherJob | None = None
+    """Of a run with distillation."""
 
     @property
     def sharded(self) -> bool:
@@ -152,7 +174,7 @@ class _Walk:
         self.axes = pruned_axes(table, job.target)
         self.state = state_bytes(table, job.target, job.constraint, job.shards)
         self.kept = activations(job.config, table, batch, self.numbers, self.axes)
-        self.logits = _chunk_bytes(job, batch)
+        self.logits = _chunk_bytes(job, batch, job.teacher)
         of_layer = elements(table, per_layer=True)
         self.layer, self.matrix = sum(of_layer), max(of_layer)
         self.outer = sum(elements(table, per_layer=False))
@@ -163,11 +185,13 @@ class _Walk:
     def moments(self) -> Iterator[Moment]:
         """The moments of a step's last pass, in which earlier passes have left gradients."""
         before = self.state.gradients if self.job.accumulates else 0
+        if self.job.teacher is not None:
+            yield self._teacher_pass(self.job.teacher, before)
         yield self._moment(
             "loss",
             gradients=before,
             activations=self.all_saved,
-            logits=self.logits + self._head_gradients(),
+            logits=self.logits + self._head_gradients() + self._from_teacher(),
         )
         for layer in reversed(range(self.layers)):
             yield self._backward(layer, before)
@@ -208,6 +232,38 @@ class _Walk:
         tokens, hidden = self.job.train_batch.tokens, self.job.table.source.hidden
         return 4 * self.head + tokens * hidden * self.numbers.compute
 
+    def _teacher_pass(self, teacher: TeacherJob, gradients: int) -> Moment:
+        """The teacher's decoder, before the model's own forward pass."""
+        whole = teacher.number * teacher.table.parameter_count(teacher.table.source)
+        layer = teacher.number * sum(elements(teacher.table, per_layer=True))
+        outer = teacher.number * sum(elements(teacher.table, per_layer=False))
+        brought = whole if teacher.offloaded and not self.job.sharded else 0
+        return self._moment(
+            "teacher",
+            gradients=gradients,
+            activations=_layer_bytes(teacher.table, self.job.train_batch, teacher.number),
+            workspace=brought + (outer + 2 * layer if self.job.sharded else 0),
+        )
+
+    def _from_teacher(self) -> int:
+        """The teacher's hidden states, and its head where that is not already whole here."""
+        teacher = self.job.teacher
+        if teacher is None:
+            return 0
+        shape = teacher.table.source
+        numbers = self.job.train_batch.tokens * shape.hidden
+        if self.job.sharded or teacher.offloaded:
+            numbers += shape.vocabulary * shape.hidden
+        return numbers * teacher.number
+
+    def _resident_teacher(self) -> int:
+        """Bytes of the teacher's weights that stay on the device."""
+        teacher = self.job.teacher
+        if teacher is None or teacher.offloaded:
+            return 0
+        parameters = teacher.table.parameter_count(teacher.table.source)
+        return teacher.number * parameters // self.job.shards
+
     def _optimizer_bytes(self) -> int:
         """AdamW's roots of second moments: of all tensors at once on a GPU, otherwise of one."""
         if self.job.gpu:
@@ -217,11 +273,8 @@ class _Walk:
     def _evaluation(self) -> Moment:
         """A forward pass without a graph. Gradients stay until the next step starts."""
         batch = Batch(self.job.eval_batch, self.job.sequence_length)
-        shape, size = self.job.table.source, self.numbers.compute
-        stream = batch.tokens * shape.hidden * self.numbers.stream
-        units = (1 + inner_projections(self.job.table)) * shape.intermediate + 2 * shape.hidden
-        layer = batch.tokens * units * size + 2 * stream
-        layer += batch.rows * batch.length**2 * (1 + size)  # attention's mask
+        stream = batch.tokens * self.job.table.source.hidden * self.numbers.stream
+        layer = _layer_bytes(self.job.table, batch, self.numbers.compute) + 2 * stream
         logits = _chunk_bytes(self.job, batch) + (2 * self.head if self.numbers.casts else 0)
         # The logits come when the last layer is done.
         highest = {"activations": layer, "logits": 0}
@@ -233,6 +286,7 @@ class _Walk:
         everything = {
             "parameters": self.state.parameters + self.state.masks,
             "optimizer": self.state.optimizer,
+            "teacher": self._resident_teacher(),
             **parts,
             **self._parallel_bytes(name),
         }
@@ -263,11 +317,22 @@ class _Walk:
         return {"gathered": gathered}
 
 
-def _chunk_bytes(job: Job, batch: Batch) -> int:
-    """Logits of a chunk in float32, the exponentials for their normaliser, and their cast."""
+def _layer_bytes(table: CouplingTable, batch: Batch, size: int) -> int:
+    """Activations of a layer without a graph, beside the residual stream."""
+    shape = table.source
+    units = (1 + inner_projections(table)) * shape.intermediate + 2 * shape.hidden
+    return batch.tokens * units * size + batch.rows * batch.length**2 * (1 + size)  # its mask
+
+
+def _chunk_bytes(job: Job, batch: Batch, teacher: TeacherJob | None = None) -> int:
+    """Logits of a chunk in float32, the exponentials for their normaliser, and their cast.
+
+    With a teacher, the larger of that and what the divergence needs.
+    """
     chunk = min(job.loss_chunk or batch.tokens, batch.tokens)
     narrow = 0 if job.numbers.compute == 4 else job.numbers.compute
-    return chunk * job.table.source.vocabulary * (8 + narrow)
+    most = 8 + narrow if teacher is None else DIVERGENCE_BYTES[teacher.divergence]
+    return chunk * job.table.source.vocabulary * most
 
 
 def gib(size: float) -> float:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmshearing.architecture.flops import training_flops_per_token
+from llmshearing.architecture.flops import forward_flops_per_token, training_flops_per_token
 from llmshearing.errors import UserError
 from llmshearing.mixture.settings import domain_source
 from llmshearing.mixture.usage import Use, expected_use
 from llmshearing.planning import disk
 from llmshearing.planning.devices import Device
 from llmshearing.planning.fit import Option, first_that_fits
-from llmshearing.planning.memory import Job, MemoryPlan, plan_memory
+from llmshearing.planning.memory import Job, MemoryPlan, TeacherJob, plan_memory
 from llmshearing.planning.plan_inputs import PlanInputs, read_inputs
 from llmshearing.planning.state import StateBytes, state_bytes
 from llmshearing.planning.time import Schedule, Speed, hours, measured_speed, schedule, stated_speed
@@ -107,8 +107,11 @@ def make_plan(
     if limit is not None and memory.peak.total > limit:
         option, tried = first_that_fits(job, limit)
     flops = training_flops_per_token(inputs.table, inputs.sequence_length)
+    taught = 0
+    if inputs.teacher is not None:
+        taught = forward_flops_per_token(inputs.teacher, inputs.sequence_length)
     held_out = sum(domain.held_out for domain in inputs.domains)
-    when = schedule(inputs.recipe, inputs.sequence_length, flops, held_out)
+    when = schedule(inputs.recipe, inputs.sequence_length, flops, held_out, taught)
     device = machine.device
     speed = stated_speed(device, mfu) if run is None else measured_speed(run, device)
     whole = state_bytes(inputs.table, inputs.target, inputs.recipe.pruning.constraint)
@@ -157,6 +160,19 @@ def job_of(inputs: PlanInputs, machine: Machine) -> Job:
         shards=1 if recipe.parallelism == "ddp" else min(recipe.shard_ranks or ranks, ranks),
         loss_chunk=recipe.model.loss_chunk,
         gpu=machine.device.is_gpu,
+        teacher=_teacher(inputs),
+    )
+
+
+def _teacher(inputs: PlanInputs) -> TeacherJob | None:
+    settings = inputs.recipe.distillation
+    if settings is None or inputs.teacher is None:
+        return None
+    return TeacherJob(
+        table=inputs.teacher,
+        number=2 if settings.narrow_teacher(inputs.recipe.model.precision) else 4,
+        offloaded=settings.teacher_sharding == "offload",
+        divergence=settings.divergence,
     )
 
 

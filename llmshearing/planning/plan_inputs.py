@@ -47,6 +47,8 @@ class PlanInputs:
     """Of the model that is trained."""
     target: Target
     """What to prune to, or None."""
+    teacher: CouplingTable | None
+    """Of the teacher; None without distillation."""
     sequence_length: int
     """Tokens in a row."""
     domains: list[DomainData]
@@ -97,6 +99,7 @@ def read_inputs(
         config=config,
         table=table,
         target=target,
+        teacher=None if found.teacher is None else found.teacher.table,
         sequence_length=length,
         domains=domains,
         tree=found.tree,

@@ -76,6 +76,12 @@ def _run(plan: RunPlan) -> Table:
         rows.append(("target", f"at most {target.parameters:,} parameters, along {axes}"))
     elif target is not None:
         rows.append(("target", _shape(target, table.parameter_count(target))))
+    if job.teacher is not None:
+        taught = job.teacher.table
+        numbers = "bf16" if job.teacher.number == 2 else "float32"
+        where = ", in host memory between its passes" if job.teacher.offloaded else ""
+        shape = _shape(taught.source, taught.parameter_count(taught.source))
+        rows.append(("teacher", f"{shape}; {numbers}{where}"))
     memory = "" if device.memory is None else f" of {gib(device.memory):.1f} GiB"
     recompute = "blocks recomputed" if job.checkpointing else "nothing recomputed"
     rows += [
@@ -135,10 +141,14 @@ def _time(plan: RunPlan) -> Table:
     when, speed, count = plan.schedule, plan.speed, plan.machine.count
     title = f"Time of {when.steps:,} steps, {_count(when.tokens)} tokens"
     notes = [f"{when.flops_per_token / 1e9:,.2f} GFLOP per token = {FORMULA}"]
+    if when.teacher_flops_per_token:
+        notes.append(
+            f"{when.teacher_flops_per_token / 1e9:,.2f} more for the teacher's forward pass"
+        )
     if speed is None or plan.train_hours is None or plan.eval_hours is None:
         notes.append("no speed: this device's peak is not known; give --run RUN_DIR of a run on it")
         return Table(title, (), [], notes)
-    rate = speed.achieved / when.flops_per_token
+    rate = speed.achieved * when.tokens / when.flops
     utilisation = "" if speed.mfu is None else f"MFU {speed.mfu:.3g}, "
     notes.append(f"{rate:,.0f} tokens/s per device: {utilisation}{speed.source}")
     times = {

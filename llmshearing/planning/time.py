@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmshearing.architecture.families import family_of
-from llmshearing.architecture.flops import training_flops_per_token
+from llmshearing.architecture.flops import forward_flops_per_token, training_flops_per_token
 from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
@@ -45,20 +45,28 @@ class Schedule:
     eval_tokens: int
     """Tokens of all evaluations."""
     flops_per_token: int
-    """Operations of training per token."""
+    """Operations of training per token, without a teacher."""
+    teacher_flops_per_token: int = 0
+    """Operations of the teacher's forward pass per token."""
 
     @property
     def flops(self) -> float:
-        """Operations of training; the forward pass is a third of a step."""
-        return self.flops_per_token * self.tokens
+        """Operations of training with the teacher's; evaluations have none of its."""
+        return (self.flops_per_token + self.teacher_flops_per_token) * self.tokens
 
     @property
     def eval_flops(self) -> float:
-        """Operations of all evaluations."""
+        """Operations of all evaluations; the forward pass is a third of a step."""
         return self.flops_per_token * self.eval_tokens / 3
 
 
-def schedule(recipe: Recipe, sequence_length: int, flops_per_token: int, rows: int) -> Schedule:
+def schedule(
+    recipe: Recipe,
+    sequence_length: int,
+    flops_per_token: int,
+    rows: int,
+    teacher_flops_per_token: int = 0,
+) -> Schedule:
     """The schedule of a recipe.
 
     Args:
@@ -66,6 +74,7 @@ def schedule(recipe: Recipe, sequence_length: int, flops_per_token: int, rows: i
         sequence_length: tokens in a row.
         flops_per_token: operations of training.
         rows: held-out rows of all domains together.
+        teacher_flops_per_token: operations of a teacher's forward pass.
     """
     total = steps(recipe.run.duration)
     every = steps(recipe.run.eval_interval)
@@ -76,6 +85,7 @@ def schedule(recipe: Recipe, sequence_length: int, flops_per_token: int, rows: i
         evaluations=evaluations,
         eval_tokens=evaluations * rows * sequence_length,
         flops_per_token=flops_per_token,
+        teacher_flops_per_token=teacher_flops_per_token,
     )
 
 
@@ -112,7 +122,12 @@ def measured_speed(run: Path, device: Device) -> Speed:
     manifest = _manifest(run)
     config = manifest.source.config
     table = family_of(config).table(config)
-    achieved = rate * training_flops_per_token(table, manifest.data.sequence_length)
+    length = manifest.data.sequence_length
+    operations = training_flops_per_token(table, length)
+    if (teacher := manifest.teacher) is not None:
+        taught = family_of(teacher.config).table(teacher.config)
+        operations += forward_flops_per_token(taught, length)
+    achieved = rate * operations
     mfu = None if device.peak is None else achieved / device.peak
     return Speed(achieved, mfu, f"measured, {rate:,.0f} tokens/s per device in {run}")
 

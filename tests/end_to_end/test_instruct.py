@@ -1,6 +1,7 @@
 """Instruction tuning: dialogues in, loss on the answers only, a model that answers."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+import torch.nn.functional as F
 from runs import launch, run_here, series
 from streaming.base.format.mds.reader import MDSReader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -140,6 +142,55 @@ def test_a_steps_loss_is_the_mean_over_answer_tokens(chat_model, chat_tree, tmp_
     loss, norm, _ = plain_step(chat_model, chat_tree)
     assert series(lines, "loss/train/ce")[1] == pytest.approx(loss, rel=1e-6)
     assert series(lines, "optimizer/gradient_norm")[1] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def chat_teacher(chat_model, tmp_path_factory):
+    """The same model with other weights."""
+    folder = shutil.copytree(chat_model, tmp_path_factory.mktemp("chat-teacher") / "model")
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def plain_distilled_step(folder, teacher_folder, tree, weight, temperature):
+    """Means over every answer's tokens of the split, from whole logits; the gradient's norm."""
+    model, teacher = (AutoModelForCausalLM.from_pretrained(f) for f in (folder, teacher_folder))
+    sums, count = torch.zeros(2, dtype=torch.float64), 0
+    for row in rows_of(tree, "continue"):
+        tokens = torch.tensor(row["tokens"].astype("int64"))
+        answers = torch.tensor(row["loss"])[1:] != 0
+        q, p = (one(tokens[None]).logits[0, :-1][answers] for one in (model, teacher))
+        cross_entropy = F.cross_entropy(q, tokens[1:][answers], reduction="sum")
+        q, p = ((logits / temperature).log_softmax(-1) for logits in (q, p.detach()))
+        divergence = temperature**2 * F.kl_div(q, p, log_target=True, reduction="sum")
+        sums = sums + torch.stack([cross_entropy, divergence]).double()
+        count += int(answers.sum())
+    cross_entropy, divergence = sums / count
+    ((1 - weight) * cross_entropy + weight * divergence).backward()
+    squares = sum(p.grad.double().pow(2).sum() for p in model.parameters())
+    return float(cross_entropy), float(divergence), float(squares.sqrt())
+
+
+@pytest.mark.parametrize("microbatch", [1, 1000])
+def test_a_distilled_step_is_that_of_whole_logits_over_answers_alone(
+    chat_model, chat_teacher, chat_tree, tmp_path, microbatch
+):
+    rows = chat_tree.split("continue")["dialogues"].rows
+    overrides = one_step(chat_model, chat_tree, tmp_path / "run", min(microbatch, rows))
+    section = {"teacher": str(chat_teacher), "weight": 0.3, "temperature": 2.0}
+    distillation = f"distillation={json.dumps(section)}"
+    lines = run_here(RECIPE, *overrides, f"data.global_batch={rows}", distillation)
+    wanted = plain_distilled_step(chat_model, chat_teacher, chat_tree, 0.3, 2.0)
+    names = ("loss/train/ce", "loss/train/divergence", "optimizer/gradient_norm")
+    found = [series(lines, name)[1] for name in names]
+    assert min(wanted) > 0.01
+    assert found == pytest.approx(list(wanted), rel=1e-5)
+    total = series(lines, "loss/train/total")[1]
+    assert total == pytest.approx(0.7 * wanted[0] + 0.3 * wanted[1], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from models_zoo import COMMON, build, variants
 
-from llmshearing.models.divergence import Distillation, LogitTransform, TeacherStates, divergence
+from llmshearing.models.divergence import Distillation, LogitTransform, TeacherStates, divergence_
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.models.head import LossHead, insert_loss_head
 from llmshearing.models.metrics import IGNORED, shifted
@@ -209,7 +209,7 @@ def test_distant_distributions_have_finite_divergences_and_gradients(beta):
     teacher, student = (
         (300 * torch.randn(4, 9, generator=generator)).log_softmax(-1) for _ in range(2)
     )
-    each, slope = divergence(teacher, student, beta)
+    each, slope = divergence_(teacher, student, beta)
     assert each.isfinite().all()
     assert slope.isfinite().all()
     assert (each > 0).all()
@@ -220,9 +220,9 @@ def test_a_teacher_may_give_some_ids_the_probability_zero(beta):
     logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     masked = logits.flip(0).clone()
     masked[:, 4:7] = -torch.inf
-    each, slope = divergence(masked.log_softmax(-1), logits.log_softmax(-1), beta)
+    each, slope = divergence_(masked.log_softmax(-1), logits.log_softmax(-1), beta)
     nearly = masked.clamp(min=-600)
-    wanted, wanted_slope = divergence(nearly.log_softmax(-1), logits.log_softmax(-1), beta)
+    wanted, wanted_slope = divergence_(nearly.log_softmax(-1), logits.log_softmax(-1), beta)
     torch.testing.assert_close(each, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(slope, wanted_slope, rtol=1e-12, atol=1e-12)
 

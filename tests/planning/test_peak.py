@@ -12,7 +12,8 @@ from transformers import AutoConfig
 from llmshearing.architecture.families import family_of
 from llmshearing.huggingface.stock import complete_fields, stock_model
 from llmshearing.models.shearing import ShearingModel
-from llmshearing.planning.memory import Job, plan_memory
+from llmshearing.models.teacher import Distiller, FrozenTeacher
+from llmshearing.planning.memory import Job, TeacherJob, plan_memory
 from llmshearing.pruning.masks import Masks, PruningSettings
 
 LENGTH, ROWS, CHUNK = 64, 2, 64
@@ -29,7 +30,7 @@ CONFIG = {
 PHASE = "phase: "
 
 
-def training(family, *, masked, recompute, passes):
+def training(family, *, masked, recompute, passes, divergence=None):
     """A model, and the job that describes its training."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **CONFIG)
@@ -52,8 +53,13 @@ def training(family, *, masked, recompute, passes):
         checkpointing=recompute,
         gpu=False,
         loss_chunk=CHUNK,
+        teacher=divergence and TeacherJob(table, 4, offloaded=False, divergence=divergence),
     )
-    return ShearingModel(decoder, masks, 1, CHUNK), job
+    model = ShearingModel(decoder, masks, 1, CHUNK)
+    if divergence is not None:
+        beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}[divergence]
+        model.distiller = Distiller(FrozenTeacher(stock_model(config)), beta, 1.0, 1)
+    return model, job
 
 
 def step(model, optimizer, tokens):
@@ -100,6 +106,10 @@ CASES = {
     "recomputed": {"masked": False, "recompute": True, "passes": 2},
     "masked": {"masked": True, "recompute": False, "passes": 2},
     "masked and recomputed": {"masked": True, "recompute": True, "passes": 1},
+    **{
+        name: {"masked": False, "recompute": True, "passes": 1, "divergence": name}
+        for name in ("forward_kl", "reverse_kl", "jsd")
+    },
 }
 # The plan is exact but for vectors and masks. In the backward pass it counts all tensors of a block
 # as alive, which PyTorch frees one by one.
@@ -120,6 +130,9 @@ def test_planned_moments_are_those_of_a_real_step(family, case, tmp_path):
     plan = plan_memory(job)
     constant = plan.state.parameters + plan.state.masks + plan.state.optimizer
     planned = {moment.name: moment.total - constant for moment in plan.moments}
+    if job.teacher is not None:
+        resident = plan.moments[0].parts["teacher"]
+        planned = {name: size - resident for name, size in planned.items() if name != "teacher"}
     planned["backward"] = max(planned["backward"], planned.pop("embedding"))
     assert planned.keys() == found.keys()
     for phase, (least, most) in BOUNDS.items():

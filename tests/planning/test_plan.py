@@ -116,6 +116,27 @@ def test_a_budget_is_planned(capsys):
     assert "at most 1,300,000,000 parameters, along hidden, layer" in capsys.readouterr().out
 
 
+def test_a_teacher_takes_memory_and_time():
+    recipe = "yamls/prune/llama2-7b-to-2.7b.yaml"
+    machine = Machine(device_of("A100-80GB"), 8)
+    plain, taught, offloaded = (
+        make_plan(recipe, overrides, machine)
+        for overrides in (
+            [],
+            ["distillation={}"],
+            ["distillation.teacher_sharding=offload"],
+        )
+    )
+    weights = 2 * plain.inputs.table.parameter_count(plain.inputs.table.source) // 8  # bf16
+    assert {m.parts["teacher"] for m in taught.memory.moments} == {weights}
+    peak, without = taught.memory.peak.total, plain.memory.peak.total
+    assert without + weights < peak < without + 1.3 * weights
+    assert without <= offloaded.memory.peak.total < without + 0.5 * weights
+    assert taught.schedule.flops == pytest.approx(plain.schedule.flops * 4 / 3)
+    assert taught.schedule.eval_flops == plain.schedule.eval_flops
+    assert taught.train_hours == pytest.approx(plain.train_hours * 4 / 3)
+
+
 def test_hybrid_shards_over_a_part_of_the_ranks():
     plan = make_plan(PRUNE, [SEVEN], Machine(A100, 16))
     assert job_of(plan.inputs, Machine(A100, 16)).shards == 16

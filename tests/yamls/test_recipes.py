@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +67,11 @@ PRUNE = {
 STAGES = [
     *(Stage(f"prune/{r}", m, SIZES[name], name, 8) for name, (r, m) in PRUNE.items()),
     *(Stage(f"continue/{name}", name, SIZES[name], name, 16) for name in PRUNE),
+]
+DISTILLED = [
+    replace(stage, recipe=f"{stage.recipe}-distilled")
+    for stage in STAGES
+    if stage.recipe.startswith("continue/sheared-llama-")
 ]
 SOURCES = {
     "llama2-7b": 6_738_415_616,
@@ -141,6 +146,21 @@ def arguments(stage, tokenizer, references, model):
         References(losses=losses, source="published").write(copy)
         found.append(f"mixture.references={copy}")
     return found
+
+
+@pytest.mark.parametrize("stage", DISTILLED, ids=str)
+def test_a_distilled_recipe_is_the_plain_one_with_a_teacher(stage):
+    plain, distilled = (
+        parse_recipe(path, ["model.path=MODEL", "data.root=DATA"])[0].model_dump()
+        for path in (Path(str(stage.path).replace("-distilled", "")), stage.path)
+    )
+    assert distilled.pop("distillation")["teacher"] == "meta-llama/Llama-2-7b-hf"
+    assert plain.pop("distillation") is None
+    assert distilled["run"].pop("directory") == f"{plain['run'].pop('directory')}-distilled"
+    assert distilled == plain
+    plan = make_plan(stage.path, [], Machine(device_of("A100-80GB"), stage.gpus))
+    assert plan.fits
+    assert plan.inputs.teacher.parameter_count(plan.inputs.teacher.source) == SOURCES["llama2-7b"]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)
