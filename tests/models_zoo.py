@@ -210,6 +210,22 @@ ZOO: dict[str, Entry] = {
 }
 
 
+if "ministral3" in all_families():  # Transformers 5
+    scaled = {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "max_position_embeddings": 32,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        }
+    }
+    ZOO["ministral3"] = Entry({kind: {**f, **scaled} for kind, f in LLAMA_KINDS.items()})
+
+
 @dataclass(frozen=True)
 class Variant:
     """A config of a family.

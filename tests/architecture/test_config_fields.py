@@ -137,6 +137,13 @@ def test_unknown_rotary_scalings_are_refused_by_name(family, scaling, message):
         all_families()[family].check_fields(stored(family) | {"rope_scaling": scaling})
 
 
+def test_lists_with_an_entry_per_layer_follow_the_kept_layers():
+    config = stored("smollm3", num_hidden_layers=4, no_rope_layers=[1, 0, 1, 0])
+    family = all_families()["smollm3"]
+    shape = family.read_shape(config)
+    assert family.reshaped(config, shape, [1, 2, 3])["no_rope_layers"] == [0, 1, 0]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_stored_config_without_its_defaults_gives_the_same_table(family, tied, tmp_path):

@@ -29,7 +29,9 @@ def source(folder, family, tokenizer):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 64}
     grouped = {} if family == "gpt_neox" else {"num_key_value_heads": 2, "head_dim": 8}
-    config = AutoConfig.for_model(family, **sizes, **heads, **grouped, initializer_range=0.1)
+    config = AutoConfig.for_model(
+        family, **sizes, **heads, **grouped, initializer_range=0.1, pad_token_id=None
+    )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     shutil.copy(tokenizer / "tokenizer.model", folder)
