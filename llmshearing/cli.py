@@ -173,6 +173,7 @@ STAGES: dict[str, list[Command]] = {
             arg("--target", type=str, nargs="+", required=True, metavar="SIZE=N"),
             arg("--importance", metavar="FILE", help="scores made by llmshearing importance"),
             arg("--method", type=str, help="instead of scores: magnitude, random or spaced"),
+            arg("--cuts", type=_count, metavar="K", help="make the first of K cuts to the target"),
             SEED,
             DTYPE,
         ),

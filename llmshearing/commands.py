@@ -272,7 +272,13 @@ def prune_oneshot(options: Namespace) -> None:
     else:
         score, method = oneshot.scorer(options.method, options.seed), options.method
     made = oneshot.prune_oneshot(
-        options.model, options.out, target, score, method=method, form=Format(options.dtype)
+        options.model,
+        options.out,
+        target,
+        score,
+        method=method,
+        form=Format(options.dtype),
+        cuts=options.cuts,
     )
     print(f"{made.directory}: {made.parameters:,} parameters, {made.shape}")
     print(f"verified: logits within {made.difference:.1e} of the source's under these gates")

@@ -120,6 +120,10 @@ class OptimizerSettings(Section):
     """Length of the linear warmup, e.g. `0.1dur` or `320ba`."""
     final_fraction: Fraction = 0.1
     """The last learning rate as a fraction of the highest."""
+    schedule_from: Steps | None = None
+    """The step at which this run begins in a schedule over several runs; its start by default."""
+    schedule_length: Steps | None = None
+    """Length of that schedule; by default it ends with this run."""
     betas: list[float] = Field(default_factory=lambda: [0.9, 0.95], min_length=2, max_length=2)
     """Decay rates of AdamW's two moments."""
     eps: NotNegative = 1e-8
@@ -128,6 +132,11 @@ class OptimizerSettings(Section):
     """AdamW's weight decay."""
     clip_norm: NotNegative = 1.0
     """Gradient norm bound of the weights; 0 means none."""
+
+    def schedule(self, total: int) -> tuple[int, int]:
+        """The first step of a run of `total` steps in its schedule, and the schedule's length."""
+        first = steps(self.schedule_from or "0ba")
+        return first, steps(self.schedule_length) if self.schedule_length else first + total
 
     def rules(self) -> list[str]:
         """Refuse decay rates that forget nothing."""
@@ -201,7 +210,18 @@ class Recipe(Section):
     def _late(self) -> list[str]:
         """Phases that would not end within the run, so that its target would never be reached."""
         total = steps(self.run.duration)
-        phases = {"optimizer.warmup": self.optimizer.warmup}
+        first, length = self.optimizer.schedule(total)
+        if first + total > length:
+            return [
+                f"optimizer.schedule_length: found {length}ba, expected at least the run's last "
+                f"step in the schedule, {first + total}ba"
+            ]
+        if steps(self.optimizer.warmup, length) > length:
+            return [
+                f"optimizer.warmup: found {self.optimizer.warmup!r}, expected at most the length "
+                f"of the schedule, {length}ba; a time such as 0.2dur grows with it"
+            ]
+        phases = {}
         if self.has_masks:
             names = ("warmup", "fix_shape", "sharpen_until", "freeze")
             phases |= {f"pruning.{name}": getattr(self.pruning, name) for name in names}

@@ -52,12 +52,13 @@ def mask_groups(masks: Masks, pruning: PruningSettings) -> list[dict]:
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
     """Warmup and cosine for the weights; constant, then a cosine, for masks and multipliers."""
     total = steps(recipe.run.duration)
-    warmup = steps(recipe.optimizer.warmup, total)
-    weights = warmup_cosine(warmup, total, recipe.optimizer.final_fraction)
+    first, length = recipe.optimizer.schedule(total)
+    warmup = steps(recipe.optimizer.warmup, length)
+    whole = warmup_cosine(warmup, length, recipe.optimizer.final_fraction)
     phases = mask_schedule(recipe)
     masks = hold_cosine(phases.warmup, total, recipe.pruning.final_fraction, phases.freeze)
     others = len(optimizer.param_groups) - 1
-    return LambdaLR(optimizer, [weights, *[masks] * others])
+    return LambdaLR(optimizer, [lambda step: whole(first + step), *[masks] * others])
 
 
 def mask_schedule(recipe: Recipe) -> MaskSchedule:

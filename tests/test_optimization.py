@@ -8,6 +8,7 @@ import torch
 from models_zoo import build, variants
 
 from llmshearing.config import load_recipe
+from llmshearing.errors import UserError
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.optimization import (
     build_optimizer,
@@ -124,3 +125,33 @@ def test_schedule_of_a_pruning_run(tmp_path):
     for rates in (masks, *multipliers):
         assert min(rates[:15]) > 0.0
         assert rates[15:] == [0.0] * 5
+
+
+def rates(recipe, steps):
+    """The learning rate of the weights at each step of a run."""
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(1))]}], lr=1.0)
+    schedule, found = build_schedule(optimizer, recipe), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_runs_that_share_a_schedule_have_the_rates_of_one_run(recipe_file):
+    recipe = json.loads(recipe_file.read_text())
+    del recipe["target"]
+    recipe_file.write_text(json.dumps(recipe))
+    whole = rates(load_recipe(recipe_file, ["run.duration=20ba"]), 20)
+    first = ["run.duration=8ba", "optimizer.schedule_length=20ba"]
+    second = ["run.duration=12ba", "optimizer.schedule_from=8ba", "optimizer.schedule_length=20ba"]
+    parts = rates(load_recipe(recipe_file, first), 8) + rates(load_recipe(recipe_file, second), 12)
+    assert parts == whole
+    # Without a length, the schedule ends with the run.
+    assert rates(load_recipe(recipe_file, second[:2]), 12) == whole[8:]
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused(recipe_file):
+    given = ["run.duration=8ba", "optimizer.schedule_from=8ba", "optimizer.schedule_length=15ba"]
+    with pytest.raises(UserError, match="found 15ba, expected at least the run's last step in"):
+        load_recipe(recipe_file, given)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.gradual import first_cut
 from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import TargetSettings, resolve_shape
 from llmshearing.errors import UserError
@@ -36,6 +37,7 @@ def prune_oneshot(
     *,
     method: str,
     form: Format | None = None,
+    cuts: int | None = None,
 ) -> Exported:
     """Cut a model to a target shape and write it as a Hugging Face directory.
 
@@ -46,6 +48,7 @@ def prune_oneshot(
         score: gives the scores, see `scorer` and `from_file`.
         method: the scores' name, for the manifest.
         form: how weights are stored; float32 by default.
+        cuts: make only the first of so many cuts to the shape, each to at least half.
 
     Raises:
         UserError: a target that the source cannot reach, or an output that is not empty.
@@ -58,6 +61,8 @@ def prune_oneshot(
             "shape within a budget with llmshearing search"
         )
     shape, errors = resolve_shape(table, target)
+    if cuts is not None and not errors:
+        shape, errors = first_cut(table, shape, cuts)
     if errors:
         raise UserError(error_list("--target", errors))
     original = SourceWeights(source)
