@@ -154,7 +154,7 @@ def importance_plan(recipe: Recipe, inputs: Inputs) -> ImportancePlan:
         return ImportancePlan(settings.importance, inputs.scores, 0, 0.0, wanted, reason)
     table, length = inputs.source.table, inputs.tree.sequence_length
     trained = steps(recipe.run.duration) * recipe.data.global_batch
-    cost = forward_flops_per_token(table, length) / training_flops_per_token(table, length)
+    cost = forward_flops_per_token(table, length) / flops_model(recipe, inputs).flops_per_token
     if settings.start == "importance":
         rows = IMPORTANCE_ROWS[1]
     elif (affordable := int(IMPORTANCE_SHARE * trained / cost)) >= IMPORTANCE_ROWS[0]:

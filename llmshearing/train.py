@@ -205,10 +205,9 @@ def build_trainer(
             flops_model(recipe, inputs),
         ),
         start,  # scores the source before anything changes it
-        MaskReportWriter(
-            directory, start, heartbeat.enter
-        ),  # before the last checkpoint: a run killed
-        # after that checkpoint counts as finished, and then needs its report
+        # Before the last checkpoint: a run killed after it counts as finished, and then needs its
+        # report.
+        MaskReportWriter(directory, start, heartbeat.enter),
         Checkpointing(  # after everything that changes what is saved
             directory,
             due=stop.or_every(recipe.run.checkpoint_interval),

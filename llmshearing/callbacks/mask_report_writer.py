@@ -14,7 +14,8 @@ from torch import Tensor
 
 from llmshearing.callbacks.held_out import at_end, measure
 from llmshearing.callbacks.manifest_writer import held_out_losses
-from llmshearing.callbacks.mask_start import MaskStart, best_units
+from llmshearing.callbacks.mask_start import MaskStart
+from llmshearing.export.oneshot import kept_units
 from llmshearing.files import write_json
 from llmshearing.models.metrics import HeldOutLoss
 from llmshearing.models.shearing import ShearingModel, unwrapped
@@ -70,7 +71,7 @@ class MaskReportWriter(Callback):
         scores = self.start.scores
         if scores is None or masks.target is None:
             return None
-        best = best_units(scores, masks.target_sizes)
+        best = kept_units(scores, masks.table, masks.target)
         common = {
             a: common_units(kept, best[a], masks.sizes[a]) for a, kept in masks.kept().items()
         }

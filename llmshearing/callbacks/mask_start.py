@@ -17,13 +17,14 @@ from composer.utils import dist
 
 from llmshearing.callbacks.held_out import measure
 from llmshearing.data.dataset import TrainRows, batched, read_rows, sample_rows
+from llmshearing.export.oneshot import kept_units
 from llmshearing.models.activation_importance import activation_importance
 from llmshearing.models.gated import set_gates
 from llmshearing.models.metrics import HeldOutLoss
 from llmshearing.models.shearing import Batch, ShearingModel, unwrapped
 from llmshearing.pruning.mask_report import times_the_steps
 from llmshearing.pruning.scores import Scores, load_scores, save_scores
-from llmshearing.pruning.selection import Kept, indicator, select
+from llmshearing.pruning.selection import indicator
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,10 @@ class MaskStart(Callback):
         In nats per token. All ranks call it together.
         """
         model = unwrapped(state.model)
-        assert model.masks is not None
-        table, kept = model.masks.table, best_units(scores, model.masks.target_sizes)
+        masks = model.masks
+        assert masks is not None
+        assert masks.target is not None
+        table, kept = masks.table, kept_units(scores, masks.table, masks.target)
         gates = {a: indicator(scores[a].float(), units) for a, units in kept.items()}
         gates = {axis: state.device.tensor_to_device(gate) for axis, gate in gates.items()}
 
@@ -170,9 +173,3 @@ class MaskStart(Callback):
             )
         model.train()
         return scores
-
-
-def best_units(scores: Scores, sizes: dict[Any, int]) -> Kept:
-    """The units of best score on every axis that shrinks."""
-    shrinking = {a: score for a, score in scores.items() if sizes[a] < score.shape[-1]}
-    return select(shrinking, sizes)

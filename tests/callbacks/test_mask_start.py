@@ -10,13 +10,13 @@ from runs import log_file, metrics, run_here, series, start_ranks
 from llmshearing import building
 from llmshearing.architecture.axes import Axis
 from llmshearing.building import IMPORTANCE_ROWS, IMPORTANCE_SHARE, importance_plan
-from llmshearing.callbacks.mask_start import best_units
 from llmshearing.checkpoints.manifest import RunManifest
 from llmshearing.checksums import record_file
 from llmshearing.cli import main
 from llmshearing.evaluation.domain_loss import evaluate
 from llmshearing.evaluation.score_units import measure_importance
 from llmshearing.export.export import export
+from llmshearing.export.oneshot import kept_units
 from llmshearing.huggingface.source import read_source
 from llmshearing.preflight import resolve
 from llmshearing.pruning.scores import load_scores
@@ -68,7 +68,7 @@ def test_the_report_compares_with_the_one_shot_cut(recipe_file, tiny_model):
     report = json.loads((run / "mask_report.json").read_text())
     comparison, kept = report["comparison"], RunManifest.read(run / "manifest.json").target
     assert kept is not None
-    best = best_units(load_scores(run / SCORES, table), table.sizes(kept))
+    best = kept_units(load_scores(run / SCORES, table), table, kept)
     export(run, run.parent / "out", allow_undecided=True)
     exported = json.loads((run.parent / "out" / "llmshearing.json").read_text())["kept"]
     for axis, units in best.items():
