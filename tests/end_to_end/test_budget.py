@@ -67,3 +67,24 @@ def test_before_fix_shape_only_the_number_of_parameters_is_constrained(budget_re
     with pytest.raises(UserError, match="has not fixed its shape yet"):
         export(early, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_choose_a_shape_from_importance_under_distillation(budget_recipe, tmp_path):
+    """As in `yamls/prune/smollm2-135m-to-50m-budget.yaml`."""
+    given = (*SETTINGS, "pruning.start=importance")
+    logits = {}
+    for weight in (0.0, 1.0):
+        run = tmp_path / f"weight-{weight}"
+        lines = run_here(
+            budget_recipe, *given, f"distillation.weight={weight}", f"run.directory={run}"
+        )
+        logits[weight] = open_checkpoint(run).mask_logits()
+    divergence = series(lines, "loss/train/divergence")
+    assert divergence[1] == pytest.approx(0.0, abs=1e-6)  # the gates start at 1: it is the teacher
+    assert divergence[8] > 1e-3
+    for axis, found in logits[1.0].items():
+        assert not found.equal(logits[0.0][axis])
+    assert export(run, tmp_path / "out").parameters <= BUDGET
+    comparison = json.loads((run / "mask_report.json").read_text())["comparison"]
+    assert comparison["oneshot_loss"] is None  # before the first step there was no shape
+    assert comparison["importance_loss"] > 0

@@ -32,7 +32,9 @@ def test_gradual_pruning_in_one_command(tiny_model, tiny_tree, tmp_path):
     command += target
 
     def run():
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=1800
+        )
 
     done = run()
     assert done.returncode == 0, done.stderr[-3000:]
