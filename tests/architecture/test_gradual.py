@@ -7,7 +7,7 @@ import pytest
 from models_zoo import build, variants
 
 from llmshearing.architecture.families import family_of
-from llmshearing.architecture.gradual import first_cut
+from llmshearing.architecture.gradual import first_cut, series
 from llmshearing.architecture.shape import implied_head_size_error, sized
 
 SMOLLM = {
@@ -44,7 +44,7 @@ def test_sizes_on_the_way_keep_the_divisors_of_both_ends():
 
 def test_a_cut_to_less_than_half_is_refused_with_the_number_to_give():
     _, (error,) = first_cut(TABLE, TARGET, 1)
-    assert "found 1, which leaves 50,347,392 of 134,515,008 parameters" in error
+    assert error.startswith("--cuts: found 1 from 134,515,008 to 50,347,392 parameters")
     assert error.endswith("give 2")
     assert first_cut(TABLE, TARGET, 2)[1] == []
 
@@ -60,3 +60,14 @@ def test_every_family_can_hold_the_shapes_on_the_way(variant):
     for axis, size in table.sizes(shape).items():
         assert table.sizes(target)[axis] <= size <= table.sizes(table.source)[axis], axis
     assert not (table.implied_head_size and implied_head_size_error(shape))
+
+
+def test_a_series_whose_last_cut_would_be_too_large_is_refused_before_the_first():
+    config = SMOLLM | {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 688}
+    config |= {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8}
+    table = family_of(config).table(config)
+    target = replace(table.source, hidden=128, layers=6, heads=4, kv_groups=4, intermediate=344)
+    counts = [table.parameter_count(shape) for shape in series(table, target, 2)]
+    assert 2 * counts[1] >= counts[0]
+    assert 2 * counts[2] < counts[1]
+    assert first_cut(table, target, 2)[1][0].endswith("give 3")

@@ -27,7 +27,7 @@ def test_gradual_pruning_in_one_command(tiny_model, tiny_tree, tmp_path):
         "LONGER": str(tiny_tree),
         "LONGER_STEPS": "2",
     }
-    target = ["hidden=16", "layers=2", "heads=2", "intermediate=24"]
+    target = ["hidden=16", "heads=2", "intermediate=24"]
     command = [str(ROOT / "launch" / "gradual.sh"), str(tiny_model), str(tiny_tree), str(out)]
     command += target
 
@@ -42,7 +42,7 @@ def test_gradual_pruning_in_one_command(tiny_model, tiny_tree, tmp_path):
     for stage in ("1/cut", "1/model", "2/cut", "2/model", "longer/model"):
         shape = json.loads((out / stage / "llmshearing.json").read_text())["shape"]
         sizes.append((shape["hidden"], shape["layers"], shape["heads"], shape["intermediate"]))
-    assert sizes == [(32, 2, 3, 48), (32, 2, 3, 48), *[(16, 2, 2, 24)] * 3]
+    assert sizes == [*[(24, 3, 3, 32)] * 2, *[(16, 3, 2, 24)] * 3]
     rate, rates = warmup_cosine(0, 11, 0.1), []
     for stage in ("1", "2", "longer"):
         lines = metrics(out / stage / "run")
