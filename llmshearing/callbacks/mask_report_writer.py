@@ -72,9 +72,8 @@ class MaskReportWriter(Callback):
         if scores is None or masks.target is None:
             return None
         best = kept_units(scores, masks.table, masks.target)
-        common = {
-            a: common_units(kept, best[a], masks.sizes[a]) for a, kept in masks.kept().items()
-        }
+        kept = masks.kept()  # with a budget, an axis may keep every unit
+        common = {a: common_units(kept[a], units, masks.sizes[a]) for a, units in best.items()}
         return Comparison(
             common,
             importance_loss=self.start.cut_loss(state, scores),

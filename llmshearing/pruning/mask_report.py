@@ -203,7 +203,9 @@ class MaskReport:
 
     def _common(self, axis: Axis) -> list[str]:
         assert self.comparison is not None
-        one = self.comparison.common[axis]
+        one = self.comparison.common.get(axis)  # no entry for an axis that keeps every unit
+        if one is None:
+            return ["-"]
         return [f"{one.units:,} of {one.kept:,} ({one.chance:,.0f})"]
 
     def as_dict(self) -> dict[str, Any]:
