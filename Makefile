@@ -1,53 +1,65 @@
 # Everything a fresh machine needs: `make quickstart` or `make test`.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || echo python3)
-VENV := .venv
-STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for v in 11 12 10; do p=python3.$$v; $$p -c 0 2>/dev/null && echo $$p && exit; done; echo python3)
+# `conservative` is what the metadata of mosaicml allows, `current` what current-stack.txt names.
+STACK ?= conservative
+$(if $(filter current conservative,$(STACK)),,$(error found STACK=$(STACK), expected current or conservative))
+VENV := .venv$(if $(filter current,$(STACK)),-current)
+OVERRIDES := $(if $(filter current,$(STACK)),current-stack.txt)
+INSTALL = $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python \
+	$(addprefix --override ,$(OVERRIDES)) --editable
 
 .PHONY: env test test-launch test-readme gpu-check quickstart lint format docs clean
 
-env: $(STAMP)
+env: $(VENV)/.dev
 
-# The stamp follows setup.py, so that a changed pin refreshes the environment.
-$(STAMP): setup.py
+$(VENV)/bin/uv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("found Python %d.%d, expected 3.10 to 3.12: run `make PYTHON=python3.11 $(MAKECMDGOALS)`" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
-	@touch $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-test: $(STAMP)
-	$(VENV)/bin/python -m pytest -q
+# The stamps follow the files that name versions, so that a changed pin refreshes the environment.
+$(VENV)/.runtime: setup.py $(OVERRIDES) | $(VENV)/bin/uv
+	$(INSTALL) '.[fast]'
+	@touch $@
+
+$(VENV)/.dev: setup.py $(OVERRIDES) | $(VENV)/bin/uv
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/.runtime $@
+
+# Only some of them: make test TESTS=tests/golden
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q $(TESTS)
 
 # The scripts of launch/, on two nodes of a Slurm of their own where Slurm is installed.
-test-launch: $(STAMP)
+test-launch: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow -rs tests/launch tests/slurm
 
 # The commands of the README as they stand there, on a little text.
-test-readme: $(STAMP)
+test-readme: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow tests/test_commands.py -k README
 
 # What only a GPU can show, in under nine minutes: MODEL=DIR of a real model, DEVICE=cpu to try it.
-gpu-check: $(STAMP)
+gpu-check: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/gpu_check.py --model $(MODEL) --device $(or $(DEVICE),cuda) $(if $(TEXT),--text $(TEXT))
 
-quickstart: $(STAMP)
+quickstart: $(VENV)/.runtime
 	$(VENV)/bin/llmshearing quickstart
 
-lint: $(STAMP)
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/yamllint --strict yamls .pre-commit-config.yaml
 
-format: $(STAMP)
+format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
 # Pages of the API out of the docstrings: build/docs/index.html. The types of a NamedTuple's fields
 # are strings, which pdoc cannot follow and warns of.
-docs: $(STAMP)
+docs: $(VENV)/.dev
 	PDOC_ALLOW_EXEC=1 $(VENV)/bin/python -W "ignore:Error parsing type annotation ForwardRef" -m pdoc \
 		--docformat google --no-show-source --output-directory build/docs llmshearing
 
 clean:
-	rm -rf $(VENV) runs quickstart-out build
+	rm -rf .venv .venv-current runs quickstart-out build

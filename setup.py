@@ -1,17 +1,17 @@
-"""Package metadata. The one place that pins versions."""
+"""Package metadata. Versions are pinned here, those of the current stack in current-stack.txt."""
 
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# mosaicml 0.32.1 pins torch < 2.7.1 and streaming 0.13 pins transformers < 5, so these two decide
-# the rest of the environment.
+# mosaicml 0.32.1 pins torch < 2.7.1 and streaming 0.13 pins transformers < 5, so without overrides
+# these two decide the rest of the environment.
 REQUIRED = [
     "mosaicml==0.32.1",
     "mosaicml-cli>=0.7.5,<0.8",  # of mosaicml; earlier ones warn with the websockets they allow
     "mosaicml-streaming==0.13.0",
-    "transformers>=4.57,<5",
+    "transformers>=4.57,<6",
     "omegaconf>=2.3,<2.5",
     "pydantic>=2.10,<3",
     "sentencepiece>=0.2,<0.3",

@@ -13,6 +13,7 @@ from equivalence import (
 )
 from models_zoo import MULTIPLIERS, build, extras, missing_families, variants
 
+from llmshearing.huggingface.stock import stock_model
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.pruning.masks import Masks, PruningSettings
 
@@ -97,7 +98,7 @@ def test_options_change_the_computation(variant):
     model, _ = build(variant)
     tokens = torch.arange(22).reshape(2, 11)
     for name in options(variant):
-        other = type(model)(variant.stock_config(**{name: PLAIN[name]})).eval()
+        other = stock_model(variant.stock_config(**{name: PLAIN[name]})).eval()
         other.load_state_dict(model.state_dict())
         with torch.no_grad():
             difference = other(tokens).logits - model(tokens).logits
