@@ -29,6 +29,12 @@ def _count(text: str, least: int = 1) -> int:
     return int(text)
 
 
+def _steps(text: str) -> str:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}ba", text):
+        raise argparse.ArgumentTypeError(f"found {text}, expected steps such as 50ba")
+    return text
+
+
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -163,6 +169,16 @@ STAGES: dict[str, list[Command]] = {
             arg("--rows", type=_count, default=4, metavar="N", help="held out per domain (4)"),
             arg("--importance", metavar="FILE", help="scores made by llmshearing importance"),
             arg("--importance-rows", type=_count, default=512, metavar="N", help="if not (512)"),
+            arg("--recover", type=_steps, metavar="50ba", help="train the best this long; none"),
+            arg("--finalists", type=_count, default=8, metavar="N", help="to train at first (8)"),
+            arg(
+                "--recovery",
+                type=str,
+                nargs="+",
+                default=[],
+                metavar="key=value",
+                help="for the recipe of these trainings",
+            ),
             _batch_size(8),
         ),
         command(

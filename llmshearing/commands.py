@@ -240,7 +240,7 @@ def importance(options: Namespace) -> None:
 def search(options: Namespace) -> None:
     """Find the best shape within budgets of parameters, memory or latency."""
     from llmshearing.config import parse_target
-    from llmshearing.search.run import run
+    from llmshearing.search.run import Recovery, run
     from llmshearing.search.search import SearchSettings
 
     importance = options.importance
@@ -252,7 +252,11 @@ def search(options: Namespace) -> None:
         importance=None if importance is None else str(importance.absolute()),
         importance_rows=options.importance_rows,
     )
-    table = run(options.model, options.data, parse_target(options.target), options.out, settings)
+    target, recovery = parse_target(options.target), None
+    if options.recover is not None:
+        recovery = Recovery(options.recover, options.finalists)
+    given = (options.model, options.data, target, options.out, settings)
+    table = run(*given, recovery, options.recovery)
     if table is not None:
         table.show()
         print(f"{options.out}: the table, a plot, and best.yaml, a recipe for the first shape")

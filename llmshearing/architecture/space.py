@@ -52,8 +52,8 @@ class Space:
 
         Args:
             table: the source's coupling table.
-            milliseconds: the time from one token to the next, of any shape of the grid; needed with
-                a budget of time.
+            milliseconds: gives the time from one token to the next of a shape; without it that
+                budget does not count.
         """
         return [
             shape

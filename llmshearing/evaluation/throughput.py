@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def measure_throughput(
             rounds: dict[Path, list[tuple[float, float]]] = {path: [] for path in models}
             for repeat in range(repeats + 1):
                 for path, loaded in models.items():
-                    times = _generate(loaded, batch_size, prompt, new_tokens)
+                    times = generate(loaded, batch_size, prompt, new_tokens)
                     progress.advance(1)
                     if repeat > 0:
                         rounds[path].append(times)
@@ -139,24 +139,38 @@ def measure_throughput(
 
 
 @torch.inference_mode()
-def _generate(
-    model: PreTrainedModel, batch_size: int, prompt: int, new_tokens: int
+def generate(
+    model: PreTrainedModel,
+    batch_size: int,
+    prompt: int,
+    new_tokens: int,
+    after_prompt: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last."""
+    """Seconds to the first token, and from there to the last.
+
+    Args:
+        model: a stock model.
+        batch_size: sequences at a time.
+        prompt: tokens of the prompt.
+        new_tokens: tokens to generate, the first included.
+        after_prompt: called between the two.
+    """
     generator = torch.Generator().manual_seed(batch_size)
     tokens = torch.randint(model.config.vocab_size, (batch_size, prompt), generator=generator)
     tokens = tokens.to(model.device)
-    begin = _now(model)
+    begin = now(model)
     output = model(input_ids=tokens, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(-1)
-    first = _now(model)
+    after_prompt()
+    first = now(model)
     for _ in range(new_tokens - 1):
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         token = output.logits[:, -1:].argmax(-1)
-    return first - begin, _now(model) - first
+    return first - begin, now(model) - first
 
 
-def _now(model: PreTrainedModel) -> float:
+def now(model: PreTrainedModel) -> float:
+    """The time at which the model's device has done all its work, in seconds."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

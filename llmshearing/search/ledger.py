@@ -40,7 +40,13 @@ class Ledger:
         return {line["key"]: line["value"] for line in lines}
 
     def results(
-        self, title: str, keys: Sequence[str], measure: Callable[[str], Any]
+        self,
+        title: str,
+        keys: Sequence[str],
+        measure: Callable[[str], Any],
+        *,
+        together: bool = False,
+        by_first: bool = False,
     ) -> dict[str, Any]:
         """The result of every key, in their order.
 
@@ -50,15 +56,22 @@ class Ledger:
             title: of the work, for its progress.
             keys: what to measure.
             measure: makes a result, a value of JSON.
+            together: whether all ranks measure each key together.
+            by_first: whether rank 0 measures all of them, so that nothing else disturbs it.
         """
         found = self.read()
         done = sum(key in found for key in keys)
         with Progress(title, len(keys), "scores", quiet=self.rank > 0) as progress:
             progress.done = progress.first = done
-            for key in keys[self.rank :: self.ranks]:
+            mine = keys if together else keys[self.rank :: self.ranks]
+            if by_first:
+                mine = keys if self.rank == 0 else []
+            for key in mine:
                 if key not in found:
-                    line = json.dumps({"key": key, "value": measure(key)})
-                    self._append(line.encode() + b"\n")
+                    value = measure(key)
+                    if self.rank == 0 or not together:
+                        line = json.dumps({"key": key, "value": value})
+                        self._append(line.encode() + b"\n")
                     found = self.read()
                     progress.update(sum(key in found for key in keys), detail=key)
             while any(key not in found for key in keys):

@@ -1,30 +1,89 @@
-"""The command `llmshearing search`: search, then write what was found."""
+"""The command `llmshearing search`: search, recover the best few, write what was found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llmshearing.architecture.target import TargetSettings
+from llmshearing.config import Recipe
+from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import rank_and_count
+from llmshearing.files import write_text
+from llmshearing.huggingface.source import read_source
+from llmshearing.quantities import steps
+from llmshearing.search.ledger import Ledger
 from llmshearing.search.output import write_results
-from llmshearing.search.search import TRAIN_SPLIT, SearchSettings, search
+from llmshearing.search.search import TRAIN_SPLIT, SearchSettings, search, wait_for
 from llmshearing.tables import Table
+from llmshearing.typed_yaml import build, error_list, merge
+
+RECOVERY = "recovery.yaml"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How the best candidates are trained before they are compared again."""
+
+    duration: str
+    """Of the longest trainings, such as `50ba`."""
+    finalists: int = 8
+    """Candidates to train, at least for a while."""
 
 
 def run(
-    model: str | Path, data: Path, target: TargetSettings, out: Path, settings: SearchSettings
+    model: str | Path,
+    data: Path,
+    target: TargetSettings,
+    out: Path,
+    settings: SearchSettings,
+    recovery: Recovery | None = None,
+    overrides: Sequence[str] = (),
 ) -> Table | None:
-    """Search, and write the results to `out`; the table, on rank 0."""
-    found = search(model, data, target, out, settings)
-    if rank_and_count()[0] > 0:
-        return None
-    return write_results(found, base_recipe(found.source.path, data, out), out)
+    """Search, and write the results to `out`.
+
+    Args:
+        model: a directory, or `org/name[@revision]` of the hub.
+        data: the root of a data tree.
+        target: budgets, and limits of sizes.
+        out: directory for all results.
+        settings: how to search.
+        recovery: trains the best candidates; None for none.
+        overrides: `key=value` for the recipe of these trainings and of the best shape.
+
+    Returns:
+        The table; None on other ranks than 0.
+
+    Raises:
+        UserError: as for `search`; an override is wrong, or `out` has trainings with others.
+    """
+    recipe = base_recipe(read_source(model).path, data, out, settings.rows, overrides)
+    found, recovered = search(model, data, target, out, settings), []
+    rank, ranks = rank_and_count()
+    if recovery is not None:
+        from llmshearing.search.recovery import halvings, recover
+
+        file = out / RECOVERY
+        _keep(file, recipe, rank)
+        best = [found.candidates[name] for name in found.ranking[: recovery.finalists]]
+        rounds = halvings(len(best), steps(recovery.duration))
+        recovered = recover(best, file, rounds, Ledger(out, rank, ranks))
+    return None if rank > 0 else write_results(found, recovered, recipe, out)
 
 
-def base_recipe(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """A run from the model on the data, without a target."""
-    return {
+def base_recipe(
+    model: Path, data: Path, out: Path, eval_rows: int, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """A distilled run from the model on the data, without a target.
+
+    Raises:
+        UserError: lists every wrong override.
+    """
+    given = {
         "run": {"directory": str((out / "run").absolute()), "duration": "1000ba"},
         "model": {"path": str(model.absolute())},
         "data": {
@@ -32,6 +91,26 @@ def base_recipe(model: Path, data: Path, out: Path) -> dict[str, Any]:
             "split": TRAIN_SPLIT,
             "global_batch": 16,
             "microbatch": 4,
+            "eval_rows": eval_rows,
         },
         "optimizer": {"learning_rate": 3e-4},
+        "distillation": {},
     }
+    recipe, errors = merge(Recipe, given, overrides)
+    errors += build(Recipe, recipe)[1]
+    if errors:
+        raise UserError(error_list("--recovery", errors))
+    return recipe
+
+
+def _keep(file: Path, recipe: dict[str, Any], rank: int) -> None:
+    """Write the recipe of the trainings, or compare it with that of the trainings so far."""
+    text = yaml.safe_dump(recipe, sort_keys=False)
+    if rank == 0 and not file.exists():
+        write_text(file, text)
+    wait_for(file)
+    if file.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{file.parent} has trainings with another {file.name}: give the same --recovery, or "
+            "another --out"
+        )

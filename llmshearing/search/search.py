@@ -20,6 +20,12 @@ from llmshearing.architecture.target import TargetSettings
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.domain_loss import open_inputs
+from llmshearing.evaluation.latency import (
+    BlockTimes,
+    largest_of,
+    shapes_to_time,
+    time_blocks,
+)
 from llmshearing.evaluation.ranks import own_device, rank_and_count
 from llmshearing.evaluation.score_units import measure_importance
 from llmshearing.export.oneshot import SourceWeights, cut_in_memory
@@ -112,7 +118,7 @@ def search(
     with _owned(out, rank):
         _check_same(out / IDENTITY, _identity(source, tree, target, settings), rank)
         ledger, scores = Ledger(out, rank, ranks), _importance(source, data, out, settings, rank)
-        within = space.within(table)
+        within = space.within(table, _latency(source, space, ledger))
         if not within:
             raise UserError("--target: no shape keeps all budgets at once; relax one of them")
         shapes, largest = choose_shapes(table, within, settings.candidates)
@@ -134,6 +140,21 @@ def search(
         after_cut = {name: Score(**value) for name, value in found.items()}
         whole = parent.score(stock)
     return Found(source, space, len(within), largest, whole, depths, candidates, after_cut)
+
+
+def _latency(source: Source, space: Space, ledger: Ledger) -> BlockTimes | None:
+    """Predicts the time per token, from blocks that rank 0 times; None without such a budget."""
+    if space.milliseconds is None:
+        return None
+    wanted = shapes_to_time(space.within(source.table))
+    keys = {f"time/{name}": shape for name, shape in wanted.items()}
+
+    def measure(key: str) -> tuple[float, float]:
+        return time_blocks(source, keys[key], space.serving, own_device())
+
+    found = ledger.results("block times", list(keys), measure, by_first=True)
+    times = {key.partition("/")[2]: (pair[0], pair[1]) for key, pair in found.items()}
+    return BlockTimes(times, largest_of(list(wanted.values())))
 
 
 @contextlib.contextmanager
@@ -170,7 +191,7 @@ def _check_same(file: Path, identity: dict[str, Any], rank: int) -> None:
     now = json.loads(json.dumps(identity))
     if rank == 0 and not file.exists():
         write_json(file, now)
-    _wait_for(file)
+    wait_for(file)
     was = json.loads(file.read_text(encoding="utf-8"))
     if different := sorted(name for name in now if was.get(name) != now[name]):
         raise UserError(
@@ -196,11 +217,11 @@ def _importance(
                 batch_size=settings.batch_size,
                 out=file,
             )
-    _wait_for(file)
+    wait_for(file)
     return load_scores(file, source.table)
 
 
-def _wait_for(file: Path) -> None:
+def wait_for(file: Path) -> None:
     """Wait until rank 0 has written a file."""
     while not file.exists():
         time.sleep(POLL_SECONDS)

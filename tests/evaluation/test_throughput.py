@@ -42,7 +42,7 @@ def test_what_is_timed_is_greedy_generation(model_directory, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", spy)
-    throughput._generate(model, 2, 6, 5)
+    throughput.generate(model, 2, 6, 5)
     monkeypatch.undo()
     assert [ids.shape[1] for ids in fed] == [6, 1, 1, 1, 1]
     settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}

@@ -29,6 +29,7 @@ def test_the_recipe_of_the_best_shape_is_valid_and_prunes_to_it(found, written):
     recipe, inputs = resolve(written / "best.yaml")
     best = result.candidates[result.ranking[0]]
     assert inputs.target == best.shape
+    assert recipe.pruning.method == "oneshot"
     assert recipe.pruning.importance == str(written / "best.safetensors")
     with safe_open(recipe.pruning.importance, "pt") as file:
         layers = file.get_tensor("layer").nonzero().flatten().tolist()
