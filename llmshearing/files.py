@@ -46,7 +46,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def writing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file that becomes `path` on success and is removed on failure.
 
-    Until then its name is `temporary`, by default one next to `path`, which an OSError names.
+    Until then its name is `temporary`, by default one next to `path`. An OSError names `path`.
     """
     temporary = temporary or _temporary(path)
     try:

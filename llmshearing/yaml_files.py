@@ -52,11 +52,7 @@ for kind, pattern in SCALARS.items():
 
 
 def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
-    """Read a YAML (or JSON) file that holds a mapping.
-
-    Args:
-        path: the file.
-        what: what it should be, for the messages.
+    """Read a YAML (or JSON) file that holds a mapping, called `what` in the messages.
 
     Raises:
         UserError: no such file, or it holds something else.

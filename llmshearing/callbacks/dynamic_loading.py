@@ -25,7 +25,7 @@ from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
-from llmshearing.mixture.controller import MixtureController, check_finite
+from llmshearing.mixture.controller import MixtureController
 from llmshearing.mixture.mixture_file import write_mixture
 from llmshearing.models.shearing import unwrapped
 from llmshearing.quantities import steps
@@ -44,7 +44,7 @@ class DynamicLoading(Callback):
         self, recipe: Recipe, tree: DataTree, loaders: Loaders, references: np.ndarray | None
     ) -> None:
         self.global_batch, self.log_interval = recipe.data.global_batch, recipe.run.log_interval
-        self.signal, self.sampler = recipe.mixture.signal, loaders.sampler
+        self.sampler = loaders.sampler
         self.file = Path(recipe.run.directory) / "mixture.yaml"
         self.controller = MixtureController(
             recipe.mixture,
@@ -91,9 +91,7 @@ class DynamicLoading(Callback):
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Take the held-out losses; update if it is time."""
         losses = [float(state.eval_metrics[name]["loss"].compute()) for name in self.domains]
-        check_finite(losses, self.domains, state.timestamp.batch.value)
-        if self.signal == "held_out":
-            self.controller.observe(self.trained, np.array(losses))
+        self.controller.observe_held_out(state.timestamp.batch.value, self.trained, losses)
         self._update(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -142,7 +140,7 @@ class DynamicLoading(Callback):
         step = state.timestamp.batch.value
         if not self.controller.is_due(step):
             return
-        if self.signal == "train":
+        if self.controller.signal == "train":
             sums = self.since_update.cpu().numpy()
             if self.controller.observe_sums(self.trained, *sums):
                 self.since_update = torch.zeros_like(self.since_update)

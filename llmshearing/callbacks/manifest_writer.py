@@ -22,13 +22,7 @@ PACKAGES = ("llmshearing", "torch", "transformers", "mosaicml", "mosaicml-stream
 
 
 class ManifestWriter(Callback):
-    """Writes `manifest.json` of the run and the masks' scores.
-
-    Args:
-        directory: the run directory.
-        fixed: the manifest at the start of the run.
-        mixture: gives the current domain weights.
-    """
+    """Writes `manifest.json` of the run, `fixed` with what changes, and the masks' scores."""
 
     def __init__(
         self,

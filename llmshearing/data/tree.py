@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic import TypeAdapter
 
 from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST
 from llmshearing.errors import UserError
-from llmshearing.files import refuse_pointer
+from llmshearing.files import read_json
 from llmshearing.mixture.references import RunData
 
 
@@ -65,10 +64,9 @@ class DataTree:
                 f"found {what} at {root}, expected a folder with {MANIFEST}: "
                 "run `llmshearing prepare CONFIG.yaml` to the end"
             )
-        refuse_pointer(path)
+        manifest = read_json(path)
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_VERSION:
+            if manifest.get("format") != FORMAT_VERSION:
                 raise ValueError("another format")
             splits = {
                 split: {

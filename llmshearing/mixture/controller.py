@@ -84,7 +84,8 @@ class MixtureController:
         row_tokens: int,
         agree: Callable[[Vector], Vector] = lambda weights: weights,
     ) -> None:
-        self.policy, self.sampler, self.references = settings.policy, sampler, references
+        self.policy, self.signal = settings.policy, settings.signal
+        self.sampler, self.references = sampler, references
         self.domains = [source.name for source in sampler.sources]
         self.total_samples, self.row_tokens, self.agree = total_samples, row_tokens, agree
         self.read_ahead = settings.prefetch * global_batch  # samples
@@ -98,6 +99,22 @@ class MixtureController:
     def is_due(self, step: int) -> bool:
         """Whether an update belongs to this step and has not been made yet."""
         return step >= self.first and step % self.interval == 0 and step != self.updated
+
+    def observe_held_out(self, step: int, sample: int, losses: Sequence[float]) -> None:
+        """Take held-out losses [k] if they are the signal.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        for name, loss in zip(self.domains, losses, strict=True):
+            if not np.isfinite(loss):
+                raise UserError(
+                    f"found held-out loss {loss} of domain {name} at step {step}, expected a "
+                    "finite number: the model has diverged (lower the learning rate) or the domain "
+                    "has no targets"
+                )
+        if self.signal == "held_out":
+            self.observe(sample, np.array(losses))
 
     def observe(self, sample: int, losses: Vector) -> None:
         """Take the losses [k] after so many samples, in nats per token."""
@@ -187,14 +204,3 @@ class MixtureController:
         self.updated = state["updated"]
         self.history = LossHistory.from_state(state["history"])
         self.plateaus.excess = state["excess"]
-
-
-def check_finite(losses: Sequence[float], domains: Sequence[str], step: int) -> None:
-    """Refuse a held-out loss that is not finite with a UserError that names its domain."""
-    for name, loss in zip(domains, losses, strict=True):
-        if not np.isfinite(loss):
-            raise UserError(
-                f"found held-out loss {loss} of domain {name} at step {step}, expected a finite "
-                "number: the model has diverged (lower the learning rate) or the domain has no "
-                "targets"
-            )

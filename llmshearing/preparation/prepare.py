@@ -6,7 +6,6 @@ Killed at any moment, the same command resumes from the finished pieces of work.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -127,7 +126,7 @@ def _locked(plan: plans.Plan, shard: tuple[int, int] | None) -> Iterator[None]:
 def _prepare(plan: plans.Plan, shard: tuple[int, int] | None, merge: bool) -> bool:
     bounds = plan.work / BOUNDS  # kept, as the estimates behind them may change with the files
     if bounds.is_file():
-        plan = plans.with_bounds(plan, json.loads(bounds.read_text(encoding="utf-8")))
+        plan = plans.with_bounds(plan, files.read_json(bounds))
     else:
         files.write_json(bounds, plan.bounds)
     processes = plan.recipe.processes or len(os.sched_getaffinity(0))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from llmshearing.architecture.families import family_of, read_config
-from llmshearing.files import write_json
+from llmshearing.files import read_json, write_json
 from llmshearing.mixture.references import References
 from llmshearing.reports.page import write_report
 from llmshearing.reports.run_directory import read_run
@@ -59,9 +58,9 @@ def summarise(out: Path) -> dict[str, Any]:
     """Losses, sizes, tokens, time and memory of a finished quickstart."""
     losses = {"source": References.read(out / "references.yaml").losses}
     for file in ("pruned", "sheared", "scratch"):
-        domains = _read(out / f"losses/{file}.json")["domains"]
+        domains = read_json(out / f"losses/{file}.json")["domains"]
         losses[file] = {domain: found["loss"] for domain, found in domains.items()}
-    done = {path.stem: _read(path) for path in sorted((out / "done").glob("*.json"))}
+    done = {path.stem: read_json(path) for path in sorted((out / "done").glob("*.json"))}
     return {
         **{f"{name}_loss": fmean(losses[name].values()) for name in MODELS},
         **{f"{name}_parameters": _parameters(out / "models" / name) for name in MODELS},
@@ -77,7 +76,3 @@ def _parameters(model: Path) -> int:
     config = read_config(model)
     table = family_of(config).table(config)
     return table.parameter_count(table.source)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

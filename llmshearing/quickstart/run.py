@@ -5,7 +5,6 @@ This process only starts commands and watches them, so it imports neither torch 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from llmshearing.errors import UserError
-from llmshearing.files import LOCK, lock_directory, write_json
+from llmshearing.files import LOCK, lock_directory, read_json, write_json
 from llmshearing.processes import exit_with_parent
 from llmshearing.progress import CONSOLE, Progress
 from llmshearing.quickstart.results import write_results
@@ -44,8 +43,7 @@ def run(out: Path, extra: Mapping[str, Sequence[str]] | None = None) -> None:
     """Run the quickstart, or what is left of it, in `out`; `extra` as in `steps`.
 
     Raises:
-        UserError: `out` holds something else, was made by other commands or is used by another
-            process, or a command failed.
+        UserError: `out` holds something else or is in use, or a command failed.
     """
     todo = steps(out, extra)
     check_directory(todo, out)
@@ -64,7 +62,7 @@ def check_directory(todo: Sequence[Step], out: Path) -> None:
         )
     for step in todo:
         done = _done(out, step)
-        made_by = json.loads(done.read_text("utf-8"))["command"] if done.is_file() else str(step)
+        made_by = read_json(done)["command"] if done.is_file() else str(step)
         if made_by != str(step):
             raise UserError(
                 f"{step.output} was made by\n  {made_by}\nexpected\n  {step}\n"

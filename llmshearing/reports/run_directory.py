@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from llmshearing.architecture.families import family_of
 from llmshearing.architecture.shape import Shape
 from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
 from llmshearing.errors import UserError
-from llmshearing.files import json_lines
+from llmshearing.files import json_lines, read_json
 from llmshearing.tensor_files import read_tensors
 from llmshearing.yaml_files import read_yaml
 
@@ -149,13 +148,9 @@ def read_runs(directories: list[Path]) -> list[Run]:
 
 
 def read_run(directory: Path, name: str | None = None) -> Run:
-    """Read a run directory.
-
-    Raises:
-        UserError: it is not a run directory.
-    """
+    """Read a run directory; a UserError if it is none."""
     metrics, config = directory / "metrics.jsonl", directory / "config.yaml"
-    manifest = directory / RUN_FILE
+    manifest, report = directory / RUN_FILE, directory / "mask_report.json"
     if not metrics.is_file() and not config.is_file():
         found = f"neither metrics.jsonl nor config.yaml in {directory}"
         raise UserError(
@@ -169,7 +164,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         manifest=RunManifest.read(manifest) if manifest.is_file() else None,
         masks=_read_masks(directory / "masks"),
-        mask_report=_read_json(directory / "mask_report.json"),
+        mask_report=read_json(report) if report.is_file() else {},
     )
 
 
@@ -192,18 +187,6 @@ def short_names(paths: list[Path]) -> list[str]:
 def _series(points: list[tuple[int, int, float]]) -> Series:
     steps, tokens, values = zip(*points, strict=True)
     return Series(np.array(steps), np.array(tokens), np.array(values, dtype=np.float64))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}). Copy it again, or remove it for a report without "
-            "it"
-        ) from error
 
 
 def _read_masks(folder: Path) -> dict[int, dict[str, NDArray[Any]]]:

@@ -57,8 +57,8 @@ def test_missing_indexes_are_named_with_the_remedy(tmp_path):
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ("{", "JSONDecodeError"),
-        ("[]", "another format"),
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
         (json.dumps({**MANIFEST, "format": 99}), "another format"),
         (json.dumps({k: v for k, v in MANIFEST.items() if k != "vocabulary"}), "vocabulary"),
         (json.dumps({**MANIFEST, "splits": {"eval": {"wiki": {}}}}), "rows"),

@@ -8,7 +8,7 @@ import pytest
 
 from llmshearing.errors import UserError
 from llmshearing.mixture import policies
-from llmshearing.mixture.controller import MixtureController, check_finite
+from llmshearing.mixture.controller import MixtureController
 from llmshearing.mixture.mixture_plan import MixturePlan
 from llmshearing.mixture.policies import Limits
 from llmshearing.mixture.sampler import DomainSource, Sampler
@@ -170,6 +170,16 @@ def test_a_resumed_controller_makes_the_same_updates(policy):
 
 
 def test_a_loss_that_is_not_finite_names_its_domain():
-    check_finite([1.0, 2.0, 3.0], DOMAINS, 7)
+    control = controller()
+    control.observe_held_out(7, 112, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(control.losses, [1.0, 2.0, 3.0])
     with pytest.raises(UserError, match="found held-out loss nan of domain wiki at step 7"):
-        check_finite([1.0, float("nan"), 3.0], DOMAINS, 7)
+        control.observe_held_out(7, 112, [1.0, float("nan"), 3.0])
+
+
+def test_held_out_losses_are_checked_but_not_followed_if_training_losses_are_the_signal():
+    control = controller(signal="train")
+    control.observe_held_out(7, 112, [1.0, 2.0, 3.0])
+    assert control.losses is None
+    with pytest.raises(UserError, match="found held-out loss inf of domain cc"):
+        control.observe_held_out(7, 112, [float("inf"), 2.0, 3.0])
