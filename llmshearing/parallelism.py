@@ -22,7 +22,7 @@ from llmshearing import substrate
 from llmshearing.config import Recipe
 from llmshearing.errors import RUN_ERROR_STATUS, USER_ERROR_STATUS, RunError, UserError
 from llmshearing.files import lock_directory
-from llmshearing.models.blocks import decoder_blocks
+from llmshearing.models.blocks import decoder_blocks, decoder_of
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.quantities import seconds
 
@@ -194,7 +194,7 @@ def shard_frozen(model: PreTrainedModel, recipe: Recipe, *, on_host: bool) -> No
     }
     if on_host:
         settings["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     tied = head.weight is embedding.weight

@@ -16,6 +16,14 @@ def blocks_path(model: PreTrainedModel) -> str:
     return family_of({"model_type": model.config.model_type}).blocks
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its output head, which holds the blocks.
+
+    Transformers' `get_decoder` returns the whole model for GPT-NeoX, and `base_model` for Gemma 3.
+    """
+    return model.get_submodule(blocks_path(model).rpartition(".")[0])
+
+
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder blocks."""
     blocks = model.get_submodule(blocks_path(model))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from llmshearing.models.blocks import decoder_of
 from llmshearing.models.divergence import Distillation, LogitTransform, divergence_
 from llmshearing.models.gated import GatedLinear, change_class
 from llmshearing.models.metrics import IGNORED
@@ -101,7 +102,7 @@ class _WithLosses:
         if targets is None:
             return super().forward(input_ids, **others)  # pyright: ignore[reportAttributeAccessIssue]
         stock: Any = self
-        hidden = stock.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = decoder_of(stock)(input_ids=input_ids, use_cache=False).last_hidden_state
         return stock.get_output_embeddings().losses(hidden, targets, distillation)
 
 

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from llmshearing.models.blocks import decoder_of
 from llmshearing.models.divergence import Distillation, LogitTransform, Teacher, TeacherStates
 from llmshearing.models.metrics import TrainingLoss
 
@@ -43,7 +44,7 @@ class FrozenTeacher:
 
     def on(self, batch: Batch) -> TeacherStates:
         """Run the decoder; the logits are computed later, chunk by chunk."""
-        tokens, decoder = batch["input_ids"], self.model.get_decoder()
+        tokens, decoder = batch["input_ids"], decoder_of(self.model)
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             with _lent(decoder, tokens.device):
                 hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state

@@ -17,6 +17,7 @@ from typing import Any
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
+from llmshearing.models.blocks import decoder_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def saved_bytes(
         parameters = {id(s): s for s in (p.untyped_storage() for p in model.parameters())}
         tokens = torch.zeros(batch.rows, batch.length, dtype=torch.int64)
         with torch.autocast("cpu", torch.bfloat16, enabled=numbers is AUTOCAST), hooks:
-            hidden = model.get_decoder()(input_ids=tokens, use_cache=False)
+            hidden = decoder_of(model)(input_ids=tokens, use_cache=False)
     del hidden
     return sum(storage.nbytes() for storage in saved.values())
 

@@ -19,7 +19,7 @@ from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import open_domains
 from llmshearing.data.tree import DataTree
 from llmshearing.evaluation.domain_loss import LOGIT_CHUNK, evenly_spread
-from llmshearing.models.blocks import blocks_path, decoder_blocks
+from llmshearing.models.blocks import blocks_path, decoder_blocks, decoder_of
 from llmshearing.models.divergence import Distillation, TeacherStates
 from llmshearing.models.head import insert_loss_head
 from llmshearing.models.metrics import IGNORED, shifted
@@ -136,7 +136,7 @@ class Parent:
     def _compare(self, model: Any, number: int, batch: Batch) -> Any:
         """The token losses of a model, with its divergence from the parent."""
         if number not in self._hidden:
-            output = self.model.get_decoder()(input_ids=batch.tokens, use_cache=False)
+            output = decoder_of(self.model)(input_ids=batch.tokens, use_cache=False)
             self._hidden[number] = output.last_hidden_state.flatten(0, 1)
         head = self.model.get_output_embeddings()
         states = TeacherStates(self._hidden[number], head.weight, head.bias, head.transform)
@@ -157,7 +157,7 @@ class Parent:
             for block in decoder_blocks(self.model)
         ]
         try:
-            self.model.get_decoder()(input_ids=batch.tokens, use_cache=False)
+            decoder_of(self.model)(input_ids=batch.tokens, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

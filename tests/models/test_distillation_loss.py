@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from models_zoo import COMMON, build, variants
 
+from llmshearing.models.blocks import decoder_of
 from llmshearing.models.divergence import Distillation, LogitTransform, TeacherStates, divergence_
 from llmshearing.models.gated import insert_gates, set_gates
 from llmshearing.models.head import LossHead, insert_loss_head
@@ -274,9 +275,11 @@ def test_whole_gated_models_have_the_gradients_of_the_reference(variant, beta):
     labels[0, 4:7] = IGNORED
     leaves = [*model.parameters(), *gates.values()]
     set_gates(sites, table, gates)
-    states = teacher.base_model(tokens).last_hidden_state.flatten(0, 1)
+    states = decoder_of(teacher)(tokens).last_hidden_state.flatten(0, 1)
     head = teacher.get_output_embeddings()
-    distillation = Distillation(TeacherStates(states, head.weight, head.bias), 0.3, beta, 2.0)
+    transform = LogitTransform.of(teacher.config)
+    wanted_from = TeacherStates(states, head.weight, head.bias, transform)
+    distillation = Distillation(wanted_from, 0.3, beta, 2.0)
     found = model(tokens, targets=shifted(labels), distillation=distillation)
     flat = (logits.flatten(0, 1) for logits in (model(tokens).logits, teacher(tokens).logits))
     expected = reference(*flat, shifted(labels).flatten(), beta, 2.0, 0.3)

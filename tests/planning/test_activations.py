@@ -8,6 +8,7 @@ from models_zoo import COMMON, extras, variants
 
 from llmshearing.architecture.families import family_of
 from llmshearing.huggingface.stock import complete_fields, stock_model
+from llmshearing.models.blocks import decoder_of
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.planning.activations import Batch, activations, numbers_of
 from llmshearing.planning.state import pruned_axes
@@ -30,7 +31,7 @@ def saved_bytes(model, tokens, autocast):
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), hooks:
-        hidden = model.model.get_decoder()(input_ids=tokens, use_cache=False)
+        hidden = decoder_of(model.model)(input_ids=tokens, use_cache=False)
     del hidden
     return sum(storage.nbytes() for storage in kept.values())
 
