@@ -14,6 +14,9 @@ from llmshearing.huggingface.stock import complete_fields, stock_model
 
 COMMON: dict[str, Any] = {
     "vocab_size": 37,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "hidden_size": 24,
     "intermediate_size": 20,
     "num_hidden_layers": 3,

@@ -372,7 +372,7 @@ def test_a_damaged_importance_file_is_named(recipe_file, tmp_path, capsys, conte
 
 
 TREES = {
-    "cut off": (lambda text: text[:-200], "no whole manifest"),
+    "cut off": (lambda text: text[:-200], "is not valid JSON"),
     "pointer": (lambda text: POINTER, "is a pointer to a large file"),
     "text of rows": (
         lambda text: text.replace('"rows": ', '"rows": "x", "r": '),

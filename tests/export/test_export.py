@@ -327,7 +327,9 @@ def test_a_tokenizer_that_has_moved_is_taken_from_where_it_is(run, tmp_path, tin
     source = RunManifest.read(run / "checkpoints/ba2.json").source
     gone = replace(source, path=str(tmp_path / "gone"))
     edit_manifest(run / "checkpoints/ba2.pt", source=gone)
-    with pytest.raises(UserError, match="If it has moved, give it with --tokenizer DIR"):
+    with pytest.raises(
+        UserError, match="export takes them from another directory with --tokenizer"
+    ):
         export(run, tmp_path / "out", allow_undecided=True)
     export(run, tmp_path / "out", allow_undecided=True, tokenizer=tiny_model)
     assert (tmp_path / "out/tokenizer.model").is_file()

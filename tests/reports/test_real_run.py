@@ -22,7 +22,7 @@ def test_a_real_run_has_everything_that_is_drawn(recipe_file, tmp_path):
     )
     run = read_run(tmp_path / "run")
     for title, _, draw in OF_A_RUN:
-        without_teacher = title not in ("Distillation", "Divergence by domain")
+        without_teacher = title not in ("Distillation", "Divergence by domain", "Benchmarks")
         assert (draw(run) is not None) == without_teacher, title
     assert plots.throughput([run]) is not None
     assert list(run.masks) == [4, 8]
