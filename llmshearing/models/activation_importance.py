@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from llmshearing.architecture.axes import Axis
-from llmshearing.architecture.coupling import CouplingTable, Row
+from llmshearing.architecture.coupling import CouplingTable, Dim, Row
 from llmshearing.models.blocks import decoder_blocks
 from llmshearing.pruning.scores import Scores, score_shapes
 
@@ -62,6 +62,7 @@ class ActivationImportance:
                 scores[Axis.HIDDEN] += squares / squares.mean().clamp(min=1e-30)
         for row, layer, name, module in self._writers:
             dim = row.dims[1]
+            assert isinstance(dim, Dim)
             weight = module.get_parameter("weight").detach()
             weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).double()
             weight = weight.reshape(weight.shape[0], -1, dim.multiple)  # [d, u, m]
@@ -90,7 +91,9 @@ class ActivationImportance:
             hook.remove()
 
     def _on_input(self, module: nn.Module, name: str, row: Row) -> None:
-        multiple = row.dims[1].multiple
+        dim = row.dims[1]
+        assert isinstance(dim, Dim)
+        multiple = dim.multiple
 
         def watch(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0].detach().float()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmshearing.architecture.coupling import CouplingTable, Row
+from llmshearing.architecture.coupling import CouplingTable, Dim, Row
 from llmshearing.pruning.gates import Gates, dim_gate, layer_gate
 
 
@@ -205,7 +205,9 @@ def set_gates(sites: list[GateSite], table: CouplingTable, gates: Gates) -> None
             site.module.out_gate = _out_gate(along[0], scale, site.module.out_features)
         elif isinstance(site.module, GatedRMSNorm):
             scale = layer_gate(site.row, gates, site.layer)
-            units = dim_gate(site.row.dims[0].with_gate, sizes, gates, site.layer)
+            dim = site.row.dims[0]
+            assert isinstance(dim, Dim)
+            units = dim_gate(dim.with_gate, sizes, gates, site.layer)
             site.module.gate = _out_gate(along[0], scale, site.module.weight.numel())
             site.module.kept = None if units is None else units.detach() != 0
         elif isinstance(site.module, GatedEmbedding | GatedLayerNorm):

@@ -30,6 +30,6 @@ FAMILY = Family(
     blocks=llama_like.BLOCKS,
     rows=llama_like.rows,
     fields=llama_like.FIELDS | {"sliding_window"},
-    fixed=llama_like.FIXED | {"attention_bias": False, "mlp_bias": False},  # left by a LLaMA
+    fixed={**llama_like.FIXED, "attention_bias": False, "mlp_bias": False},  # left by a LLaMA
     config_error=config_error,
 )
