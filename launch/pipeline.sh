@@ -17,7 +17,8 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launch/common.sh"
 
-SLURM= START=masks
+SLURM=''
+START=masks
 while [[ ${1:-} == -* ]]; do
   case $1 in
     --slurm) SLURM=yes ;;

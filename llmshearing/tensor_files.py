@@ -5,6 +5,7 @@ Files from before checksums have no format in their metadata and are read as the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def write_tensors(path: str | Path, tensors: Arrays, about: Mapping[str, str] = 
     """Write arrays with `about` as metadata, whole or not at all."""
     metadata = {**about, FORMAT: "1"}
     content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_bytes(path, save(content, {**metadata, CHECKSUM: _digest(content, metadata)}))
+    metadata[CHECKSUM] = _digest(content, metadata)
+    write_bytes(path, _with_sorted_metadata(save(content, metadata)))
 
 
 def read_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
@@ -49,6 +51,16 @@ def read_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
     if (checksum or FORMAT in metadata) and checksum != _digest(tensors, metadata):
         raise UserError(f"{path}: the content has changed since it was written")
     return tensors
+
+
+def _with_sorted_metadata(file: bytes) -> bytes:
+    """Safetensors writes metadata in an order that chance gives; equal content is equal bytes."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 def _digest(tensors: Arrays, metadata: Mapping[str, str]) -> str:

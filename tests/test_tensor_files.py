@@ -22,6 +22,12 @@ def test_what_is_written_is_read(tmp_path):
         assert found[name].dtype == tensor.dtype
 
 
+def test_equal_content_is_equal_bytes(tmp_path):
+    for attempt in range(20):
+        write_tensors(tmp_path / f"file{attempt}", TENSORS, {"model": "m", "rows": "8"})
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
 def test_every_flipped_bit_is_noticed(tmp_path):
     file, damaged = tmp_path / "file", tmp_path / "damaged"
     write_tensors(file, TENSORS, {"model": "m"})
