@@ -137,8 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {}, headers | {"X-Error-Code": "EntryNotFound"})
         if path.endswith(LARGE):
             digest = hashlib.sha256(content).hexdigest()
+            store = self._address.replace("127.0.0.1", "localhost")  # another host, as on the hub
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-            return self._send(302, {}, headers | {"Location": f"{self._address}/large/{digest}"})
+            return self._send(302, {}, headers | {"Location": f"{store}/large/{digest}"})
         return self._file(content, path, headers | {"ETag": f'"{_blob(content)}"'})
 
     def _commit(
@@ -167,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"errors": [], "warnings": []})
         if parts == ["repos", "create"]:
             return self._create(json.loads(self.body))
+        if parts[0] not in ("models", "datasets"):
+            return self._send(404, {})
         kind, name, rest = parts[0], "/".join(parts[1:3]), parts[3:]
         repositories = getattr(self.hub, kind)
         action = rest[0] if rest else "revision"

