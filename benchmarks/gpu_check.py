@@ -162,7 +162,7 @@ class Checks:
     def real_model(self) -> list[Row]:
         """Prune, export and recover a real model."""
         length, steps, rows = (512, 150, 16) if self.cuda else (64, 4, 2)
-        data, out = self.folder / "data", self.folder / "out"
+        data, out = self.folder / "rows", self.folder / "out"  # "data" has the random rows
         llmshearing = ("-m", "llmshearing.cli")
         self.run(*llmshearing, "prepare", ROOT / "yamls/data/redpajama-sample.yaml",
                  f"source={self.text}", f"tokenizer={self.model}", f"output={data}",
