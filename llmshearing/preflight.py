@@ -22,8 +22,6 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.config import EvaluationSettings, Recipe, parse_recipe
 from llmshearing.data.integrity import check_files
-from llmshearing.data.schema import TOKENIZER_FOLDER
-from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.huggingface import hub
@@ -360,8 +358,7 @@ def _check_tokenizer(found: Outline, model: Path) -> None:
             "which of them its rows contain, so added tokens count even if no text has them: "
             "remove them from the tokenizer, or prepare the data with this model's own"
         )
-    recorded, copy = tree.tokenizer["fingerprint"], tree.root / TOKENIZER_FOLDER
-    if ids is not None and not same_tokenizer(model, recorded, copy):
+    if ids is not None and not tree.is_of_tokenizer(model):
         found.errors.append(
             f"data.root: {tree.root} was prepared with another tokenizer than the one in "
             f"{model}; prepare it again with that one"

@@ -31,6 +31,11 @@ class Shape:
     vocabulary: int
 
     @property
+    def name(self) -> str:
+        """The sizes that pruning changes, as text."""
+        return f"l{self.layers}-d{self.hidden}-h{self.heads}-g{self.kv_groups}-i{self.intermediate}"
+
+    @property
     def heads_per_group(self) -> int:
         """Query heads that share one key-value head."""
         return self.heads // self.kv_groups

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST
+from llmshearing.data.schema import FORMAT_VERSION, INDEX, MANIFEST, TOKENIZER_FOLDER
+from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.errors import UserError
 from llmshearing.files import read_json
 from llmshearing.mixture.references import RunData
@@ -94,6 +95,14 @@ class DataTree:
                 f"expected `{name}`: prepare the data with this split"
             )
         return self.splits[name]
+
+    def is_of_tokenizer(self, model: Path) -> bool:
+        """Whether the tokenizer in a model's directory gives the ids of this tree.
+
+        Raises:
+            FileNotFoundError: the directory has no tokenizer.
+        """
+        return same_tokenizer(model, self.tokenizer["fingerprint"], self.root / TOKENIZER_FOLDER)
 
     def run_data(self, split: str, eval_split: str) -> RunData:
         """What mixtures and references have to fit in a run that uses these two splits."""

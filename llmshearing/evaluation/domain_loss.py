@@ -19,8 +19,6 @@ from transformers import PreTrainedModel
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import DomainRows, open_domains
 from llmshearing.data.integrity import check_files
-from llmshearing.data.schema import TOKENIZER_FOLDER
-from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import Ranks, own_device
@@ -190,8 +188,7 @@ def open_inputs(model_directory: str | Path, folder: Path) -> tuple[DataTree, So
             f"{tree.vocabulary} of {tree.root}: prepare the data with the model's tokenizer"
         )
     try:
-        recorded = tree.tokenizer["fingerprint"]
-        same = same_tokenizer(source.path, recorded, tree.root / TOKENIZER_FOLDER)
+        same = tree.is_of_tokenizer(source.path)
     except FileNotFoundError:
         return tree, source  # a model without a tokenizer can still be measured on ids
     if not same:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmshearing.architecture.shape import Shape
-from llmshearing.architecture.target import ServingSettings
+from llmshearing.architecture.target import SIZES, ServingSettings
 from llmshearing.evaluation.throughput import generate, now
 from llmshearing.export.directory import target_fields
 from llmshearing.huggingface.source import Source
@@ -31,43 +31,37 @@ class BlockTimes:
     memory as they will in use.
 
     Attributes:
-        times: by name of a timed shape, milliseconds of a block and of the rest per token.
+        times: of a timed shape, milliseconds of a block and of the rest per token.
         largest: the largest shape; timed shapes differ from it by hidden size and one other part.
     """
 
-    times: Mapping[str, tuple[float, float]]
+    times: Mapping[Shape, tuple[float, float]]
     largest: Shape
 
     def __call__(self, shape: Shape) -> float:
         """Milliseconds from one token to the next of a shape of the grid."""
-        whole = replace(self.largest, hidden=shape.hidden)
-        attention = replace(whole, heads=shape.heads, kv_groups=shape.kv_groups)
-        mlp = replace(whole, intermediate=shape.intermediate)
-        block, rest = self.times[name_of(whole)]
-        change = sum(self.times[name_of(one)][0] - block for one in (attention, mlp))
+        whole, *others = _timed_for(shape, self.largest)
+        block, rest = self.times[whole]
+        change = sum(self.times[one][0] - block for one in others)
         return rest + shape.layers * (block + change)
 
 
 def largest_of(shapes: Sequence[Shape]) -> Shape:
     """The shape with the largest of each size; it need not be one of them."""
-    sizes = ("hidden", "layers", "heads", "kv_groups", "intermediate")
-    return replace(shapes[0], **{n: max(getattr(shape, n) for shape in shapes) for n in sizes})
+    return replace(shapes[0], **{n: max(getattr(shape, n) for shape in shapes) for n in SIZES})
 
 
-def shapes_to_time(shapes: Sequence[Shape]) -> dict[str, Shape]:
-    """The shapes whose blocks have to be timed to predict all of `shapes`, by name."""
-    largest, wanted = largest_of(shapes), {}
-    for shape in shapes:
-        whole = replace(largest, hidden=shape.hidden)
-        attention = replace(whole, heads=shape.heads, kv_groups=shape.kv_groups)
-        for one in (whole, attention, replace(whole, intermediate=shape.intermediate)):
-            wanted[name_of(one)] = one
-    return wanted
+def shapes_to_time(shapes: Sequence[Shape]) -> list[Shape]:
+    """The shapes whose blocks have to be timed to predict all of `shapes`."""
+    largest = largest_of(shapes)
+    return list(dict.fromkeys(one for shape in shapes for one in _timed_for(shape, largest)))
 
 
-def name_of(shape: Shape) -> str:
-    """What distinguishes a timed shape."""
-    return f"d{shape.hidden}-h{shape.heads}-g{shape.kv_groups}-i{shape.intermediate}"
+def _timed_for(shape: Shape, largest: Shape) -> tuple[Shape, Shape, Shape]:
+    """The largest block of a shape's hidden size, and it with the shape's attention or MLP."""
+    whole = replace(largest, hidden=shape.hidden)
+    attention = replace(whole, heads=shape.heads, kv_groups=shape.kv_groups)
+    return whole, attention, replace(whole, intermediate=shape.intermediate)
 
 
 def time_blocks(

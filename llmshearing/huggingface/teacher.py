@@ -11,8 +11,6 @@ from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of, read_config
 from llmshearing.checkpoints.manifest import EXPORT_FILE, ExportManifest
 from llmshearing.config import Recipe
-from llmshearing.data.schema import TOKENIZER_FOLDER
-from llmshearing.data.token_ids import same_tokenizer
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 
@@ -102,8 +100,7 @@ def teacher_errors(teacher: TeacherDirectory, tree: DataTree) -> list[str]:
             f"{tree.sequence_length} tokens of a row"
         )
     try:
-        recorded = tree.tokenizer["fingerprint"]
-        same = same_tokenizer(teacher.path, recorded, tree.root / TOKENIZER_FOLDER)
+        same = tree.is_of_tokenizer(teacher.path)
     except FileNotFoundError:
         same = True  # its ids cannot be compared; the vocabulary is
     if not same:

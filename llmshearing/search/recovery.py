@@ -18,8 +18,8 @@ from llmshearing.checkpoints.layout import FOLDER
 from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
 from llmshearing.oneshot_start import CUT
 from llmshearing.pruning.scores import save_scores
-from llmshearing.search.candidates import Candidate
 from llmshearing.search.ledger import Ledger
+from llmshearing.search.search import Candidate
 from llmshearing.train import train
 
 

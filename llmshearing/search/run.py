@@ -13,12 +13,11 @@ from llmshearing.architecture.target import TargetSettings
 from llmshearing.config import Recipe
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import rank_and_count
-from llmshearing.files import write_text
 from llmshearing.huggingface.source import read_source
 from llmshearing.quantities import steps
 from llmshearing.search.ledger import Ledger
 from llmshearing.search.output import write_results
-from llmshearing.search.search import TRAIN_SPLIT, SearchSettings, search, wait_for
+from llmshearing.search.search import TRAIN_SPLIT, SearchSettings, recorded, search
 from llmshearing.tables import Table
 from llmshearing.typed_yaml import build, error_list, merge
 
@@ -106,10 +105,7 @@ def base_recipe(
 def _keep(file: Path, recipe: dict[str, Any], rank: int) -> None:
     """Write the recipe of the trainings, or compare it with that of the trainings so far."""
     text = yaml.safe_dump(recipe, sort_keys=False)
-    if rank == 0 and not file.exists():
-        write_text(file, text)
-    wait_for(file)
-    if file.read_text(encoding="utf-8") != text:
+    if recorded(file, text, rank) != text:
         raise UserError(
             f"{file.parent} has trainings with another {file.name}: give the same --recovery, or "
             "another --out"

@@ -23,6 +23,7 @@ from llmshearing.models.blocks import blocks_path, decoder_blocks, decoder_of
 from llmshearing.models.divergence import Distillation, TeacherStates
 from llmshearing.models.head import insert_loss_head
 from llmshearing.models.metrics import IGNORED, shifted
+from llmshearing.models.teacher import FrozenTeacher
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Parent:
         self.model: Any = model
         self.batches = batches
         self.layers = len(decoder_blocks(model))
-        self._hidden: dict[int, Tensor] = {}  # of each batch, [N, d]; computed when first needed
+        self._teacher = FrozenTeacher(model)
+        self._states: dict[int, TeacherStates] = {}  # of each batch; computed when first needed
 
     @torch.inference_mode()
     def score(self, model: PreTrainedModel) -> Score:
@@ -98,7 +100,10 @@ class Parent:
         insert_loss_head(model, LOGIT_CHUNK)
         losses, divergences = [], []
         for number, batch in enumerate(self.batches):
-            found = self._compare(model, number, batch)
+            if number not in self._states:
+                self._states[number] = self._teacher.on({"input_ids": batch.tokens})
+            parent = Distillation(self._states[number], weight=1.0)
+            found: Any = model(batch.tokens, targets=batch.targets, distillation=parent)
             losses.append(found.cross_entropy.double().sum().item())
             divergences.append(found.divergence.double().sum().item())
         return Score(self.mean(losses), self.mean(divergences))
@@ -132,16 +137,6 @@ class Parent:
                 found = self.model(batch.tokens, targets=batch.targets)
             sums.append(found.cross_entropy.double().sum().item())
         return sums
-
-    def _compare(self, model: Any, number: int, batch: Batch) -> Any:
-        """The token losses of a model, with its divergence from the parent."""
-        if number not in self._hidden:
-            output = decoder_of(self.model)(input_ids=batch.tokens, use_cache=False)
-            self._hidden[number] = output.last_hidden_state.flatten(0, 1)
-        head = self.model.get_output_embeddings()
-        states = TeacherStates(self._hidden[number], head.weight, head.bias, head.transform)
-        teacher = Distillation(states, weight=1.0)
-        return model(batch.tokens, targets=batch.targets, distillation=teacher)
 
     def _block_inputs(self, batch: Batch) -> tuple[list[Tensor], bool]:
         """What each block reads, [B, T, d], and whether blocks return tuples."""

@@ -10,29 +10,28 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmshearing.architecture.space import Space, resolve_space
+import torch
+
+from llmshearing.architecture.axes import Axis
+from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.architecture.shape import Shape
+from llmshearing.architecture.space import Space, evenly, largest_shapes, resolve_space
 from llmshearing.architecture.target import TargetSettings
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.domain_loss import open_inputs
-from llmshearing.evaluation.latency import (
-    BlockTimes,
-    largest_of,
-    shapes_to_time,
-    time_blocks,
-)
+from llmshearing.evaluation.latency import BlockTimes, largest_of, shapes_to_time, time_blocks
 from llmshearing.evaluation.ranks import own_device, rank_and_count
 from llmshearing.evaluation.score_units import measure_importance
-from llmshearing.export.oneshot import SourceWeights, cut_in_memory
-from llmshearing.files import lock_directory, write_bytes, write_json
+from llmshearing.export.oneshot import SourceWeights, cut_in_memory, kept_units
+from llmshearing.files import lock_directory, write_bytes, write_text
 from llmshearing.huggingface.source import Source, load_model
 from llmshearing.pruning.scores import Scores, load_scores
-from llmshearing.search.candidates import Candidate, candidate, choose_shapes
 from llmshearing.search.depth import Depth, best_layers
 from llmshearing.search.ledger import POLL_SECONDS, Ledger
 from llmshearing.search.scoring import Parent, Score, held_out_batches
@@ -58,6 +57,19 @@ class SearchSettings:
     """A file of scores; None to measure them."""
     importance_rows: int = 512
     """Rows of the pass that measures them."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape with the scores that decide which units it keeps."""
+
+    shape: Shape
+    scores: Scores = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The sizes of its shape."""
+        return self.shape.name
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ def search(
     if errors:
         raise UserError(error_list("--target", errors))
     rank, ranks = rank_and_count()
-    with _owned(out, rank):
+    with lock_directory(out) if rank == 0 else contextlib.nullcontext():  # for all ranks
         _check_same(out / IDENTITY, _identity(source, tree, target, settings), rank)
         ledger, scores = Ledger(out, rank, ranks), _importance(source, data, out, settings, rank)
         within = space.within(table, _latency(source, space, ledger))
@@ -133,7 +145,8 @@ def search(
 
         def measure(name: str) -> dict[str, float]:
             one = candidates[name]
-            cut: Any = cut_in_memory(source, weights, one.shape, one.kept(table))
+            kept = kept_units(one.scores, table, one.shape)
+            cut: Any = cut_in_memory(source, weights, one.shape, kept)
             return dataclasses.asdict(parent.score(cut.to(device)))
 
         found = ledger.results("candidates", list(candidates), measure)
@@ -142,26 +155,44 @@ def search(
     return Found(source, space, len(within), largest, whole, depths, candidates, after_cut)
 
 
+def choose_shapes(
+    table: CouplingTable, within: Sequence[Shape], most: int
+) -> tuple[list[Shape], int]:
+    """The shapes to score, in the order of their sizes.
+
+    A shape that another one within the budgets contains is left out. Of the rest, at most `most`
+    are taken, evenly spaced in the order of layers, hidden, heads and intermediate.
+
+    Returns:
+        The shapes, and the number of shapes that no other one contains.
+    """
+
+    def order(shape: Shape) -> tuple[int, ...]:
+        return shape.layers, shape.hidden, shape.heads, shape.kv_groups, shape.intermediate
+
+    largest = sorted(largest_shapes(table, within), key=order)
+    return evenly(largest, most), len(largest)
+
+
+def candidate(scores: Scores, shape: Shape, depths: Mapping[int, Depth]) -> Candidate:
+    """A shape whose layers are those that depth scoring found; its width is by importance."""
+    layers = torch.zeros_like(scores[Axis.LAYER])
+    layers[list(depths[shape.layers].kept)] = 1.0
+    return Candidate(shape, {**scores, Axis.LAYER: layers})
+
+
 def _latency(source: Source, space: Space, ledger: Ledger) -> BlockTimes | None:
     """Predicts the time per token, from blocks that rank 0 times; None without such a budget."""
     if space.milliseconds is None:
         return None
     wanted = shapes_to_time(space.within(source.table))
-    keys = {f"time/{name}": shape for name, shape in wanted.items()}
+    keys = {f"time/{shape.name}": shape for shape in wanted}
 
     def measure(key: str) -> tuple[float, float]:
         return time_blocks(source, keys[key], space.serving, own_device())
 
     found = ledger.results("block times", list(keys), measure, by_first=True)
-    times = {key.partition("/")[2]: (pair[0], pair[1]) for key, pair in found.items()}
-    return BlockTimes(times, largest_of(list(wanted.values())))
-
-
-@contextlib.contextmanager
-def _owned(out: Path, rank: int) -> Iterator[None]:
-    """Own the output directory; rank 0 holds the lock for all ranks."""
-    with lock_directory(out) if rank == 0 else contextlib.nullcontext():
-        yield
+    return BlockTimes({keys[key]: tuple(pair) for key, pair in found.items()}, largest_of(wanted))
 
 
 def _identity(
@@ -189,10 +220,7 @@ def _check_same(file: Path, identity: dict[str, Any], rank: int) -> None:
         UserError: that is another one.
     """
     now = json.loads(json.dumps(identity))
-    if rank == 0 and not file.exists():
-        write_json(file, now)
-    wait_for(file)
-    was = json.loads(file.read_text(encoding="utf-8"))
+    was = json.loads(recorded(file, json.dumps(now, indent=2), rank))
     if different := sorted(name for name in now if was.get(name) != now[name]):
         raise UserError(
             f"{file.parent} has a search with another {', '.join(different)}: give another --out, "
@@ -217,11 +245,19 @@ def _importance(
                 batch_size=settings.batch_size,
                 out=file,
             )
-    wait_for(file)
+    _wait_for(file)
     return load_scores(file, source.table)
 
 
-def wait_for(file: Path) -> None:
+def recorded(file: Path, text: str, rank: int) -> str:
+    """The content of a file, which rank 0 writes if an earlier start did not."""
+    if rank == 0 and not file.exists():
+        write_text(file, text)
+    _wait_for(file)
+    return file.read_text(encoding="utf-8")
+
+
+def _wait_for(file: Path) -> None:
     """Wait until rank 0 has written a file."""
     while not file.exists():
         time.sleep(POLL_SECONDS)
