@@ -59,7 +59,7 @@ format: $(VENV)/.dev
 # are strings, which pdoc cannot follow and warns of.
 docs: $(VENV)/.dev
 	PDOC_ALLOW_EXEC=1 $(VENV)/bin/python -W "ignore:Error parsing type annotation ForwardRef" -m pdoc \
-		--docformat google --no-show-source --output-directory build/docs llmshearing
+		--docformat google --output-directory build/docs llmshearing
 
 clean:
 	rm -rf .venv .venv-current runs quickstart-out build

@@ -45,32 +45,22 @@ OPTIONAL_IN_PLANS = ("run.directory", "data.root", "mixture.references", "mixtur
 
 @dataclass
 class Outline:
-    """What a recipe names, as far as it is read without torch.
+    """What a recipe names, as far as it is read without torch."""
 
-    Attributes:
-        recipe: the recipe; wrong values are replaced.
-        directory: of the source.
-        config: the source's `config.json`.
-        table: the source's coupling table.
-        target: the shape or the number of parameters to prune to, or None.
-        teacher: whose distributions are learned; None without distillation.
-        tree: the data tree; None in a plan without one.
-        weights: of the domains at the start, in the run's order; empty if they are not known.
-        references: the loss to reach in each domain; None without a file.
-        notes: what was assumed or could not be checked, one sentence each.
-        errors: everything that is wrong.
-    """
-
-    recipe: Recipe
-    errors: list[str]
-    directory: Path | None = None
-    config: dict[str, Any] | None = None
-    table: CouplingTable | None = None
+    recipe: Recipe  # the recipe; wrong values are replaced
+    errors: list[str]  # everything that is wrong
+    directory: Path | None = None  # of the source
+    config: dict[str, Any] | None = None  # the source's `config.json`
+    table: CouplingTable | None = None  # the source's coupling table
+    # the shape or the number of parameters to prune to, or None
     target: Shape | Budget | None = None
+    # whose distributions are learned; None without distillation
     teacher: TeacherDirectory | None = None
-    tree: DataTree | None = None
+    tree: DataTree | None = None  # the data tree; None in a plan without one
+    # of the domains at the start, in the run's order; empty if they are not known
     weights: dict[str, float] = field(default_factory=dict)
-    references: np.ndarray | None = None
+    references: np.ndarray | None = None  # the loss to reach in each domain; None without a file
+    # what was assumed or could not be checked, one sentence each
     notes: list[str] = field(default_factory=list)
 
     def attempt(self, read: Callable[[], T], key: str) -> T | None:
@@ -84,27 +74,16 @@ class Outline:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, checked.
+    """What a run reads, checked."""
 
-    Attributes:
-        source: the model directory.
-        target: the shape or the number of parameters to prune to, or None.
-        teacher: whose distributions are learned; None without distillation.
-        tree: the data tree.
-        weights: of the domains at the start, in the run's order.
-        references: losses to reach [k]; None without a file.
-        scores: importance of the source's units, if the masks start from one.
-        notes: what could not be checked, one sentence each.
-    """
-
-    source: Source
-    target: Shape | Budget | None
-    teacher: Source | None
-    tree: DataTree
-    weights: np.ndarray
-    references: np.ndarray | None
-    scores: Scores | None
-    notes: list[str]
+    source: Source  # the model directory
+    target: Shape | Budget | None  # the shape or the number of parameters to prune to, or None
+    teacher: Source | None  # whose distributions are learned; None without distillation
+    tree: DataTree  # the data tree
+    weights: np.ndarray  # of the domains at the start, in the run's order
+    references: np.ndarray | None  # losses to reach [k]; None without a file
+    scores: Scores | None  # importance of the source's units, if the masks start from one
+    notes: list[str]  # what could not be checked, one sentence each
 
 
 def resolve(

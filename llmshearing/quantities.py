@@ -83,19 +83,12 @@ def _scaled(text: str | int | float, units: dict[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Readable:
-    """Annotates a field of text that `parse` reads as more than nothing.
+    """Annotates a field of text that `parse` reads as more than nothing."""
 
-    Attributes:
-        parse: raises ValueError for text it cannot read.
-        expected: what a value has to be, for the message.
-        pattern: a regular expression of such text, for editors.
-        numbers: whether a plain number will do as well.
-    """
-
-    parse: Callable[[Any], float]
-    expected: str
-    pattern: str
-    numbers: bool = False
+    parse: Callable[[Any], float]  # raises ValueError for text it cannot read
+    expected: str  # what a value has to be, for the message
+    pattern: str  # a regular expression of such text, for editors
+    numbers: bool = False  # whether a plain number will do as well
 
     def check(self, value: Any) -> str:
         """The value as text."""

@@ -18,21 +18,14 @@ NUMBER = re.compile(r"([-+<>~]?[\d.].*|-|)$")
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose cells are text.
+    """A table whose cells are text."""
 
-    Attributes:
-        title: a line above the table, or empty.
-        header: names of the columns; empty for a table of names and values.
-        rows: cells. Columns of numbers are right-aligned, except the first column.
-        notes: lines below the table.
-        prose: whether all cells are text, so that all columns are left-aligned.
-    """
-
-    title: str
-    header: Sequence[str]
+    title: str  # a line above the table, or empty
+    header: Sequence[str]  # names of the columns; empty for a table of names and values
+    # cells. Columns of numbers are right-aligned, except the first column
     rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    prose: bool = False
+    notes: Sequence[str] = ()  # lines below the table
+    prose: bool = False  # whether all cells are text, so that all columns are left-aligned
 
     def __str__(self) -> str:
         """Plain text, as wide as its longest cells, without a newline at the end."""

@@ -12,16 +12,11 @@ from llmshearing.architecture.shape import Shape, sized
 
 @dataclass(frozen=True)
 class Budget:
-    """The largest number of parameters of a model whose shape the masks choose.
+    """The largest number of parameters of a model whose shape the masks choose."""
 
-    Attributes:
-        parameters: the most parameters that the model may have.
-        axes: the axes along which it may shrink.
-        steps: the divisor of the size of each axis; 1 by default.
-    """
-
-    parameters: int
-    axes: tuple[Axis, ...]
+    parameters: int  # the most parameters that the model may have
+    axes: tuple[Axis, ...]  # the axes along which it may shrink
+    # the divisor of the size of each axis; 1 by default
     steps: Mapping[Axis, int] = field(default_factory=dict)
 
     def step(self, axis: Axis) -> int:

@@ -25,17 +25,11 @@ LAYER_FIELD = "{layer}"
 
 @dataclass(frozen=True)
 class Dim:
-    """A dimension of a parameter: the units of `axes` in row-major order, `multiple` entries each.
+    """A dimension of a parameter: units of `axes` in row-major order, `multiple` entries each."""
 
-    Attributes:
-        axes: the axes along which the dimension shrinks; empty if it is fixed.
-        multiple: entries per unit, e.g. `head_dim`; the whole size if the dimension is fixed.
-        gated: whether the gates of `axes` multiply along this dimension.
-    """
-
-    axes: tuple[Axis, ...] = ()
-    multiple: int = 1
-    gated: bool = False
+    axes: tuple[Axis, ...] = ()  # the axes along which the dimension shrinks; empty if it is fixed
+    multiple: int = 1  # entries per unit, e.g. `head_dim`; the whole size if the dimension is fixed
+    gated: bool = False  # whether the gates of `axes` multiply along this dimension
 
     @property
     def with_gate(self) -> Dim:
@@ -79,27 +73,21 @@ class Stack:
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter of the stock Transformers model, or one parameter in each layer.
+    """A parameter of the stock Transformers model, or one parameter in each layer."""
 
-    Attributes:
-        name: name of the parameter, with `{layer}` for the number of the layer.
-        dims: its dimensions, in order.
-        layer_gated: whether it writes to the residual stream, so that the layer's gate scales it.
-        absorbs: whether export folds its gates into it. False if they are already in a tensor that
-            is shared (the final norm's gates, with a tied output head).
-        rounds_last: for a norm, whether the product with its weight is computed in float32 and
-            rounded, and not what it is multiplied with.
-        offset: what the module adds to the parameter before it multiplies with it.
-        width_power: how often the module multiplies the parameter by the square root of the hidden
-            size. A smaller hidden size changes that factor, so export corrects the parameter.
-    """
-
-    name: str
-    dims: tuple[Dim | Stack, ...]
+    name: str  # name of the parameter, with `{layer}` for the number of the layer
+    dims: tuple[Dim | Stack, ...]  # its dimensions, in order
+    # whether it writes to the residual stream, so that the layer's gate scales it
     layer_gated: bool = False
+    # whether export folds its gates into it. False if they are already in a tensor that is shared
+    # (the final norm's gates, with a tied output head)
     absorbs: bool = True
+    # for a norm, whether the product with its weight is computed in float32 and rounded, and not
+    # what it is multiplied with
     rounds_last: bool = False
-    offset: float = 0.0
+    offset: float = 0.0  # what the module adds to the parameter before it multiplies with it
+    # how often the module multiplies the parameter by the square root of the hidden size. A smaller
+    # hidden size changes that factor, so export corrects the parameter
     width_power: int = 0
 
     def __post_init__(self) -> None:
@@ -146,22 +134,16 @@ class Row:
 
 @dataclass(frozen=True)
 class CouplingTable:
-    """The rows of one model, with its shape and axes.
+    """The rows of one model, with its shape and axes."""
 
-    Attributes:
-        rows: the rows of all parameters; a bias takes the gates of its weight's outputs.
-        source: the shape of the model.
-        grouped: whether it uses grouped-query attention.
-        implied_head_size: whether its config derives the head size as hidden / heads, so that no
-            other ratio of the two can be written.
-        heads_divide_hidden: whether Transformers refuses its config otherwise.
-    """
-
+    # the rows of all parameters; a bias takes the gates of its weight's outputs
     rows: tuple[Row, ...]
-    source: Shape
-    grouped: bool
+    source: Shape  # the shape of the model
+    grouped: bool  # whether it uses grouped-query attention
+    # whether its config derives the head size as hidden / heads, so that no other ratio of the two
+    # can be written
     implied_head_size: bool = False
-    heads_divide_hidden: bool = False
+    heads_divide_hidden: bool = False  # whether Transformers refuses its config otherwise
 
     def __post_init__(self) -> None:
         """Check that each bias has the first dimension and the gates of its weight."""

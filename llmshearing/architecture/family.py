@@ -72,43 +72,35 @@ def write_shape(shape: Shape) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family of Transformers.
+    """A model family of Transformers."""
 
-    Attributes:
-        model_type: the value of `model_type` in `config.json`.
-        blocks: name of the stock model's list of decoder blocks.
-        head: name of its output head in weight files.
-        rows: the rows of the coupling table, from a complete config and its shape.
-        fields: config fields that the table and the stock model support, besides the common ones.
-        fixed: fields that are supported with the given value only.
-        defaults: values of fields that a stored config leaves out, where they are not the usual.
-        read_shape: the shape that a complete config states.
-        write_shape: the config fields that state a shape.
-        layer_lists: config fields with one entry per layer, which follow the kept layers.
-        config_error: what else is wrong with a stored config, or None.
-        implied_head_size: whether a config has no field for the head size, so that hidden / heads
-            cannot change.
-        heads_divide_hidden: whether a config is refused unless its heads divide the hidden size,
-            although the head size is a field.
-        rope_names: the family's names of rotary settings, as in `ROPE_NAMES`.
-        rope_keys: keys of a rotary scaling that only this family reads.
-    """
-
-    model_type: str
-    blocks: str
+    model_type: str  # the value of `model_type` in `config.json`
+    blocks: str  # name of the stock model's list of decoder blocks
+    # the rows of the coupling table, from a complete config and its shape
     rows: Callable[[Mapping[str, Any], Shape], tuple[Row, ...]]
+    # config fields that the table and the stock model support, besides the common ones
     fields: frozenset[str]
+    # fields that are supported with the given value only
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    # values of fields that a stored config leaves out, where they are not the usual
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # the shape that a complete config states
     read_shape: Callable[[Mapping[str, Any]], Shape] = read_shape
+    # the config fields that state a shape
     write_shape: Callable[[Shape], dict[str, Any]] = write_shape
+    # config fields with one entry per layer, which follow the kept layers
     layer_lists: tuple[str, ...] = ()
+    # what else is wrong with a stored config, or None
     config_error: Callable[[Mapping[str, Any]], str | None] | None = None
+    # whether a config has no field for the head size, so that hidden / heads cannot change
     implied_head_size: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    # whether a config is refused unless its heads divide the hidden size, although the head size is
+    # a field
     heads_divide_hidden: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    # the family's names of rotary settings, as in `ROPE_NAMES`
     rope_names: Mapping[str, str] = field(default_factory=lambda: ROPE_NAMES)
-    rope_keys: frozenset[str] = frozenset()
-    head: str = "lm_head"
+    rope_keys: frozenset[str] = frozenset()  # keys of a rotary scaling that only this family reads
+    head: str = "lm_head"  # name of its output head in weight files
 
     def table(self, config: Mapping[str, Any]) -> CouplingTable:
         """The coupling table of a model, from its complete config (with defaults)."""

@@ -10,25 +10,15 @@ from llmshearing.architecture.axes import Axis
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder, in units rather than parameters.
+    """Sizes of a decoder, in units rather than parameters."""
 
-    Attributes:
-        hidden: width of the residual stream.
-        layers: number of decoder layers.
-        heads: query heads per layer.
-        kv_groups: key-value heads per layer; equal to `heads` under multi-head attention.
-        head_dim: size of a head; never pruned.
-        intermediate: inner width of the MLP.
-        vocabulary: rows of the token embedding; never pruned.
-    """
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_groups: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
+    hidden: int  # width of the residual stream
+    layers: int  # number of decoder layers
+    heads: int  # query heads per layer
+    kv_groups: int  # key-value heads per layer; equal to `heads` under multi-head attention
+    head_dim: int  # size of a head; never pruned
+    intermediate: int  # inner width of the MLP
+    vocabulary: int  # rows of the token embedding; never pruned
 
     @property
     def name(self) -> str:

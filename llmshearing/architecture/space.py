@@ -27,23 +27,15 @@ SMALLEST_FRACTION = 4  # by default an axis keeps at least a quarter of its unit
 
 @dataclass(frozen=True)
 class Space:
-    """The shapes of a grid, and the budgets.
+    """The shapes of a grid, and the budgets."""
 
-    Attributes:
-        values: the sizes of each axis that the grid combines, ascending.
-        grid: the shapes, without the source's own.
-        parameters: the most parameters; None for any number.
-        memory: the most bytes of weights and KV cache; None for any number.
-        milliseconds: the most time from one token to the next; None for any.
-        serving: what memory and time refer to.
-    """
-
+    # the sizes of each axis that the grid combines, ascending
     values: Mapping[Axis, tuple[int, ...]]
-    grid: tuple[Shape, ...]
-    parameters: int | None
-    memory: int | None
-    milliseconds: float | None
-    serving: ServingSettings
+    grid: tuple[Shape, ...]  # the shapes, without the source's own
+    parameters: int | None  # the most parameters; None for any number
+    memory: int | None  # the most bytes of weights and KV cache; None for any number
+    milliseconds: float | None  # the most time from one token to the next; None for any
+    serving: ServingSettings  # what memory and time refer to
 
     def within(
         self, table: CouplingTable, milliseconds: Callable[[Shape], float] | None = None

@@ -33,23 +33,14 @@ IMPORTANCE_FILE = "importance.safetensors"
 
 @dataclass(frozen=True)
 class ImportancePlan:
-    """Where the scores of the units come from.
+    """Where the scores of the units come from."""
 
-    Attributes:
-        file: a file of scores, already read into `scores`.
-        scores: of the file.
-        rows: rows to measure them on, without a file; 0 to do without.
-        share: what measuring them costs, as a fraction of the run's operations.
-        starts: whether the masks start by them; else they only serve the comparison.
-        reason: why they do or do not, for the log.
-    """
-
-    file: str | None
-    scores: Scores | None
-    rows: int
-    share: float
-    starts: bool
-    reason: str
+    file: str | None  # a file of scores, already read into `scores`
+    scores: Scores | None  # of the file
+    rows: int  # rows to measure them on, without a file; 0 to do without
+    share: float  # what measuring them costs, as a fraction of the run's operations
+    starts: bool  # whether the masks start by them; else they only serve the comparison
+    reason: str  # why they do or do not, for the log
 
 
 class MaskStart(Callback):

@@ -41,34 +41,22 @@ VALUES = {
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """The Hugging Face directory that a model was made from.
+    """The Hugging Face directory that a model was made from."""
 
-    Attributes:
-        path: the directory.
-        shape: its shape.
-        config: its config, complete; empty in one-shot exports of format 0.
-        repository: `org/name@commit` on the hub; None for a directory.
-    """
-
-    path: str
-    shape: Shape
+    path: str  # the directory
+    shape: Shape  # its shape
+    # its config, complete; empty in one-shot exports of format 0
     config: dict[str, Any] = field(default_factory=dict)
-    repository: str | None = None
+    repository: str | None = None  # `org/name@commit` on the hub; None for a directory
 
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """The Hugging Face directory that a run distils from.
+    """The Hugging Face directory that a run distils from."""
 
-    Attributes:
-        path: the directory.
-        config: its config, complete.
-        weights: a digest of its weight files.
-    """
-
-    path: str
-    config: dict[str, Any]
-    weights: str
+    path: str  # the directory
+    config: dict[str, Any]  # its config, complete
+    weights: str  # a digest of its weight files
 
 
 @dataclass(frozen=True)
@@ -81,21 +69,14 @@ class HeldOutRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The data of a run.
+    """The data of a run."""
 
-    Attributes:
-        root: the data tree.
-        sequence_length: tokens of a row.
-        tokenizer: the tree's record of the tokenizer that made it, with its `fingerprint`.
-        fingerprints: of the split that is trained on, by domain.
-        held_out: of the split that is evaluated; None in old manifests.
-    """
-
-    root: str
-    sequence_length: int
+    root: str  # the data tree
+    sequence_length: int  # tokens of a row
+    # the tree's record of the tokenizer that made it, with its `fingerprint`
     tokenizer: dict[str, Any]
-    fingerprints: dict[str, str]
-    held_out: HeldOutRecord | None = None
+    fingerprints: dict[str, str]  # of the split that is trained on, by domain
+    held_out: HeldOutRecord | None = None  # of the split that is evaluated; None in old manifests
 
     def evaluates_like(self, other: DataRecord) -> bool:
         """Whether held-out losses on both can be compared: the same rows of the same tokens."""
@@ -116,41 +97,26 @@ class LossesAt:
 
 @dataclass(frozen=True)
 class RunManifest:
-    """A run, or one of its checkpoints.
+    """A run, or one of its checkpoints."""
 
-    Attributes:
-        recipe: the resolved recipe.
-        source: the model that the run started from.
-        data: what it was trained on.
-        tokens: how many it trains on in all.
-        target: the shape that it prunes to; None without pruning, and until a budget has one.
-        batch: steps done.
-        losses: held-out loss per domain in nats per token, of the last evaluation.
-        losses_at: when that was; None before the first.
-        mixture: weights, shares and passes per domain.
-        masks: the state of the mask schedule; None without pruning.
-        teacher: that it distils from; None without distillation.
-        versions: of the packages.
-        files: of a checkpoint, relative to the folder that holds it.
-        importance: the run's file of scores; None if no unit was scored.
-        format: of the manifest.
-    """
-
-    recipe: dict[str, Any]
-    source: SourceRecord
-    data: DataRecord
-    tokens: int
+    recipe: dict[str, Any]  # the resolved recipe
+    source: SourceRecord  # the model that the run started from
+    data: DataRecord  # what it was trained on
+    tokens: int  # how many it trains on in all
+    # the shape that it prunes to; None without pruning, and until a budget has one
     target: Shape | None = None
-    batch: int = 0
+    batch: int = 0  # steps done
+    # held-out loss per domain in nats per token, of the last evaluation
     losses: dict[str, float] = field(default_factory=dict)
-    losses_at: LossesAt | None = None
-    mixture: dict[str, Any] = field(default_factory=dict)
-    masks: MaskState | None = None
-    teacher: TeacherRecord | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    losses_at: LossesAt | None = None  # when that was; None before the first
+    mixture: dict[str, Any] = field(default_factory=dict)  # weights, shares and passes per domain
+    masks: MaskState | None = None  # the state of the mask schedule; None without pruning
+    teacher: TeacherRecord | None = None  # that it distils from; None without distillation
+    versions: dict[str, str] = field(default_factory=dict)  # of the packages
+    # of a checkpoint, relative to the folder that holds it
     files: dict[str, FileRecord] = field(default_factory=dict)
-    importance: FileRecord | None = None
-    format: int = FORMAT
+    importance: FileRecord | None = None  # the run's file of scores; None if no unit was scored
+    format: int = FORMAT  # of the manifest
 
     @classmethod
     def read(cls, path: Path) -> RunManifest:
@@ -205,34 +171,21 @@ class RunManifest:
 
 @dataclass(frozen=True)
 class ExportManifest:
-    """A Hugging Face directory that this project wrote.
+    """A Hugging Face directory that this project wrote."""
 
-    Attributes:
-        source: the model that was pruned or trained.
-        shape: of the model in the directory.
-        dtype: of its weights.
-        kept: per axis name the units that stay, in the source's numbering.
-        files: its weight files; none in format 0.
-        undecided: per axis name, how many `units` there are and how many were `undecided`.
-        logits_difference: largest difference of its logits from the gated model's; None if it was
-            not verified.
-        method: of one-shot pruning; None for a run.
-        checkpoint: name of the run's checkpoint; None for one-shot pruning.
-        run: the checkpoint's manifest; None for one-shot pruning.
-        format: of the manifest.
-    """
-
-    source: SourceRecord
-    shape: Shape
-    dtype: str
-    kept: dict[str, Any]
-    files: dict[str, FileRecord]
+    source: SourceRecord  # the model that was pruned or trained
+    shape: Shape  # of the model in the directory
+    dtype: str  # of its weights
+    kept: dict[str, Any]  # per axis name the units that stay, in the source's numbering
+    files: dict[str, FileRecord]  # its weight files; none in format 0
+    # per axis name, how many `units` there are and how many were `undecided`
     undecided: dict[str, dict[str, int]] = field(default_factory=dict)
+    # largest difference of its logits from the gated model's; None if it was not verified
     logits_difference: float | None = None
-    method: str | None = None
-    checkpoint: str | None = None
-    run: RunManifest | None = None
-    format: int = FORMAT
+    method: str | None = None  # of one-shot pruning; None for a run
+    checkpoint: str | None = None  # name of the run's checkpoint; None for one-shot pruning
+    run: RunManifest | None = None  # the checkpoint's manifest; None for one-shot pruning
+    format: int = FORMAT  # of the manifest
 
     @classmethod
     def read(cls, directory: Path) -> ExportManifest | None:

@@ -36,19 +36,12 @@ SCALE_PREFIX = "masks.gate_scale_"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its manifest, weights and masks.
+    """A whole checkpoint: its manifest, weights and masks."""
 
-    Attributes:
-        path: a file or a folder.
-        manifest: the JSON next to it.
-        stored: by name, a tensor of the stored shape and dtype.
-        load: gives a tensor.
-    """
-
-    path: Path
-    manifest: RunManifest
-    stored: Mapping[str, Tensor]
-    load: Callable[[str], Tensor]
+    path: Path  # a file or a folder
+    manifest: RunManifest  # the JSON next to it
+    stored: Mapping[str, Tensor]  # by name, a tensor of the stored shape and dtype
+    load: Callable[[str], Tensor]  # gives a tensor
 
     @property
     def config(self) -> dict[str, Any]:

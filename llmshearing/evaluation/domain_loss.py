@@ -38,35 +38,26 @@ LOGIT_CHUNK = 512
 class DomainLoss:
     """A model's loss on one domain."""
 
-    loss: float
-    """Mean over target tokens, in nats."""
-    perplexity: float
-    """The exponential of the loss; infinite if a float cannot hold it."""
+    loss: float  # mean over target tokens, in nats
+    perplexity: float  # the exponential of the loss; infinite if a float cannot hold it
+    # the loss in bits per byte of text; None if the tree's manifest does not have the number of
+    # bytes
     bits_per_byte: float | None
-    """The loss in bits per byte of text; None if the tree's manifest does not have the number of
-    bytes."""
-    tokens: int
-    """Target tokens. The first token of a row is none."""
-    rows: int
-    """Rows read."""
+    tokens: int  # target tokens. The first token of a row is none
+    rows: int  # rows read
+    # mean KL(teacher || model) over target tokens, in nats; None without a teacher
     divergence: float | None = None
-    """Mean KL(teacher || model) over target tokens, in nats; None without a teacher."""
 
 
 @dataclass(frozen=True)
 class DomainLosses:
     """A model's losses."""
 
-    model: Path
-    """The Hugging Face directory."""
-    data: Path
-    """The split's folder."""
-    domains: dict[str, DomainLoss]
-    """The result for each domain, in the tree's order."""
-    limit: int | None = None
-    """Rows of each domain at most; None for all."""
-    teacher: Path | None = None
-    """The directory of the teacher, if there is one."""
+    model: Path  # the Hugging Face directory
+    data: Path  # the split's folder
+    domains: dict[str, DomainLoss]  # the result for each domain, in the tree's order
+    limit: int | None = None  # rows of each domain at most; None for all
+    teacher: Path | None = None  # the directory of the teacher, if there is one
 
     @property
     def mean_divergence(self) -> float | None:

@@ -29,13 +29,11 @@ class BlockTimes:
     A block's time is that of the largest block of its hidden size, plus what other attention and
     another MLP change in it. Blocks are timed inside of a whole model, so their weights come from
     memory as they will in use.
-
-    Attributes:
-        times: of a timed shape, milliseconds of a block and of the rest per token.
-        largest: the largest shape; timed shapes differ from it by hidden size and one other part.
     """
 
+    # of a timed shape, milliseconds of a block and of the rest per token
     times: Mapping[Shape, tuple[float, float]]
+    # the largest shape; timed shapes differ from it by hidden size and one other part
     largest: Shape
 
     def __call__(self, shape: Shape) -> float:

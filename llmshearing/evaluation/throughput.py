@@ -28,26 +28,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 class GenerationSpeed:
     """One model at one batch size; medians over the repeats."""
 
-    batch_size: int
-    """Sequences at a time."""
-    prefill_ms: float
-    """From the prompt to the first token."""
-    token_ms: float
-    """From each further token to the next."""
-    tokens_per_second: float
-    """Further tokens of all sequences."""
+    batch_size: int  # sequences at a time
+    prefill_ms: float  # from the prompt to the first token
+    token_ms: float  # from each further token to the next
+    tokens_per_second: float  # further tokens of all sequences
 
 
 @dataclass(frozen=True)
 class Throughput:
     """Models with their speeds, at the same batch sizes."""
 
+    # by Hugging Face directory. Ratios are over the last one
     speeds: dict[Path, list[GenerationSpeed]]
-    """By Hugging Face directory. Ratios are over the last one."""
-    parameters: dict[Path, int]
-    """By Hugging Face directory."""
-    settings: dict[str, Any]
-    """How it was measured."""
+    parameters: dict[Path, int]  # by Hugging Face directory
+    settings: dict[str, Any]  # how it was measured
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

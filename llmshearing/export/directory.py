@@ -40,16 +40,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Format:
     """How weights are stored.
 
-    Attributes:
-        dtype: `float32`, `bfloat16` or `float16`.
-        max_shard_size: of a weight file, such as `5GB`.
-
     Raises:
         UserError: one of them is unknown.
     """
 
-    dtype: str = "float32"
-    max_shard_size: str = "5GB"
+    dtype: str = "float32"  # `float32`, `bfloat16` or `float16`
+    max_shard_size: str = "5GB"  # of a weight file, such as `5GB`
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -59,17 +55,11 @@ class Format:
 
 @dataclass(frozen=True)
 class Exported:
-    """A directory that was written.
+    """A directory that was written."""
 
-    Attributes:
-        directory: the Hugging Face directory.
-        manifest: its manifest.
-        parameters: of the model in it.
-    """
-
-    directory: Path
-    manifest: ExportManifest
-    parameters: int
+    directory: Path  # the Hugging Face directory
+    manifest: ExportManifest  # its manifest
+    parameters: int  # of the model in it
 
     @property
     def shape(self) -> Shape:

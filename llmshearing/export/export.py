@@ -25,19 +25,13 @@ from llmshearing.pruning.selection import UNDECIDED, Kept, count_undecided, deci
 
 @dataclass(frozen=True)
 class Decision:
-    """What the masks of a checkpoint decide; empty for a model without masks.
+    """What the masks of a checkpoint decide; empty for a model without masks."""
 
-    Attributes:
-        kept: the units that stay.
-        gates: the deterministic gates of all units.
-        undecided: per axis name, how many units are undecided and how many there are.
-        frozen: whether the last steps trained exactly the model that export writes.
-    """
-
-    kept: Kept
-    gates: Gates
+    kept: Kept  # the units that stay
+    gates: Gates  # the deterministic gates of all units
+    # per axis name, how many units are undecided and how many there are
     undecided: dict[str, dict[str, int]]
-    frozen: bool
+    frozen: bool  # whether the last steps trained exactly the model that export writes
 
 
 def export(

@@ -44,19 +44,12 @@ def whole(parameter: Tensor) -> tuple[Tensor, slice]:
 
 @dataclass(frozen=True)
 class Source:
-    """A Hugging Face directory that the code can prune or train.
+    """A Hugging Face directory that the code can prune or train."""
 
-    Attributes:
-        path: the directory.
-        config: its config with every default filled in.
-        family: its model family.
-        table: its coupling table.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    family: Family
-    table: CouplingTable
+    path: Path  # the directory
+    config: dict[str, Any]  # its config with every default filled in
+    family: Family  # its model family
+    table: CouplingTable  # its coupling table
 
     def record(self) -> SourceRecord:
         """What a manifest says of it."""

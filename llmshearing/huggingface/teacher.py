@@ -17,17 +17,11 @@ from llmshearing.errors import UserError
 
 @dataclass(frozen=True)
 class TeacherDirectory:
-    """A Hugging Face directory that teaches.
+    """A Hugging Face directory that teaches."""
 
-    Attributes:
-        path: the directory.
-        config: its `config.json`.
-        table: its coupling table.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    table: CouplingTable
+    path: Path  # the directory
+    config: dict[str, Any]  # its `config.json`
+    table: CouplingTable  # its coupling table
 
 
 def find_teacher(

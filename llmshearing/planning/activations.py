@@ -24,14 +24,11 @@ from llmshearing.models.blocks import decoder_of
 class Numbers:
     """Bytes per number in the three ways in which a model is computed."""
 
-    name: str
-    """`float32`, `autocast` (bf16, weights in float32) or `sharded` (bf16, FSDP2 casts)."""
-    compute: int
-    """Of projections, attention and logits."""
+    name: str  # `float32`, `autocast` (bf16, weights in float32) or `sharded` (bf16, FSDP2 casts)
+    compute: int  # of projections, attention and logits
+    # of the residual stream. Autocast adds to the float32 embedding, so it stays float32
     stream: int
-    """Of the residual stream. Autocast adds to the float32 embedding, so it stays float32."""
-    casts: bool
-    """Whether the weights are cast in the forward pass and the casts saved."""
+    casts: bool  # whether the weights are cast in the forward pass and the casts saved
 
 
 FLOAT32 = Numbers("float32", compute=4, stream=4, casts=False)
@@ -50,10 +47,8 @@ def numbers_of(precision: str, *, sharded: bool) -> Numbers:
 class Batch:
     """Rows of one forward pass."""
 
-    rows: int
-    """Number of rows."""
-    length: int
-    """Tokens in a row."""
+    rows: int  # number of rows
+    length: int  # tokens in a row
 
     @property
     def tokens(self) -> int:
@@ -65,14 +60,10 @@ class Batch:
 class Activations:
     """Saved bytes of one forward."""
 
-    layer: int
-    """Of one decoder layer, with its gated weights; the mean, if they differ."""
-    stream: int
-    """Of the residual stream between two layers."""
-    rest: int
-    """Of everything outside the layers, with the output head's input."""
-    weights: int
-    """The output head's cast (autocast)."""
+    layer: int  # of one decoder layer, with its gated weights; the mean, if they differ
+    stream: int  # of the residual stream between two layers
+    rest: int  # of everything outside the layers, with the output head's input
+    weights: int  # the output head's cast (autocast)
 
 
 def activations(

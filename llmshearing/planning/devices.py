@@ -37,12 +37,9 @@ CPU = "cpu"
 class Device:
     """A kind of GPU, or the processor."""
 
-    name: str
-    """As in the table, or `cpu`."""
-    memory: int | None
-    """Bytes that a process can use; None if no limit is known."""
-    peak: float | None
-    """Dense bf16 operations per second; None if unknown."""
+    name: str  # as in the table, or `cpu`
+    memory: int | None  # bytes that a process can use; None if no limit is known
+    peak: float | None  # dense bf16 operations per second; None if unknown
 
     @property
     def is_gpu(self) -> bool:

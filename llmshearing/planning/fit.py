@@ -14,10 +14,8 @@ MOST_RANKS = 1024
 class Option:
     """A change that was tried."""
 
-    changes: tuple[str, ...]
-    """Overrides of the recipe, `key=value`; a number of GPUs as `--gpus N`."""
-    peak: int
-    """Bytes with it."""
+    changes: tuple[str, ...]  # overrides of the recipe, `key=value`; a number of GPUs as `--gpus N`
+    peak: int  # bytes with it
 
 
 def first_that_fits(job: Job, memory: int) -> tuple[Option | None, list[Option]]:

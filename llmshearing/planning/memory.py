@@ -51,52 +51,33 @@ DIVERGENCE_BYTES = {"forward_kl": 17, "reverse_kl": 20, "jsd": 25}
 class TeacherJob:
     """A frozen model beside the one that is trained."""
 
-    table: CouplingTable
-    """Of the teacher."""
-    number: int
-    """Bytes of a weight and of an activation."""
-    offloaded: bool
-    """Whether its weights wait in host memory between its forward passes."""
-    divergence: str
-    """Its name in the recipe."""
+    table: CouplingTable  # of the teacher
+    number: int  # bytes of a weight and of an activation
+    offloaded: bool  # whether its weights wait in host memory between its forward passes
+    divergence: str  # its name in the recipe
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything that the memory of a rank depends on."""
 
-    config: Mapping[str, Any] = field(repr=False)
-    """Of the model that is trained, complete."""
-    table: CouplingTable
-    """Of the same model."""
-    target: Target
-    """What to prune to, or None."""
-    constraint: str
-    """Form of the pruning constraint."""
-    microbatch: int
-    """Rows per forward pass of a rank."""
-    rank_batch: int
-    """Rows per step of a rank."""
-    eval_batch: int
-    """Rows per evaluation batch of a rank."""
-    sequence_length: int
-    """Tokens in a row."""
-    precision: str = "fp32"
-    """`fp32` or `amp_bf16`."""
-    checkpointing: bool = False
-    """Whether blocks are recomputed in the backward pass."""
-    parallelism: str = "ddp"
-    """`ddp`, `fsdp1` or `fsdp2`."""
-    ranks: int = 1
-    """Of the run."""
-    shards: int = 1
-    """Ranks that share each tensor; 1 without sharding."""
-    gpu: bool = True
-    """Whether the device is a GPU."""
+    config: Mapping[str, Any] = field(repr=False)  # of the model that is trained, complete
+    table: CouplingTable  # of the same model
+    target: Target  # what to prune to, or None
+    constraint: str  # form of the pruning constraint
+    microbatch: int  # rows per forward pass of a rank
+    rank_batch: int  # rows per step of a rank
+    eval_batch: int  # rows per evaluation batch of a rank
+    sequence_length: int  # tokens in a row
+    precision: str = "fp32"  # `fp32` or `amp_bf16`
+    checkpointing: bool = False  # whether blocks are recomputed in the backward pass
+    parallelism: str = "ddp"  # `ddp`, `fsdp1` or `fsdp2`
+    ranks: int = 1  # of the run
+    shards: int = 1  # ranks that share each tensor; 1 without sharding
+    gpu: bool = True  # whether the device is a GPU
+    # tokens whose logits exist at the same time; 0 for all of a microbatch
     loss_chunk: int = ModelSettings.model_fields["loss_chunk"].default
-    """Tokens whose logits exist at the same time; 0 for all of a microbatch."""
-    teacher: TeacherJob | None = None
-    """Of a run with distillation."""
+    teacher: TeacherJob | None = None  # of a run with distillation
 
     @property
     def sharded(self) -> bool:
@@ -123,10 +104,8 @@ class Job:
 class Moment:
     """The use of memory at one point of a step."""
 
-    name: str
-    """Of the phase."""
-    parts: Mapping[str, int]
-    """Bytes by what they are used for."""
+    name: str  # of the phase
+    parts: Mapping[str, int]  # bytes by what they are used for
 
     @property
     def total(self) -> int:
@@ -138,14 +117,10 @@ class Moment:
 class MemoryPlan:
     """Memory of one rank."""
 
-    state: StateBytes
-    """Parameters, gradients and optimizer state."""
-    saved: int
-    """Bytes that one forward pass saves for the backward pass, in all layers."""
-    logits: int
-    """Of a chunk of the loss, with its workspace."""
-    moments: list[Moment] = field(default_factory=list)
-    """The highest moment of each phase."""
+    state: StateBytes  # parameters, gradients and optimizer state
+    saved: int  # bytes that one forward pass saves for the backward pass, in all layers
+    logits: int  # of a chunk of the loss, with its workspace
+    moments: list[Moment] = field(default_factory=list)  # the highest moment of each phase
 
     @property
     def peak(self) -> Moment:

@@ -23,38 +23,26 @@ from llmshearing.planning.time import Schedule, Speed, hours, measured_speed, sc
 class Machine:
     """The devices of a run."""
 
-    device: Device
-    """The kind."""
-    count: int = 8
-    """How many; each has one rank."""
+    device: Device  # the kind
+    count: int = 8  # how many; each has one rank
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """What a run needs."""
 
-    inputs: PlanInputs
-    """The recipe and what it names."""
-    machine: Machine
-    """The devices."""
-    job: Job
-    """Everything that the memory of a rank depends on."""
-    memory: MemoryPlan
-    """Of one rank."""
-    whole: StateBytes
-    """State of the run over all ranks."""
+    inputs: PlanInputs  # the recipe and what it names
+    machine: Machine  # the devices
+    job: Job  # everything that the memory of a rank depends on
+    memory: MemoryPlan  # of one rank
+    whole: StateBytes  # state of the run over all ranks
+    # the first change with which the run fits; None if it fits, or if none does
     option: Option | None
-    """The first change with which the run fits; None if it fits, or if none does."""
-    tried: list[Option]
-    """Changes that were tried."""
-    schedule: Schedule
-    """Steps, tokens and operations."""
-    speed: Speed | None
-    """Of one device; None if neither its peak nor a run is known."""
-    disk: dict[str, int]
-    """Bytes by what they are used for."""
-    use: list[Use]
-    """Expected use of each domain; empty without data."""
+    tried: list[Option]  # changes that were tried
+    schedule: Schedule  # steps, tokens and operations
+    speed: Speed | None  # of one device; None if neither its peak nor a run is known
+    disk: dict[str, int]  # bytes by what they are used for
+    use: list[Use]  # expected use of each domain; empty without data
 
     @property
     def fits(self) -> bool | None:

@@ -25,38 +25,25 @@ USUAL_HELD_OUT_ROWS = 500  # of a domain: 2M tokens (paper, appendix on data)
 class DomainData:
     """One domain."""
 
-    name: str
-    """The domain."""
-    weight: float
-    """At the start."""
-    rows: int | None
-    """To train on; None where the data is not there."""
-    held_out: int
-    """Rows to evaluate on."""
+    name: str  # the domain
+    weight: float  # at the start
+    rows: int | None  # to train on; None where the data is not there
+    held_out: int  # rows to evaluate on
 
 
 @dataclass(frozen=True)
 class PlanInputs:
     """A recipe with what it names."""
 
-    recipe: Recipe
-    """Checked."""
-    config: dict[str, Any] = field(repr=False)
-    """Of the model that is trained, complete."""
-    table: CouplingTable
-    """Of the model that is trained."""
-    target: Target
-    """What to prune to, or None."""
-    teacher: CouplingTable | None
-    """Of the teacher; None without distillation."""
-    sequence_length: int
-    """Tokens in a row."""
-    domains: list[DomainData]
-    """Of the data; empty where neither data nor weights tell them."""
-    tree: DataTree | None
-    """The data; None where there is none yet."""
-    notes: list[str]
-    """What was assumed, one sentence each."""
+    recipe: Recipe  # checked
+    config: dict[str, Any] = field(repr=False)  # of the model that is trained, complete
+    table: CouplingTable  # of the model that is trained
+    target: Target  # what to prune to, or None
+    teacher: CouplingTable | None  # of the teacher; None without distillation
+    sequence_length: int  # tokens in a row
+    domains: list[DomainData]  # of the data; empty where neither data nor weights tell them
+    tree: DataTree | None  # the data; None where there is none yet
+    notes: list[str]  # what was assumed, one sentence each
 
 
 def read_inputs(

@@ -21,14 +21,10 @@ Target = Shape | Budget | None  # of pruning; None without
 class StateBytes:
     """Bytes of one rank."""
 
-    parameters: int
-    """Of the decoder."""
-    masks: int
-    """Parameters of masks and multipliers."""
-    gradients: int
-    """Of all of them."""
-    optimizer: int
-    """Both moments and step counters of all of them."""
+    parameters: int  # of the decoder
+    masks: int  # parameters of masks and multipliers
+    gradients: int  # of all of them
+    optimizer: int  # both moments and step counters of all of them
 
     @property
     def total(self) -> int:

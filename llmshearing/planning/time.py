@@ -24,30 +24,21 @@ RATE = "throughput/tokens_per_second_per_device"
 class Speed:
     """The speed of one device."""
 
-    achieved: float
-    """Model operations per second."""
-    mfu: float | None
-    """As a fraction of the device's peak; None if the peak is unknown."""
-    source: str
-    """Where the figure comes from."""
+    achieved: float  # model operations per second
+    mfu: float | None  # as a fraction of the device's peak; None if the peak is unknown
+    source: str  # where the figure comes from
 
 
 @dataclass(frozen=True)
 class Schedule:
     """What a run computes."""
 
-    steps: int
-    """Optimizer steps."""
-    tokens: int
-    """Tokens trained on."""
-    evaluations: int
-    """Times that the held-out sets are run through."""
-    eval_tokens: int
-    """Tokens of all evaluations."""
-    flops_per_token: int
-    """Operations of training per token, without a teacher."""
-    teacher_flops_per_token: int = 0
-    """Operations of the teacher's forward pass per token."""
+    steps: int  # optimizer steps
+    tokens: int  # tokens trained on
+    evaluations: int  # times that the held-out sets are run through
+    eval_tokens: int  # tokens of all evaluations
+    flops_per_token: int  # operations of training per token, without a teacher
+    teacher_flops_per_token: int = 0  # operations of the teacher's forward pass per token
 
     @property
     def flops(self) -> float:

@@ -40,16 +40,11 @@ class HardConcrete:
     """The paper's gate: a binary concrete variable, stretched and clamped.
 
     Source: Louizos et al. 2018 (arXiv 1712.01312), section 2.2; Sheared LLaMA, section 2.1.
-
-    Attributes:
-        beta: temperature; 0.83 in the paper, 2/3 in its released code.
-        gamma: lower end of the stretched interval.
-        zeta: upper end.
     """
 
-    beta: float = 0.83
-    gamma: float = -0.1
-    zeta: float = 1.1
+    beta: float = 0.83  # temperature; 0.83 in the paper, 2/3 in its released code
+    gamma: float = -0.1  # lower end of the stretched interval
+    zeta: float = 1.1  # upper end
     unit: None = None
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
@@ -88,14 +83,10 @@ class Linear:
     A unit that matters keeps learning its scale, where the hard concrete gate stops at 1. A unit
     with a logit of 0 or less is off in every forward pass and gets no gradient. The idea is that of
     the deterministic gates of arXiv 2603.08065; the form is our own.
-
-    Attributes:
-        unit: the logit at which the gate is 1; the masks start there.
-        width: width of the sigmoid that counts a unit as kept.
     """
 
-    unit: float = 4.0
-    width: float = 1.0
+    unit: float = 4.0  # the logit at which the gate is 1; the masks start there
+    width: float = 1.0  # width of the sigmoid that counts a unit as kept
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """The gate without noise."""

@@ -31,19 +31,12 @@ def times_the_steps(steps: int) -> int:
 
 @dataclass(frozen=True)
 class Common:
-    """The kept units of an axis, over all layers, that a one-shot cut keeps as well.
+    """The kept units of an axis, over all layers, that a one-shot cut keeps as well."""
 
-    Attributes:
-        units: their number.
-        kept: units that either keeps.
-        chance: the number that two random choices would have in common.
-        deviation: its standard deviation.
-    """
-
-    units: int
-    kept: int
-    chance: float
-    deviation: float
+    units: int  # their number
+    kept: int  # units that either keeps
+    chance: float  # the number that two random choices would have in common
+    deviation: float  # its standard deviation
 
     @property
     def by_chance(self) -> bool:
@@ -68,20 +61,15 @@ def common_units(kept: Tensor, best: Tensor, size: int) -> Common:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The masks' choice next to a one-shot cut to the same shape, by importance.
+    """The masks' choice next to a one-shot cut to the same shape, by importance."""
 
-    Attributes:
-        common: per axis, the units that both keep.
-        importance_loss: held-out loss of the final weights cut to the units of best score, mean
-            over domains, in nats per token.
-        oneshot_loss: the same of the source's weights; None if the shape was not known then.
-        steps: of the run.
-    """
-
-    common: Mapping[Axis, Common]
+    common: Mapping[Axis, Common]  # per axis, the units that both keep
+    # held-out loss of the final weights cut to the units of best score, mean over domains, in nats
+    # per token
     importance_loss: float
+    # the same of the source's weights; None if the shape was not known then
     oneshot_loss: float | None
-    steps: int
+    steps: int  # of the run
 
     def worse(self, exact_loss: float) -> str | None:
         """In what the masks are worse; `exact_loss` is that of the final weights cut to size."""
@@ -112,41 +100,28 @@ class Comparison:
 
 @dataclass(frozen=True)
 class AxisReport:
-    """The masks of one axis.
+    """The masks of one axis."""
 
-    Attributes:
-        target: units to keep (per layer, for per-layer axes).
-        expected: expected kept units, mean over layers.
-        furthest: expected kept units of the layer that is furthest from the target.
-        undecided: units of all layers that are neither surely on nor surely off as they should be.
-        units: units of all layers.
-    """
-
-    target: int
-    expected: float
-    furthest: float
+    target: int  # units to keep (per layer, for per-layer axes)
+    expected: float  # expected kept units, mean over layers
+    furthest: float  # expected kept units of the layer that is furthest from the target
+    # units of all layers that are neither surely on nor surely off as they should be
     undecided: int
-    units: int
+    units: int  # units of all layers
 
 
 @dataclass(frozen=True)
 class MaskReport:
-    """The masks of all axes, and the loss before and after the cut to size.
+    """The masks of all axes, and the loss before and after the cut to size."""
 
-    Attributes:
-        axes: per axis.
-        frozen: whether the kept units were fixed and training continued with them.
-        soft_loss: held-out loss, mean over domains, of the model with all gates as they are and
-            without noise, in nats per token; None if it was not measured.
-        exact_loss: the same of the model cut to the target shape, which export writes.
-        comparison: with a one-shot cut; None if no unit was scored.
-    """
-
-    axes: Mapping[Axis, AxisReport]
-    frozen: bool
+    axes: Mapping[Axis, AxisReport]  # per axis
+    frozen: bool  # whether the kept units were fixed and training continued with them
+    # held-out loss, mean over domains, of the model with all gates as they are and without noise,
+    # in nats per token; None if it was not measured
     soft_loss: float | None = None
+    # the same of the model cut to the target shape, which export writes
     exact_loss: float | None = None
-    comparison: Comparison | None = None
+    comparison: Comparison | None = None  # with a one-shot cut; None if no unit was scored
 
     def problems(self) -> list[str]:
         """What missed its target and what to do about it; empty if nothing did."""

@@ -37,19 +37,13 @@ class MaskOutput(NamedTuple):
 
     It is a tuple because FSDP2 looks for the tensors that need its backward hooks in tuples and
     dictionaries. In any other container the masks' gradients would never be reduced.
-
-    Attributes:
-        gates: per axis, [d], [L] or [L, n].
-        penalty: the Lagrangian, a scalar.
-        expected: expected kept units per axis, [1] or [L].
-        expected_parameters: expected parameters of the model, a scalar.
-        multipliers: per kind (`linear`, `quadratic`) and axis, [1] or [L], without gradient.
     """
 
-    gates: dict[Axis, Tensor]
-    penalty: Tensor
-    expected: dict[Axis, Tensor]
-    expected_parameters: Tensor
+    gates: dict[Axis, Tensor]  # per axis, [d], [L] or [L, n]
+    penalty: Tensor  # the Lagrangian, a scalar
+    expected: dict[Axis, Tensor]  # expected kept units per axis, [1] or [L]
+    expected_parameters: Tensor  # expected parameters of the model, a scalar
+    # per kind (`linear`, `quadratic`) and axis, [1] or [L], without gradient
     multipliers: dict[str, dict[Axis, Tensor]]
 
     def detached(self) -> MaskOutput:

@@ -7,47 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MaskState:
-    """What the schedule asks of the masks at one step.
+    """What the schedule asks of the masks at one step."""
 
-    Attributes:
-        step: the training step; it keys the noise.
-        ramp: progress of the sparsity warmup, from 0 (the source's sizes) to 1 (the target's).
-        sharpness: factor on the mask logits; a higher one leaves fewer units undecided.
-        deciding: whether the decision penalty replaces the constraint.
-        frozen: whether the kept units are fixed, so that training continues with the model that
-            export would write.
-        shaped: whether the target shape is fixed; with a budget it is from some step on.
-    """
-
-    step: int = 0
+    step: int = 0  # the training step; it keys the noise
+    # progress of the sparsity warmup, from 0 (the source's sizes) to 1 (the target's)
     ramp: float = 0.0
-    sharpness: float = 1.0
-    deciding: bool = False
+    sharpness: float = 1.0  # factor on the mask logits; a higher one leaves fewer units undecided
+    deciding: bool = False  # whether the decision penalty replaces the constraint
+    # whether the kept units are fixed, so that training continues with the model that export would
+    # write
     frozen: bool = False
-    shaped: bool = True
+    shaped: bool = True  # whether the target shape is fixed; with a budget it is from some step on
 
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """The phases of a pruning run, in steps: shrink, sharpen, decide, freeze.
+    """The phases of a pruning run, in steps: shrink, sharpen, decide, freeze."""
 
-    Attributes:
-        warmup: steps over which the target moves linearly from the source's sizes to its own; 20 %
-            of the run in the paper.
-        sharpen_until: step at which the sharpness reaches its final value. From the end of the
-            warmup on it grows by the same factor each step.
-        decide: step at which the decision penalty replaces the constraint.
-        freeze: step at which the kept units are fixed.
-        sharpness: final sharpness; 1 leaves the logits as they are, as in the paper.
-        fix_shape: with a budget, the step at which its shape is fixed.
-    """
-
+    # steps over which the target moves linearly from the source's sizes to its own; 20 % of the run
+    # in the paper
     warmup: int
+    # step at which the sharpness reaches its final value. From the end of the warmup on it grows by
+    # the same factor each step
     sharpen_until: int
-    decide: int
-    freeze: int
-    sharpness: float
-    fix_shape: int = 0
+    decide: int  # step at which the decision penalty replaces the constraint
+    freeze: int  # step at which the kept units are fixed
+    sharpness: float  # final sharpness; 1 leaves the logits as they are, as in the paper
+    fix_shape: int = 0  # with a budget, the step at which its shape is fixed
 
     def at(self, step: int) -> MaskState:
         """The state at a step."""

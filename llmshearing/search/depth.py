@@ -13,17 +13,11 @@ Layers = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Depth:
-    """The best set of layers of one size.
+    """The best set of layers of one size."""
 
-    Attributes:
-        kept: layer numbers in the source, ascending.
-        removed: the others.
-        loss: held-out loss without them, before any width is cut.
-    """
-
-    kept: Layers
-    removed: Layers
-    loss: float
+    kept: Layers  # layer numbers in the source, ascending
+    removed: Layers  # the others
+    loss: float  # held-out loss without them, before any width is cut
 
 
 def best_layers(parent: Parent, ledger: Ledger, depths: Sequence[int]) -> dict[int, Depth]:

@@ -28,10 +28,8 @@ RECOVERY = "recovery.yaml"
 class Recovery:
     """How the best candidates are trained before they are compared again."""
 
-    duration: str
-    """Of the longest trainings, such as `50ba`."""
-    finalists: int = 8
-    """Candidates to train, at least for a while."""
+    duration: str  # of the longest trainings, such as `50ba`
+    finalists: int = 8  # candidates to train, at least for a while
 
 
 def run(

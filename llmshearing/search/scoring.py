@@ -30,25 +30,17 @@ from llmshearing.models.teacher import FrozenTeacher
 class Score:
     """Means over the domains, each with the same weight, of the means over target tokens."""
 
-    loss: float
-    """Cross entropy in nats."""
-    divergence: float
-    """KL(parent || model) in nats: 0 for the parent."""
+    loss: float  # cross entropy in nats
+    divergence: float  # KL(parent || model) in nats: 0 for the parent
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one domain.
+    """Rows of one domain."""
 
-    Attributes:
-        domain: its number.
-        tokens: ids, [B, T].
-        targets: the next token of each position, `IGNORED` where there is none, [B, T].
-    """
-
-    domain: int
-    tokens: Tensor
-    targets: Tensor
+    domain: int  # its number
+    tokens: Tensor  # ids, [B, T]
+    targets: Tensor  # the next token of each position, `IGNORED` where there is none, [B, T]
 
     @property
     def count(self) -> int:

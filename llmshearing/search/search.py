@@ -45,18 +45,12 @@ TRAIN_SPLIT, EVAL_SPLIT = "prune", "eval"
 class SearchSettings:
     """What decides the result of a search, besides model, data and target."""
 
-    candidates: int = 64
-    """Shapes to score at most."""
-    values_per_axis: int = 6
-    """Sizes of each axis at most."""
-    rows: int = 4
-    """Held-out rows of each domain."""
-    batch_size: int = 8
-    """Rows of a forward pass."""
-    importance: str | None = None
-    """A file of scores; None to measure them."""
-    importance_rows: int = 512
-    """Rows of the pass that measures them."""
+    candidates: int = 64  # shapes to score at most
+    values_per_axis: int = 6  # sizes of each axis at most
+    rows: int = 4  # held-out rows of each domain
+    batch_size: int = 8  # rows of a forward pass
+    importance: str | None = None  # a file of scores; None to measure them
+    importance_rows: int = 512  # rows of the pass that measures them
 
 
 @dataclass(frozen=True)
@@ -76,22 +70,14 @@ class Candidate:
 class Found:
     """The result of a search."""
 
-    source: Source
-    """The model."""
-    space: Space
-    """The shapes that were allowed, and the budgets."""
-    within: int
-    """Shapes within the budgets."""
-    largest: int
-    """Those of them that no other one contains."""
-    parent: Score
-    """Of the model itself."""
-    depths: Mapping[int, Depth]
-    """By number of layers, which layers stay."""
-    candidates: Mapping[str, Candidate]
-    """By name, those that were scored."""
-    scores: Mapping[str, Score]
-    """By name, after the cut."""
+    source: Source  # the model
+    space: Space  # the shapes that were allowed, and the budgets
+    within: int  # shapes within the budgets
+    largest: int  # those of them that no other one contains
+    parent: Score  # of the model itself
+    depths: Mapping[int, Depth]  # by number of layers, which layers stay
+    candidates: Mapping[str, Candidate]  # by name, those that were scored
+    scores: Mapping[str, Score]  # by name, after the cut
 
     @property
     def ranking(self) -> list[str]:
