@@ -38,10 +38,7 @@ def record_file(file: Path) -> FileRecord:
 
 
 def record_files(files: Mapping[str, Path]) -> dict[str, FileRecord]:
-    """Size and checksum of files by name. All ranks call it.
-
-    Args:
-        files: by name, those that this rank reads.
+    """Size and checksum of files by name; each rank gives those it reads. All ranks call it.
 
     Returns:
         The records of all ranks' files.
@@ -79,13 +76,9 @@ def record_shared(files: Mapping[str, Path]) -> dict[str, FileRecord]:
 def check_files(
     folder: Path, recorded: Mapping[str, FileRecord], manifest: Path, remedy: str
 ) -> None:
-    """Compare files with their records. All ranks call it; each reads its share.
+    """Compare files in a folder with their records. All ranks call it; each reads its share.
 
-    Args:
-        folder: what the names are relative to.
-        recorded: from `record_files`.
-        manifest: the file that holds the records, for the message.
-        remedy: what to do about a damaged file, for the message.
+    `manifest` has the records; `remedy` says what to do about a damaged file.
 
     Raises:
         UserError: on every rank, if a file is missing or has changed since it was written.

@@ -89,12 +89,7 @@ class Inputs:
 def resolve(
     path: str | Path, overrides: Sequence[str] = (), ranks: int = 1
 ) -> tuple[Recipe, Inputs]:
-    """Turn a recipe into checked inputs. No weights and no rows are read.
-
-    Args:
-        path: the recipe.
-        overrides: `key=value` with dotted keys.
-        ranks: processes of the run.
+    """Turn a recipe into checked inputs of a run on `ranks`. No weights or rows are read.
 
     Raises:
         UserError: lists every error.
@@ -157,11 +152,7 @@ def outline(
 ) -> Outline:
     """Read a recipe, and of what it names all that needs no torch.
 
-    Args:
-        path: the recipe.
-        overrides: `key=value` with dotted keys.
-        ranks: processes of the run.
-        planned: leave out what a plan can do without, and note it.
+    If `planned`, leave out what a plan can do without, and note it.
 
     Raises:
         UserError: lists every error.

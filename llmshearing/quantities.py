@@ -23,12 +23,7 @@ NUMBER = r"[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?"
 
 
 def steps(text: str, total: int | None = None) -> int:
-    """Optimizer steps.
-
-    Args:
-        text: `320ba`, or a part of the run such as `0.1dur` where `total` is given.
-        total: steps of the whole run.
-    """
+    """Optimizer steps of `320ba` or, where the steps of the whole run are given, `0.1dur`."""
     if re.fullmatch("[0-9]{1,9}ba", text):
         return int(text[:-2])
     if total is not None and re.fullmatch(f"{NUMBER}dur", text):
@@ -59,9 +54,7 @@ def byte_size(text: str | int | float) -> int:
 def token_milliseconds(text: str, sequences: int) -> float:
     """Milliseconds from one token to the next, of `8ms` or `120tok/s`.
 
-    Args:
-        text: a time per token, or tokens per second of all sequences together.
-        sequences: how many are generated at a time.
+    The speed is that of all sequences generated at a time together.
     """
     found = re.fullmatch(rf"({NUMBER})(ms|tok/s)", text)
     if found is None or float(found[1].replace("_", "")) == 0:

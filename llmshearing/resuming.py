@@ -43,12 +43,7 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
 
 
 def check_checkpoint(checkpoint: Path, recipe: Recipe, manifest: RunManifest) -> None:
-    """Compare a checkpoint with the recipe, log what has changed, and verify its checksums.
-
-    Args:
-        checkpoint: to resume from.
-        recipe: of the run that resumes.
-        manifest: of the run that resumes.
+    """Compare a checkpoint with the run that resumes, log changes, and verify checksums.
 
     Raises:
         UserError: it belongs to another model, target or data, or its files are damaged.

@@ -36,10 +36,8 @@ def shape_within(table: CouplingTable, budget: Budget, expected: Mapping[Axis, f
     Sizes are rounded to their divisors. While the model is too large, the axis with the largest
     ratio of size to expected size gives up one step. Then each axis takes back what still fits.
 
-    Args:
-        table: the source's coupling table.
-        budget: the budget; at least the smallest shape must fit.
-        expected: expected units per axis of the budget (mean over layers, for per-layer axes).
+    `expected` has units per axis of the budget (means over layers, for per-layer axes); at least
+    the smallest shape must fit.
     """
     full = table.sizes(table.source)
     sizes = dict(full)

@@ -191,10 +191,8 @@ def expected_parameter_count(
 
     It is a sum of products, so it works for NumPy and for torch, where it is differentiable.
 
-    Args:
-        rows: the coupling table's rows.
-        sizes: expected kept units per axis: a scalar for `HIDDEN`, shape [L] for per-layer axes.
-        layer_gates: probability that each layer is kept, shape [L].
+    `sizes` are expected kept units per axis, a scalar for `HIDDEN` and [L] for per-layer axes;
+    `layer_gates` [L] are the probabilities that layers are kept.
 
     Returns:
         A scalar: the sum over parameters of the product of their expected sizes.
@@ -207,11 +205,7 @@ def expected_parameter_count(
 
 
 def derive_shape(table: CouplingTable, tensors: Mapping[str, tuple[int, ...]]) -> Shape:
-    """The shape of a model, from the sizes of its tensors alone.
-
-    Args:
-        table: the coupling table of the model that it was cut from.
-        tensors: name and size of every parameter.
+    """The shape of a model that was cut from the table's, from the sizes of its tensors alone.
 
     Raises:
         ValueError: the tensors do not form one shape, e.g. layers have different numbers of heads.

@@ -116,21 +116,12 @@ class Family:
     def reshaped(
         self, config: Mapping[str, Any], shape: Shape, layers: Sequence[int]
     ) -> dict[str, Any]:
-        """A complete config with another shape.
-
-        Args:
-            config: the complete config of the source.
-            shape: the shape to state.
-            layers: the source's layer in each place.
-        """
+        """A complete config with another shape; `layers` has the source's layer in each place."""
         lists = {name: [config[name][layer] for layer in layers] for name in self.layer_lists}
         return {**config, **self.write_shape(shape), **lists}
 
     def check_fields(self, config: Mapping[str, Any]) -> None:
-        """Refuse by name every field that could change the computation without notice.
-
-        Args:
-            config: the stored `config.json`.
+        """Refuse by name every field of a stored config that could change the computation.
 
         Raises:
             UserError: a field is unknown, or has a value that is none or that the table does not

@@ -39,13 +39,9 @@ PEAKS = {
 
 
 def matrix_parameters(table: CouplingTable, shape: Shape | None = None) -> int:
-    """The parameters of all matrices that each token is multiplied with.
+    """The parameters of all matrices that each token is multiplied with, of `shape` or the source.
 
     The output head counts, tied or not. The embedding (a lookup) and vectors do not.
-
-    Args:
-        table: the model's coupling table.
-        shape: the shape to count; by default the table's source.
     """
     shape = shape or table.source
     sizes = table.sizes(shape)
@@ -60,13 +56,9 @@ def matrix_parameters(table: CouplingTable, shape: Shape | None = None) -> int:
 def training_flops_per_token(
     table: CouplingTable, sequence_length: int, shape: Shape | None = None
 ) -> int:
-    """Operations of the forward and backward pass per token.
+    """Operations of the forward and backward pass per token, of `shape` or the source.
 
-    Args:
-        table: the model's coupling table.
-        sequence_length: tokens per row.
-        shape: the shape to count; by default the table's source. Pruning computes the whole source,
-            whatever its masks.
+    Pruning computes the whole source, whatever its masks.
     """
     shape = shape or table.source
     attention = 12 * shape.layers * shape.heads * shape.head_dim * sequence_length

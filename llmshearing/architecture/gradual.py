@@ -14,12 +14,7 @@ MOST_CUTS = 16
 
 
 def first_cut(table: CouplingTable, target: Shape, cuts: int) -> tuple[Shape, list[str]]:
-    """The first of several cuts from a source to its target.
-
-    Args:
-        table: the source's coupling table.
-        target: the shape of the last cut.
-        cuts: how many are left, at least 1.
+    """The first of `cuts` cuts, 1 or more, from a source to `target`, the shape after the last.
 
     Returns:
         The shape, and the error if one of the cuts keeps less than half of the parameters: a model

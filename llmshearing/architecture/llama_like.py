@@ -31,16 +31,9 @@ def rows(
 ) -> tuple[Row, ...]:
     """One row per parameter of the stock causal model.
 
-    Args:
-        config: the complete config.
-        shape: its shape.
-        query_key_value_bias: whether queries, keys and values have biases.
-        output_bias: whether the output projection of attention has a bias.
-        mlp_bias: whether the projections of the MLP have biases.
-        query_key_norm: whether queries and keys are normalised, each head alone or all at once.
-        norms_before: names of the norms that attention and MLP read the residual stream through.
-        norms_after: names of the norms through which they write to it. These take the gates of the
-            branch: before a norm, the gate of the layer would have no effect.
+    Queries and keys may be normalised, each head alone or all at once. Attention and MLP read the
+    residual stream through `norms_before` and write to it through `norms_after`. These take the
+    gates of the branch: before a norm, the gate of the layer would have no effect.
     """
     hidden, intermediate = Dim((Axis.HIDDEN,)), Dim((Axis.INTERMEDIATE,))
     vocabulary, head_dim = Dim(multiple=shape.vocabulary), Dim(multiple=shape.head_dim)

@@ -39,9 +39,7 @@ ROPE_TYPES = {
 def rope_error(config: Mapping[str, Any], more: frozenset[str] = frozenset()) -> str | None:
     """What is wrong with the `rope_scaling` of a stored config, or None.
 
-    Args:
-        config: the stored config.
-        more: keys that its family also reads.
+    `more` are keys that its family also reads.
     """
     scaling = config.get("rope_scaling")
     if scaling is None:
@@ -73,9 +71,7 @@ def with_older_rope(
 ) -> dict[str, Any]:
     """A config with its rotary settings in the form that Transformers 4 and 5 both read.
 
-    Args:
-        config: a config in either form, or in both.
-        names: the family's names of the older fields, see `ROPE_NAMES`.
+    It may have them in either form, or in both; `names` are its family's, as in `ROPE_NAMES`.
 
     Raises:
         UserError: the two forms disagree, or sliding layers have settings without an older field.

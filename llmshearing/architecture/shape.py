@@ -60,10 +60,8 @@ def head_count_error(shape: Shape) -> str | None:
 def axis_sizes(shape: Shape, *, grouped: bool) -> dict[Axis, int]:
     """The units of each axis (per layer, for the per-layer axes).
 
-    Args:
-        shape: the shape of the decoder.
-        grouped: whether the *source* uses grouped-query attention. A target has the axes of its
-            source, so a group of one head still counts as a group.
+    `grouped` says whether the *source* uses grouped-query attention. A target has the axes of its
+    source, so a group of one head still counts as a group.
     """
     sizes = {Axis.HIDDEN: shape.hidden, Axis.LAYER: shape.layers}
     if grouped:

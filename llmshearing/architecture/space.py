@@ -42,10 +42,8 @@ class Space:
     ) -> list[Shape]:
         """The shapes within all budgets.
 
-        Args:
-            table: the source's coupling table.
-            milliseconds: gives the time from one token to the next of a shape; without it that
-                budget does not count.
+        The budget of latency counts only if `milliseconds` is given, which gives the time from one
+        token to the next of a shape.
         """
         return [
             shape
@@ -92,11 +90,6 @@ def resolve_space(
     largest power of two up to 64 that divides the source's hidden or intermediate size, and 1 for
     other axes. The minimum is a quarter of the source's size by default. A size that is given is
     the only one of its axis.
-
-    Args:
-        table: the source's coupling table.
-        settings: what the user asks for.
-        values_per_axis: sizes of an axis at most.
 
     Returns:
         The space, and the list of errors.

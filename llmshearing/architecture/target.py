@@ -93,11 +93,7 @@ class TargetSettings(Section):
 def resolve_target(
     table: CouplingTable, settings: TargetSettings
 ) -> tuple[Shape | Budget, list[str]]:
-    """Resolve a target against its source.
-
-    Args:
-        table: the source's coupling table.
-        settings: what the user asks for.
+    """Resolve the target that a user asks for against its source.
 
     Returns:
         The target shape, or the budget that leads to one, and the list of errors.

@@ -18,14 +18,7 @@ from llmshearing.models.teacher import Distiller
 
 
 class Distilling(Callback):
-    """Passes the trainer's clock to the distiller.
-
-    Args:
-        distiller: of the run's model.
-        weight: of the divergence at each step.
-        domains: names of the data's domains.
-        interval: steps between log lines.
-    """
+    """Passes the trainer's clock to the distiller, and logs every `interval` steps."""
 
     def __init__(
         self,

@@ -13,10 +13,7 @@ from llmshearing.pruning.schedule import MaskSchedule
 class MaskClock(Algorithm):
     """Sets the masks' state before each forward pass and clamps their logits after each step.
 
-    Args:
-        masks: the run's masks.
-        schedule: the state of the masks at each step.
-        noise_per_rank: whether each rank draws its own noise; otherwise all ranks draw the same.
+    With `noise_per_rank` each rank draws its own noise; otherwise all ranks draw the same.
     """
 
     def __init__(

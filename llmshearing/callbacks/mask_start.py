@@ -49,13 +49,8 @@ class MaskStart(Callback):
     The scores are kept in the run directory, so a resumed run compares with the same ones. The
     masks' own start is in the checkpoint.
 
-    Args:
-        directory: of the run.
-        plan: where the scores come from.
-        rows: the training rows of all domains.
-        batch: rows of a forward pass.
-        total: steps of the run.
-        report: called with the current activity.
+    A forward pass takes `batch` rows, the run has `total` steps, and `report` is called with the
+    current activity.
     """
 
     def __init__(

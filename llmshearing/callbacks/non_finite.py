@@ -52,11 +52,8 @@ def not_finite(
 ) -> UserError:
     """The error that names step, ranks, domains and samples; all ranks call this together.
 
-    Args:
-        state: the trainer's state, in the step or right after it.
-        what: `loss` or `gradient`.
-        domains: names of the data's domains.
-        odd_rows: rows of this rank's batch whose own gradient was not finite.
+    `what` is `loss` or `gradient`; `odd_rows` are those of this rank's batch whose own gradient was
+    not finite.
     """
     reports: list[dict[str, Any]] = dist.all_gather_object(_report(state, domains, odd_rows))
     step = reports[0]["step"]

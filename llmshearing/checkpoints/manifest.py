@@ -132,10 +132,7 @@ class RunManifest:
         write_json(path, sealed(dataclasses.asdict(self)))
 
     def differences(self, now: RunManifest) -> list[str]:
-        """What keeps a checkpoint with this manifest from being resumed by another run.
-
-        Args:
-            now: the manifest of that run at its start.
+        """What keeps a checkpoint with this manifest from being resumed by the run `now`.
 
         Returns:
             `WHAT: found ..., expected ...`; empty if it can be resumed.

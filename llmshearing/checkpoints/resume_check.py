@@ -26,11 +26,7 @@ FROM_THE_CHECKPOINT = (
 
 
 def check_fits(checkpoint: Path, now: RunManifest) -> list[str]:
-    """Compare a checkpoint's manifest with that of the run that resumes.
-
-    Args:
-        checkpoint: to resume from.
-        now: the manifest of the run at its start.
+    """Compare a checkpoint's manifest with that of the run that resumes, as it starts.
 
     Returns:
         What differs in the recipe without keeping the run from resuming, and whether it takes

@@ -37,9 +37,7 @@ class _Unread:
 def load_trainer_state(path: str | Path, clock: Any = None) -> dict[str, Any]:
     """Read a full checkpoint, or the `trainer.pt` of a sharded one; tensors are mapped.
 
-    Args:
-        path: the file.
-        clock: the module `composer.core.time`; without it the clock is not read.
+    Without `clock`, the module `composer.core.time`, the clock is not read.
 
     Raises:
         UnpicklingError: it names other classes than a trainer's state contains.

@@ -37,12 +37,9 @@ TRAINER_FILE = "trainer.pt"  # of a sharded checkpoint: everything that is not a
 
 
 def write_full(path: Path, state: Mapping[str, Any], manifest: RunManifest) -> None:
-    """Write a checkpoint as one file. All ranks call it; only the first needs the content.
+    """Write a checkpoint `ba<N>.pt`, its manifest last.
 
-    Args:
-        path: `ba<N>.pt`.
-        state: tensors and plain values.
-        manifest: of the run at this step; written last.
+    All ranks call it; only the first needs the content.
 
     Raises:
         UserError: on every rank, if it cannot be written.
@@ -61,13 +58,10 @@ def write_full(path: Path, state: Mapping[str, Any], manifest: RunManifest) -> N
 def write_sharded(
     path: Path, tensors: Mapping[str, Any], rest: Mapping[str, Any], manifest: RunManifest
 ) -> None:
-    """Write a checkpoint as a folder, each rank its own part. All ranks call it.
+    """Write a checkpoint as a folder `ba<N>`, each rank its own part, its manifest last.
 
-    Args:
-        path: `ba<N>`.
-        tensors: nested names to tensors of the model and the optimizer, which may be sharded.
-        rest: plain values and small tensors, from the first rank.
-        manifest: of the run at this step; written last.
+    All ranks call it. `tensors` are those of the model and the optimizer by nested names, and may
+    be sharded; `rest`, from the first rank, is plain values and small tensors.
 
     Raises:
         UserError: on every rank, if it cannot be written.
@@ -115,12 +109,7 @@ def on_first_rank(action: Callable[[], None], path: Path) -> None:
 
 
 def keep_last(directory: Path, count: int) -> None:
-    """Remove all but the newest whole checkpoints of a run, and everything incomplete.
-
-    Args:
-        directory: the run directory.
-        count: how many to keep; -1 keeps all that are whole.
-    """
+    """Remove all but the newest whole checkpoints (-1 keeps all), and everything incomplete."""
     whole = whole_checkpoints(directory)
     for path in whole[: max(0, len(whole) - count)] if count >= 0 else []:
         manifest_of(path).unlink()

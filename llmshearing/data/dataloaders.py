@@ -125,15 +125,10 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataSpec:
-    """Build the training loader.
+    """Build the training loader of one rank.
 
-    Args:
-        rows: with the run's sampler.
-        global_batch: rows of a batch over all ranks, a multiple of `world_size`.
-        workers: processes that read, at most `prefetch`; 0 reads in the main process.
-        prefetch: batches that may be read ahead.
-        rank: of this process.
-        world_size: number of processes.
+    A batch has `global_batch` rows over all ranks. Up to `prefetch` batches are read ahead, by at
+    most as many worker processes; with 0 workers the main process reads.
     """
     assert global_batch % world_size == 0
     assert workers <= prefetch

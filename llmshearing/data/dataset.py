@@ -115,9 +115,7 @@ class HeldOutRows(Dataset):
 def sample_rows(domains: Sequence[DomainRows], rows: int) -> list[tuple[int, int]]:
     """The first rows of each domain, in proportion to the domains' numbers of rows.
 
-    Args:
-        domains: all of them.
-        rows: rows to take in all, at least one of each domain. If there are fewer, all are taken.
+    In all about `rows`, with at least one of each domain; all there are if they are fewer.
 
     Returns:
         (domain, row) of each, as `read_rows` takes them.

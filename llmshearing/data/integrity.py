@@ -43,11 +43,8 @@ def find_problems(
 ) -> list[str]:
     """List every file of some splits that is missing, has another size or has changed.
 
-    Args:
-        tree: the data.
-        splits: names; those that the tree does not have are left out.
-        cached: the tree is a cache of a remote one, so that only its indexes have to be there.
-        hash_limit: hash the shards too if all of them together have at most this many bytes.
+    Splits that the tree does not have are left out. Of a `cached` remote tree only the indexes have
+    to be there. Shards are hashed too if all of them together have at most `hash_limit` bytes.
     """
     shards: list[tuple[Path, dict[str, Any]]] = []
     problems = []

@@ -178,11 +178,7 @@ def fingerprint(model_directory: Path) -> str:
 def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score | None:
     """One task's score; None on a rank that is not the first of its node, as lm-eval has it.
 
-    Args:
-        model: lm-eval's, see `language_model`.
-        loaded: the task with its data, see `load_tasks`.
-        task: says which metric and how many examples.
-        settings: for lm-eval's `simple_evaluate`.
+    `settings` are those of lm-eval's `simple_evaluate`.
 
     Raises:
         UserError: the name stands for several tasks, or the task does not have the metric.
@@ -258,13 +254,10 @@ def _loaded(manager: Any, name: str | dict[str, Any]) -> Any:
 def language_model(
     model: Path | PreTrainedModel, batch_size: int, dtype: str = "auto", tokenizer: Any = None
 ) -> Any:
-    """lm-eval's model. Its own default takes log-probabilities in bfloat16, which makes ties.
+    """lm-eval's model of a directory, or of a model in memory, which stays where it is.
 
-    Args:
-        model: a directory, or a model in memory, which stays where it is.
-        batch_size: requests of a forward pass.
-        dtype: of the weights, if they are read.
-        tokenizer: of a model in memory.
+    lm-eval's own default takes log-probabilities in bfloat16, which makes ties. `dtype` is that of
+    weights that are read; `tokenizer` belongs to a model in memory.
 
     Raises:
         UserError: the directory cannot be read.

@@ -158,11 +158,7 @@ def evenly_spread(size: int, limit: int | None) -> list[int]:
 
 
 def open_inputs(model_directory: str | Path, folder: Path) -> tuple[DataTree, Source]:
-    """A split's data tree and a model, checked against each other.
-
-    Args:
-        model_directory: a directory, or `org/name[@revision]` of the hub.
-        folder: of the split.
+    """The data tree of a split's folder and a model, checked against each other.
 
     Raises:
         UserError: no model, no tree, no such split, damaged files, or a model with fewer token ids

@@ -69,12 +69,6 @@ def time_blocks(
 
     The weights are random. Generation is timed in the middle of the new tokens, where its KV cache
     has its mean length.
-
-    Args:
-        source: gives the family and the other fields of the config.
-        shape: of the model.
-        serving: batch, prompt, new tokens and dtype.
-        device: where it runs.
     """
     config = stock_config(target_fields(source.config, shape, {}))
     with device:

@@ -12,11 +12,6 @@ from llmshearing.mixture.references import References
 def measure_references(model: str | Path, data: str | Path, batch_size: int = 16) -> References:
     """Measure a model on every domain of a split, and record what the losses belong to.
 
-    Args:
-        model: a directory, or `org/name[@revision]` of the hub.
-        data: a split's folder in a data tree, such as `ROOT/eval`.
-        batch_size: rows of a forward pass; it does not change the result.
-
     Raises:
         UserError: no model, no tree, no such split, or a tokenizer that is not the tree's.
     """

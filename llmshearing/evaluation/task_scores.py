@@ -33,10 +33,7 @@ class TaskScores(Callback):
     documents, in step with the others, since a sharded model needs all ranks for a forward pass.
     The cost is that of the forward passes, so set `evaluation.limit` on large suites.
 
-    Args:
-        settings: the recipe's section.
-        model: the directory of the source, for its tokenizer.
-        report: called with the current activity, for the watchdog.
+    The tokenizer is that of the directory `model`; `report` is called with the current activity.
 
     Raises:
         UserError: no lm-eval, an unknown task, or data that cannot be loaded.

@@ -140,14 +140,9 @@ def generate(
     new_tokens: int,
     after_prompt: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last.
+    """Seconds to the first of `new_tokens`, and from there to the last.
 
-    Args:
-        model: a stock model.
-        batch_size: sequences at a time.
-        prompt: tokens of the prompt.
-        new_tokens: tokens to generate, the first included.
-        after_prompt: called between the two.
+    `after_prompt` is called between the two.
     """
     generator = torch.Generator().manual_seed(batch_size)
     tokens = torch.randint(model.config.vocab_size, (batch_size, prompt), generator=generator)

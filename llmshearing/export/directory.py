@@ -91,20 +91,11 @@ def write_directory(
     verified: bool = True,
     **recorded: Any,
 ) -> Exported:
-    """Cut a model and write it.
+    """Cut a model and write it to `out`, which must not exist or be empty.
 
-    Args:
-        out: the directory to make; it must not exist or be empty.
-        original: gives the model's tensors.
-        source: for the manifest.
-        table: the source's coupling table.
-        target: the shape that the cut gives.
-        kept: the units that stay.
-        gates: their gates, which are folded into the weights.
-        form: how weights are stored.
-        tokenizer: the directory to copy the tokenizer from.
-        verified: whether to compare the logits with the gated model's.
-        recorded: other entries of the manifest.
+    The gates of the kept units are folded into the weights, and the tokenizer is copied from its
+    directory. If `verified`, the logits are compared with the gated model's. `source` and what is
+    `recorded` go to the manifest.
 
     Raises:
         UserError: `out` is taken or cannot be written, or the logits do not agree.

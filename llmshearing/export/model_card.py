@@ -68,13 +68,7 @@ Cite the source model and its data too. Their licences also apply to this model.
 
 
 def model_card(name: str, manifest: ExportManifest, parameters: int) -> str:
-    """The card's Markdown for a run's export.
-
-    Args:
-        name: of the directory.
-        manifest: of the exported directory.
-        parameters: of the model.
-    """
+    """The card's Markdown for a run's export to a directory of the given name."""
     run, difference = manifest.run, manifest.logits_difference
     assert run is not None
     shape = asdict(manifest.shape)

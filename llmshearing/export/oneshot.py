@@ -84,14 +84,7 @@ def kept_units(scores: Scores, table: CouplingTable, shape: Shape) -> Kept:
 def cut_in_memory(
     source: Source, weights: SourceWeights, shape: Shape, kept: Kept
 ) -> PreTrainedModel:
-    """A stock model of the kept units, float32 on the CPU, in evaluation mode.
-
-    Args:
-        source: the directory.
-        weights: its tensors.
-        shape: what the kept units make.
-        kept: the units that stay.
-    """
+    """A stock model of the kept units, float32 on the CPU, in evaluation mode."""
     with empty_parameters():
         model = stock_model(stock_config(target_fields(source.config, shape, kept)))
     made = dict(cut_model(source.table, kept, {}, weights.read))

@@ -45,12 +45,7 @@ class Original(Protocol):
 
 
 def gated_logits(original: Original, gates: Gates) -> Tensor:
-    """The gated model's logits of the probe, [rows, tokens, vocabulary] in float32.
-
-    Args:
-        original: what the directory is written from.
-        gates: the deterministic gates of all units.
-    """
+    """The gated model's logits of the probe, [rows, tokens, vocabulary] in float32."""
     table = family_of(original.config).table(original.config)
     with empty_parameters():
         model = stock_model(stock_config(original.config))
@@ -67,10 +62,7 @@ def verify(directory: Path, expected: Tensor, tensors: Iterable[tuple[str, Tenso
     In float32 they must agree to 1e-5 of the largest logit. A narrower dtype rounds the weights; in
     that case the stored weights must equal the rounded tensors bit for bit.
 
-    Args:
-        directory: what was written.
-        expected: from `gated_logits` of what it was written from.
-        tensors: name and value of every tensor before it was rounded.
+    `expected` is from `gated_logits`, and `tensors` gives every tensor before it was rounded.
 
     Returns:
         The largest difference of logits.

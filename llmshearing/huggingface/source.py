@@ -58,10 +58,9 @@ class Source:
 
 
 def read_source(model: str | Path) -> Source:
-    """Read and check a model's config; no weights are read.
+    """Read and check the config of a model: a directory, or `org/name[@revision]` of the hub.
 
-    Args:
-        model: a directory, or `org/name[@revision]` of the hub.
+    No weights are read.
 
     Raises:
         UserError: no directory or config, an unknown family, a field that the family refuses, one
@@ -74,14 +73,10 @@ def read_source(model: str | Path) -> Source:
 
 
 def check_source(source: Source, *, weights: bool = True) -> None:
-    """Check that the stock model can be computed and that its weights are there.
+    """Check that the stock model can be computed and, if `weights`, that its weights are there.
 
     The model is made of fake tensors, and only the headers of the weight files are read. So this
     takes no memory, and its time grows with the number of tensors, not with their size.
-
-    Args:
-        source: the directory.
-        weights: whether the run reads weights.
 
     Raises:
         UserError: Transformers cannot compute the model, or its weights do not fit.
@@ -119,12 +114,8 @@ def check_attention(source: Source, attention: str) -> str | None:
 def load_model(source: Source, *, attention: str = "sdpa", random: bool = False) -> PreTrainedModel:
     """The stock model in float32; every weight is found and none is left over.
 
-    Weights are read piece by piece, so that host memory holds the model once.
-
-    Args:
-        source: the directory.
-        attention: Transformers' `attn_implementation`.
-        random: draw the weights from torch's generator instead of reading them.
+    Weights are read piece by piece, so that host memory holds the model once. `random` draws them
+    from torch's generator instead.
 
     Raises:
         UserError: weights are missing, unexpected, of another size, or there are none.
@@ -168,13 +159,10 @@ def fill(
     part: Part = whole,
     device: torch.device | None = None,
 ) -> None:
-    """Read the weights into a model, one at a time, and allocate its parameters.
+    """Read the weights into a model of `empty_model`, one at a time, and allocate its parameters.
 
-    Args:
-        model: from `empty_model`; its parameters may have been sharded since.
-        weights: of the same directory.
-        part: which of its rows a parameter holds here, and the tensor that holds them.
-        device: for the parameters; by default that of their mesh, or the default device.
+    If these have been sharded since, `part` says which rows of a parameter are here, and in which
+    tensor. The device is by default that of their mesh, or the default device.
     """
     aliases = parameter_aliases(model)
     made: dict[nn.Parameter, nn.Parameter] = {}

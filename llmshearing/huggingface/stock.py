@@ -55,13 +55,7 @@ def write_config(config: PretrainedConfig, directory: Path) -> None:
 def stock_model(
     config: PretrainedConfig, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A stock causal model with random weights, each named as in weight files.
-
-    Args:
-        config: from `stock_config`.
-        attention: Transformers' `attn_implementation`.
-        dtype: of its parameters.
-    """
+    """A stock causal model with random weights, each named as in weight files."""
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation=attention, dtype=dtype, trust_remote_code=False
     )

@@ -27,12 +27,9 @@ class TeacherDirectory:
 def find_teacher(
     recipe: Recipe, source: Path, locate: Callable[[str], Path]
 ) -> TeacherDirectory | None:
-    """The teacher of a recipe; None without distillation.
+    """The teacher of a run that trains the model in `source`; None without distillation.
 
-    Args:
-        recipe: of the run.
-        source: directory of the model that is trained.
-        locate: from a directory or a name on the hub to the directory.
+    `locate` leads from a directory or a name on the hub to the directory.
 
     Raises:
         UserError: there is none, or it is the run's own directory.

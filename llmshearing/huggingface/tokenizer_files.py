@@ -94,10 +94,8 @@ def _read_text(file: Path) -> str:
 def check(path: Path, size: int, fingerprint: str | None) -> None:
     """Check that the tokenizer in a directory is the one that a model was trained with.
 
-    Args:
-        path: the directory.
-        size: of the model's vocabulary.
-        fingerprint: of the tokenizer that made the run's data, if it is known.
+    The model's vocabulary has `size` ids; `fingerprint` is of the tokenizer that made the run's
+    data, if it is known.
 
     Raises:
         UserError: its files cannot be read, it gives more ids than the model has, or it is another

@@ -50,9 +50,8 @@ class StoredTensor:
 class WeightFiles:
     """The tensors of a directory by name: safetensors, or else PyTorch's files.
 
-    Args:
-        path: a Hugging Face directory, weights in one file or in several with an index. What is
-            missing in a directory of the hub's cache is downloaded.
+    Weights are in one file, or in several with an index. What is missing in a directory of the
+    hub's cache is downloaded.
 
     Raises:
         UserError: there are no weights, or a file is missing, truncated or not a weight file.
@@ -127,12 +126,9 @@ def write_weights(
 ) -> None:
     """Write `model.safetensors`, or several files with their index.
 
-    Args:
-        directory: where.
-        shapes: every tensor's shape by name, which decide the files before the first is written.
-        tensors: name and value, each once; in the order of `shapes` only one file is in memory.
-        dtype: of what is written.
-        max_shard_size: bytes of a file, or a text such as `5GB`; a larger tensor has its own file.
+    The shapes decide the files before the first is written. Each tensor comes once; in the order of
+    the shapes, only one file is in memory. A file has at most `max_shard_size` bytes (or a text
+    such as `5GB`); a larger tensor has its own.
 
     Raises:
         UserError: `max_shard_size` is not a size.

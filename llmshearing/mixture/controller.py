@@ -60,16 +60,9 @@ class Update:
 class MixtureController:
     """Follows the losses of a run with its domain weights.
 
-    Args:
-        settings: the recipe's `mixture` section.
-        sampler: of the run; its plan gets the new weights.
-        start: weights at the start [k].
-        references: losses to reach [k]; None if no file gives any.
-        total_samples: samples of the whole run. `dro` without references aims at the losses that
-            it extrapolates to there.
-        global_batch: samples of a step.
-        row_tokens: tokens of a sample.
-        agree: makes the new weights the same on all ranks.
+    The sampler's plan gets the new weights. `references` [k] is None if no file gives any. In all
+    the run takes `total_samples`; `dro` without references aims at the losses that it extrapolates
+    to there. `agree` makes the new weights the same on all ranks.
     """
 
     def __init__(

@@ -48,12 +48,7 @@ def update(
 ) -> Vector:
     """The next weights [k] by the policy `name`: they sum to 1, within floor and ceiling.
 
-    Args:
-        name: a key of `POLICIES`.
-        weights: current weights [k]; they sum to 1.
-        losses: current losses in nats per token [k].
-        references: losses to reach, in nats per token [k].
-        limits: bounds.
+    Losses and `references`, the losses to reach, are in nats per token [k].
 
     Raises:
         UserError: no such policy; weights that do not sum to 1; a loss or a reference that is

@@ -70,12 +70,8 @@ class Assignment:
 class Sampler:
     """Takes samples in order.
 
-    Args:
-        sources: the domains; their order is their numbering.
-        plan: the mixture.
-        seed: of the permutations.
-        window: blocks whose rows are shuffled together.
-        memory: number of the last batches that `rewind` can return to.
+    The order of the domains in `sources` is their numbering. The rows of `window` blocks are
+    shuffled together; `rewind` can return to the last `memory` batches.
     """
 
     def __init__(

@@ -73,15 +73,7 @@ def activations(
     numbers: Numbers,
     pruned: tuple[Axis, ...],
 ) -> Activations:
-    """What one forward saves.
-
-    Args:
-        config: of the model.
-        table: of the model.
-        batch: its rows.
-        numbers: how it computes.
-        pruned: axes with a mask.
-    """
+    """What one forward of a model saves, with masks on the axes `pruned`."""
     config = complete(json.dumps(config))
     plain = json.dumps({**config, "rope_scaling": None})  # changes values, not what is saved
     lists = [config[name] for name in family_of(config).layer_lists]
@@ -114,14 +106,9 @@ def complete(config: str) -> dict[str, Any]:
 def saved_bytes(
     config: str, layers: tuple[int, ...], batch: Batch, numbers: Numbers, pruned: tuple[Axis, ...]
 ) -> int:
-    """Bytes that autograd saves in a forward of the decoder without its output head.
+    """Bytes that autograd saves in a forward through some decoder layers, without the output head.
 
-    Args:
-        config: of the model, complete, as JSON.
-        layers: which of its decoder layers to run.
-        batch: rows.
-        numbers: how it computes.
-        pruned: axes with a mask.
+    The config is complete, as JSON; `pruned` are the axes with a mask.
     """
     import torch
 

@@ -26,15 +26,7 @@ def disk_bytes(
     state: StateBytes,
     data: int,
 ) -> dict[str, int]:
-    """Bytes by what they are used for.
-
-    Args:
-        recipe: the run.
-        table: of the model that is trained.
-        target: what to prune to, or None.
-        state: of one rank that holds everything.
-        data: bytes of the rows.
-    """
+    """Bytes by what they are used for; `state` is that of one rank that holds everything."""
     total = steps(recipe.run.duration)
     written = -(-total // steps(recipe.run.checkpoint_interval))
     keep = recipe.run.keep_checkpoints

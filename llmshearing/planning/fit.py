@@ -19,11 +19,7 @@ class Option:
 
 
 def first_that_fits(job: Job, memory: int) -> tuple[Option | None, list[Option]]:
-    """Try changes until the peak is within `memory`.
-
-    Args:
-        job: one that does not fit.
-        memory: bytes of a device.
+    """Try changes of a job that does not fit until its peak is within `memory` bytes.
 
     Returns:
         The first change that fits, None if there is none, and all that were tried, in order.

@@ -49,12 +49,7 @@ class PlanInputs:
 def read_inputs(
     path: str | Path, overrides: Sequence[str] = (), sequence_length: int | None = None
 ) -> PlanInputs:
-    """Read what a plan needs.
-
-    Args:
-        path: the recipe.
-        overrides: `key=value` with dotted keys.
-        sequence_length: tokens in a row, where no data tells.
+    """Read what a plan needs; `sequence_length` (tokens in a row) counts where no data tells it.
 
     Raises:
         UserError: lists every error.

@@ -52,10 +52,7 @@ def exported_parameters(table: CouplingTable, target: Target) -> int:
 def mask_shapes(table: CouplingTable, target: Target, constraint: str) -> list[tuple[int, ...]]:
     """Shapes of the mask logits, the linear and the quadratic multipliers.
 
-    Args:
-        table: of the source.
-        target: None if nothing is pruned.
-        constraint: `paper` has multipliers for every layer, `released` one pair per axis.
+    The constraint `paper` has multipliers for every layer, `released` one pair per axis.
     """
     sizes, layers = table.sizes(table.source), table.source.layers
     logits: list[tuple[int, ...]] = []
@@ -87,14 +84,9 @@ def state_bytes(
     shards: int = 1,
     rank: int = 0,
 ) -> StateBytes:
-    """The state of one rank after the first optimizer step.
+    """The state of one of the ranks that share each tensor, after the first optimizer step.
 
-    Args:
-        table: of the model that is trained.
-        target: what to prune to, or None.
-        constraint: form of the constraint; the number of multipliers depends on it.
-        shards: ranks that share each tensor; 1 without sharding.
-        rank: which of them. The first has the most.
+    The first rank has the most. The number of multipliers depends on the constraint.
     """
     weights = list(table.tensor_shapes(table.source).values())
     masks = mask_shapes(table, target, constraint)

@@ -58,15 +58,7 @@ def schedule(
     rows: int,
     teacher_flops_per_token: int = 0,
 ) -> Schedule:
-    """The schedule of a recipe.
-
-    Args:
-        recipe: the run.
-        sequence_length: tokens in a row.
-        flops_per_token: operations of training.
-        rows: held-out rows of all domains together.
-        teacher_flops_per_token: operations of a teacher's forward pass.
-    """
+    """The schedule of a recipe; `rows` are the held-out rows of all domains together."""
     total = steps(recipe.run.duration)
     every = steps(recipe.run.eval_interval)
     evaluations = -(-total // every)

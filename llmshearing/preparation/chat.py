@@ -197,10 +197,7 @@ def _after_thought(prompt: str, rendered: str, message: Message) -> str | None:
     Some templates write `<think>` in the prompt for an answer but not in the answers of a dialogue,
     and drop their reasoning. What the model then has to write begins with its reasoning.
 
-    Args:
-        prompt: what the model reads.
-        rendered: the dialogue with the answer, as the template writes it.
-        message: the answer.
+    `rendered` is the dialogue with the answer, as the template writes it.
 
     Returns:
         The prompt, the reasoning, `</think>` and the answer; None for another kind of template.

@@ -14,11 +14,8 @@ from llmshearing.errors import UserError
 def find(path: str, name: str | None, split: str, what: str) -> list[Path]:
     """The Arrow files of a split, downloaded into the cache of `datasets` if they are not local.
 
-    Args:
-        path: a data set of the hub, a folder with data files, or one that `save_to_disk` wrote.
-        name: its configuration.
-        split: such as `train`.
-        what: for messages.
+    `path` is a data set of the hub, a folder with data files, or one that `save_to_disk` wrote;
+    `name` is its configuration. Messages begin with `what`.
 
     Raises:
         UserError: `datasets` is missing, or has no such data set, configuration or split.

@@ -43,11 +43,8 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
 def run(config: str, overrides: Sequence[str], shard: tuple[int, int] | None, merge: bool) -> int:
     """Prepare data, print what there was and what the tree holds, and return the exit status.
 
-    Args:
-        config: a recipe.
-        overrides: `key=value` that replace its values.
-        shard: tokenise only the pieces of one task (index, number of tasks).
-        merge: tokenise nothing; write the tree from the pieces of all tasks.
+    `shard`, the index and number of tasks, tokenises only the pieces of one task. `merge` tokenises
+    nothing, and writes the tree from the pieces of all tasks.
     """
     began = time.monotonic()
     try:

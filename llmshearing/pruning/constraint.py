@@ -28,11 +28,8 @@ class Multipliers(nn.Module):
     The optimizer groups of multipliers set `maximize`. Each multiplier has one dimension, because
     FSDP does not accept parameters without dimensions.
 
-    Args:
-        form: `paper` or `released`.
-        sizes: units in the source of each axis that shrinks.
-        layers: layers of the source.
-        budget: whether to add a pair for the parameter count of the whole model.
+    `sizes` are the source's, of the axes that shrink. `budget` adds a pair of multipliers for the
+    parameter count of the whole model.
     """
 
     def __init__(
@@ -56,25 +53,20 @@ class Multipliers(nn.Module):
         self.quadratic = nn.ParameterDict({name: torch.zeros(n) for name, n in pairs.items()})
 
     def penalty(self, axis: Axis, expected: Tensor, target: float, size: int) -> Tensor:
-        """The penalty of one axis, a scalar.
+        """The penalty of one axis, a scalar, from expected kept units [L] or [1].
 
-        Args:
-            axis: the axis.
-            expected: expected kept units, [L] or [1].
-            target: units to keep at this point of the sparsity warmup.
-            size: units in the source.
+        `target` are the units to keep at this point of the sparsity warmup, `size` those of the
+        source.
         """
         gap = expected - target if self.as_in_paper else (expected - target) / size
         penalties = self._of_gap(axis.value, gap)
         return penalties.sum() if self.as_in_paper else penalties.mean()
 
     def budget_penalty(self, expected: Tensor, budget: float, size: int) -> Tensor:
-        """The penalty of a parameter count, whatever the shape, a scalar.
+        """The penalty of an expected parameter count, whatever the shape; all are scalars.
 
-        Args:
-            expected: expected parameters, a scalar.
-            budget: parameters that the model may have at this point of the sparsity warmup.
-            size: parameters of the source.
+        `budget` are the parameters that the model may have at this point of the sparsity warmup,
+        `size` those of the source.
         """
         return self._of_gap(BUDGET, (expected - budget) / size).sum()
 
@@ -86,9 +78,7 @@ class Multipliers(nn.Module):
     ) -> Iterator[tuple[str, float, list[nn.Parameter]]]:
         """Groups of multipliers with the same learning rate: (kind, rate, multipliers).
 
-        Args:
-            linear: learning rate of the linear multipliers of a gap in fractions.
-            quadratic: learning rate of the quadratic ones.
+        The given rates are those for gaps in fractions.
         """
         kinds = (("linear", self.linear, linear), ("quadratic", self.quadratic, quadratic))
         for number, (kind, multipliers, rate) in enumerate(kinds):

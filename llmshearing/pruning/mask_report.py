@@ -46,12 +46,9 @@ class Common:
 
 
 def common_units(kept: Tensor, best: Tensor, size: int) -> Common:
-    """Compare two choices of the units of an axis; hypergeometric in each layer.
+    """Compare the units [k] or [L, k] of an axis that masks and a one-shot cut keep.
 
-    Args:
-        kept: indices of the units that the masks keep, [k] or [L, k].
-        best: those of a one-shot cut, same shape.
-        size: units of the axis, per layer.
+    Chance is hypergeometric in each layer, of `size` units.
     """
     k, rows = kept.shape[-1], kept.numel() // kept.shape[-1]
     both = (kept.unsqueeze(-1) == best.unsqueeze(-2)).sum()
@@ -196,12 +193,7 @@ class MaskReport:
 
 
 def axis_report(keep: Tensor, target: int) -> AxisReport:
-    """The report on one axis.
-
-    Args:
-        keep: keep probability of each unit, [n] or [L, n].
-        target: units to keep (per layer).
-    """
+    """The report on one axis, from the keep probability of each unit, [n] or [L, n]."""
     rows = keep.double().reshape(-1, keep.shape[-1])
     sizes = rows.sum(-1)
     furthest = sizes[(sizes - target).abs().argmax()]

@@ -139,12 +139,7 @@ class Masks(nn.Module):
         return (self.layers, self.sizes[axis]) if axis.per_layer else (self.sizes[axis],)
 
     def set_state(self, state: MaskState, noise_stream: int = 0) -> None:
-        """Move to another step.
-
-        Args:
-            state: what the schedule asks of the masks at the step.
-            noise_stream: the rank if each rank draws its own noise, otherwise 0.
-        """
+        """Move to another step; the stream is the rank if each rank draws its own noise, else 0."""
         self.state, self.noise_stream = state, noise_stream
 
     @property

@@ -32,12 +32,7 @@ def score_shapes(table: CouplingTable) -> dict[Axis, tuple[int, ...]]:
 
 
 def magnitude(table: CouplingTable, read: Callable[[str], Tensor]) -> Scores:
-    """Sum of the squares of all weights that a unit owns.
-
-    Args:
-        table: the source's coupling table.
-        read: returns a parameter by name.
-    """
+    """Sum of the squares of all weights that a unit owns; `read` returns a parameter by name."""
     scores = {axis: torch.zeros(shape) for axis, shape in score_shapes(table).items()}
     sizes = table.sizes(table.source)
     for row in table.rows:
@@ -71,12 +66,7 @@ def random(table: CouplingTable, seed: int) -> Scores:
 
 
 def evenly_spaced(table: CouplingTable, sizes: Mapping[Axis, int]) -> Scores:
-    """Scores that keep units at equal distances.
-
-    Args:
-        table: the source's coupling table.
-        sizes: units to keep per axis.
-    """
+    """Scores that keep so many units per axis, at equal distances."""
     scores = {}
     for axis, shape in score_shapes(table).items():
         units, keep = shape[-1], sizes[axis]
@@ -94,10 +84,8 @@ def start_logits(score: Tensor, start: float, spread: float) -> Tensor:
     of `SCORE_RANGE` either way. Scores of a trained model are heavy-tailed: ranks would put a unit
     of 200 times the median next to one of 2 times.
 
-    Args:
-        score: [..., n], not negative; each row is compared with its own median.
-        start: the logit of a median score.
-        spread: half of the logits' range.
+    Scores [..., n] are not negative; each row is compared with its own median, whose logit is
+    `start`.
     """
     score = score.clamp(min=torch.finfo(score.dtype).tiny)
     ratio = (score / score.median(dim=-1, keepdim=True).values).log() / math.log(SCORE_RANGE)

@@ -34,11 +34,7 @@ SMALLEST_KEPT_GATE = 0.1
 
 
 def select(scores: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> Kept:
-    """Keep the units of highest score, the same number in every layer.
-
-    Args:
-        scores: per axis, [n] or [L, n]; higher scores stay.
-        sizes: units to keep per axis.
+    """Keep the units of highest score, [n] or [L, n] per axis, the same number in every layer.
 
     Returns:
         The kept indices. Among equal scores the lower index stays.
@@ -58,9 +54,7 @@ def indicator(like: Tensor, kept: Tensor) -> Tensor:
 def count_undecided(probability: Tensor, kept: Tensor) -> int:
     """The number of kept units that are not surely on and of other units that are not surely off.
 
-    Args:
-        probability: keep probability of each unit of an axis, [n] or [L, n].
-        kept: indices of the kept units, [k] or [L, k].
+    Probabilities to stay are [n] or [L, n], indices of the kept units [k] or [L, k].
     """
     low, high = UNDECIDED
     stays = indicator(probability, kept) > 0
@@ -73,10 +67,7 @@ def decision_penalty(logits: Tensor, probability: Tensor, kept: Tensor) -> Tenso
     All unsure units get the same gradient, however flat their keep probability is, so that their
     order does not change.
 
-    Args:
-        logits: mask logits, [n] or [L, n].
-        probability: keep probabilities, same shape.
-        kept: indices of the units that stay, [k] or [L, k].
+    Logits and keep probabilities are [n] or [L, n], indices of the units that stay [k] or [L, k].
 
     Returns:
         A scalar of value 0 that has only a gradient.

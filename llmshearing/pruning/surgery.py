@@ -42,15 +42,9 @@ def cut(
     kept: Kept,
     gates: Gates,
 ) -> Tensor:
-    """The exported version of one source parameter.
+    """The exported version of one source parameter, of a layer or of none.
 
-    Args:
-        row: the parameter's row in the coupling table.
-        tensor: its source value.
-        layer: the source layer that owns it, or None.
-        sizes: units per axis in the source.
-        kept: the units that stay.
-        gates: gate values of all units per axis, in source numbering.
+    `sizes`, `kept` and the gates of all units count units as the source does.
 
     Returns:
         The kept entries times their gates, in the tensor's dtype. The product is computed in the
@@ -99,11 +93,7 @@ def cut_model(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every parameter of the exported model, one at a time, in the table's order.
 
-    Args:
-        table: the source's coupling table.
-        kept: the units that stay.
-        gates: gate values of all units.
-        read: returns a source parameter by name.
+    `read` returns a source parameter by name; the gates are those of all units.
 
     Yields:
         (name in the exported model, tensor); kept layers are renumbered from 0.

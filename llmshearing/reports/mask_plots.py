@@ -36,8 +36,7 @@ def count_units(scores: NDArray) -> tuple[int, int, int]:
 def heat_maps(scores: Scores) -> Figure | None:
     """The units of each axis: one row per layer from the top, wide axes sorted from high to low.
 
-    Args:
-        scores: probability to stay by axis, [d] for hidden, [L] for layer, [L, n] for the others.
+    Scores are probabilities to stay by axis, [d] for hidden, [L] for layer, [L, n] for the others.
     """
     tables = {axis: _as_drawn(axis, table) for axis, table in _ordered(scores).items()}
     if not tables:

@@ -21,15 +21,10 @@ class Depth:
 
 
 def best_layers(parent: Parent, ledger: Ledger, depths: Sequence[int]) -> dict[int, Depth]:
-    """For each depth, the set of layers that has the lowest held-out loss without the others.
+    """For each number of layers to keep, the set whose removal leaves the lowest held-out loss.
 
     Candidates for removal are every contiguous block, and the layers that harm least when each of
     them is removed alone.
-
-    Args:
-        parent: the unpruned model.
-        ledger: keeps the losses.
-        depths: numbers of layers to keep.
     """
     layers = range(parent.layers)
     sizes = sorted({parent.layers - depth for depth in depths} - {0})

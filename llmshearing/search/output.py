@@ -27,13 +27,9 @@ Recovered = Sequence[Mapping[str, float]]  # losses after each round of recovery
 
 
 def write_results(found: Found, recovered: Recovered, recipe: dict[str, Any], out: Path) -> Table:
-    """Write all results of a search.
+    """Write all results of a search to `out`.
 
-    Args:
-        found: the result.
-        recovered: the losses after recovery; empty without.
-        recipe: of a run that starts from the best shape; its target and scores are filled in.
-        out: the directory.
+    `recipe` is that of a run which starts from the best shape; its target and scores are filled in.
 
     Returns:
         The table.

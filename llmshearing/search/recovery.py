@@ -39,13 +39,9 @@ def halvings(finalists: int, steps: int) -> list[tuple[int, int]]:
 def recover(
     candidates: Sequence[Candidate], recipe: Path, rounds: Sequence[tuple[int, int]], ledger: Ledger
 ) -> list[dict[str, float]]:
-    """Train the best candidates, round after round.
+    """Train the candidates, the best first, round after round of `halvings`.
 
-    Args:
-        candidates: the best first.
-        recipe: a run of the source without a target.
-        rounds: from `halvings`.
-        ledger: keeps the losses.
+    `recipe` is a run of the source without a target.
 
     Returns:
         For each round the held-out losses after training, by name, the lowest first.

@@ -51,15 +51,7 @@ class Batch:
 def held_out_batches(
     tree: DataTree, split: str, rows: int, batch_size: int, device: torch.device
 ) -> list[Batch]:
-    """Rows of every domain, evenly spread, as a run's evaluation with `data.eval_rows` takes them.
-
-    Args:
-        tree: the data tree.
-        split: its held-out split.
-        rows: of each domain at most.
-        batch_size: rows of a batch.
-        device: where the batches go.
-    """
+    """At most `rows` rows of every domain, as a run with `data.eval_rows` takes them."""
     domains, batches = open_domains(tree, split), []
     for number, domain in enumerate(domains):
         chosen = evenly_spread(len(domain), rows)
@@ -71,12 +63,7 @@ def held_out_batches(
 
 
 class Parent:
-    """The unpruned model, with what comparisons with it need.
-
-    Args:
-        model: a stock model in evaluation mode, on its device.
-        batches: the held-out rows.
-    """
+    """The unpruned model, on its device, with what comparisons with it on held-out rows need."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         insert_loss_head(model, LOGIT_CHUNK)
@@ -113,11 +100,8 @@ class Parent:
     def losses_without(self, number: int, removals: Sequence[Sequence[int]]) -> list[float]:
         """The summed loss of a batch without some layers, for each set of layers to remove.
 
-        What comes before the first removed layer is computed once for all sets.
-
-        Args:
-            number: of the batch.
-            removals: ascending layer numbers, at least one in each set.
+        Sets are ascending layer numbers, at least one. What comes before the first removed layer is
+        computed once for all sets.
         """
         batch, blocks = self.batches[number], decoder_blocks(self.model)
         inputs, output_is_tuple = self._block_inputs(batch)

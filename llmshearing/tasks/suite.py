@@ -68,9 +68,7 @@ class Suite(Section):
 def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
     """A suite by its name or the path of its file, or some tasks with their own shots and metrics.
 
-    Args:
-        name: of a suite of the package, or a path; None for tasks of lm-eval.
-        tasks: some of the suite's, or of lm-eval's.
+    `tasks` are some of the suite's or, without a name, of lm-eval's.
 
     Raises:
         UserError: no such suite, a file that is none, an unknown task, or nothing is named.
