@@ -50,6 +50,9 @@ class RunSettings(Section):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=-1)
     """Number of checkpoints kept; -1 keeps all."""
+    export_interval: Steps | None = None
+    """Steps between exports as Hugging Face directories, `exports/ba<N>` in the run directory; none
+    by default. All are kept."""
     autoresume: bool = True
     """Resume from the run directory's latest checkpoint if there is one."""
     start_timeout: WallTime = "30m"

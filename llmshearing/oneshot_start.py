@@ -30,12 +30,10 @@ def cut_first(recipe: Recipe, inputs: Inputs) -> tuple[Recipe, Inputs]:
     Raises:
         UserError: the run directory has a cut model of another source or target.
     """
-    from composer.utils import dist  # `validate` needs the other function without it
+    from llmshearing.parallelism import on_first_rank  # `validate` needs no Composer
 
     if recipe.target is not None and recipe.pruning.method == "oneshot":
-        if dist.get_global_rank() == 0 and not _cut_of(recipe).exists():
-            _cut(recipe, inputs)
-        dist.barrier()
+        on_first_rank(lambda: _cut_of(recipe).exists() or _cut(recipe, inputs))
     return after_cut(recipe, inputs)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +87,32 @@ def own_directory(directory: Path) -> Iterator[None]:
     """Own the run directory until the run ends; rank 0 holds the lock for all ranks.
 
     Raises:
-        UserError: another run owns it. Only rank 0 raises this; the other ranks exit with its
-            status, so that there is one message.
+        UserError: another run owns it.
     """
-    refusal = None
     with contextlib.ExitStack() as stack:
-        if dist.get_global_rank() == 0:
-            try:
-                stack.enter_context(lock_directory(directory))
-            except (UserError, OSError) as error:
-                refusal = error
-        refused = [refusal is not None]
-        dist.broadcast_object_list(refused, src=0)
-        if refusal is not None:
-            raise refusal
-        if refused[0]:
-            raise SystemExit(USER_ERROR_STATUS)
+        on_first_rank(lambda: stack.enter_context(lock_directory(directory)))
         yield
+
+
+def on_first_rank(action: Callable[[], object]) -> None:
+    """Run an action on rank 0, while the others wait.
+
+    Raises:
+        UserError, OSError: the action failed. Only rank 0 raises this; the other ranks exit with
+            its status, so that there is one message.
+    """
+    failure = None
+    if dist.get_global_rank() == 0:
+        try:
+            action()
+        except (UserError, OSError) as error:
+            failure = error
+    failed = [failure is not None]
+    dist.broadcast_object_list(failed, src=0)
+    if failure is not None:
+        raise failure
+    if failed[0]:
+        raise SystemExit(USER_ERROR_STATUS)
 
 
 class HybridFSDP2Config(FSDP2Config):

@@ -40,6 +40,7 @@ from llmshearing.building import (
 from llmshearing.callbacks.checkpointing import Checkpointing
 from llmshearing.callbacks.distilling import Distilling
 from llmshearing.callbacks.dynamic_loading import DynamicLoading
+from llmshearing.callbacks.exporting import Exporting
 from llmshearing.callbacks.heartbeat import Heartbeat
 from llmshearing.callbacks.loaded_loss import LoadedLoss
 from llmshearing.callbacks.manifest_writer import ManifestWriter
@@ -193,6 +194,15 @@ def build_trainer(
         steps(recipe.run.duration),
         heartbeat.enter,
     )
+    checkpointing = Checkpointing(
+        directory,
+        due=stop.or_every(recipe.run.checkpoint_interval),
+        kind=recipe.run.checkpoint,
+        keep=recipe.run.keep_checkpoints,
+        manifest=manifest.manifest,
+        before=metrics.flush,
+        resume=checkpoint,
+    )
     # Composer calls callbacks in this order at every event.
     callbacks = [
         stop,  # first: all ranks agree to stop before anything else acts on the step
@@ -208,17 +218,12 @@ def build_trainer(
         # Before the last checkpoint: a run killed after it counts as finished, and then needs its
         # report.
         MaskReportWriter(directory, start, heartbeat.enter),
-        Checkpointing(  # after everything that changes what is saved
-            directory,
-            due=stop.or_every(recipe.run.checkpoint_interval),
-            kind=recipe.run.checkpoint,
-            keep=recipe.run.keep_checkpoints,
-            manifest=manifest.manifest,
-            before=metrics.flush,
-            resume=checkpoint,
-        ),
+        checkpointing,  # after everything that changes what is saved
         manifest,
     ]
+    if recipe.run.export_interval is not None:
+        interval = steps(recipe.run.export_interval)
+        callbacks.append(Exporting(directory, interval, checkpointing, heartbeat.enter))
     if distiller is not None:
         weight = optimization.divergence_weight(recipe)
         callbacks.append(Distilling(distiller, weight, loading.domains, log_interval))

@@ -100,3 +100,21 @@ def test_paths_may_begin_at_home(recipe_text, monkeypatch):
     for key in keys:
         section, name = key.split(".")
         assert getattr(getattr(recipe, section), name) == "/home/someone/x"
+
+
+RULES = {
+    "evaluation: found tasks with parallelism fsdp1": [
+        "evaluation.tasks=[piqa]",
+        "parallelism=fsdp1",
+    ],
+    "shard_ranks: found with parallelism ddp": ["shard_ranks=2", "parallelism=ddp"],
+    "data.workers: found 3 with mixture.prefetch 2": ["data.workers=3", "mixture.prefetch=2"],
+    "run.keep_checkpoints: found 0": ["run.keep_checkpoints=0"],
+}
+
+
+@pytest.mark.parametrize("message", RULES)
+def test_values_that_exclude_each_other_are_refused(recipe_text, message):
+    _, errors = parse_recipe(recipe_text(), RULES[message])
+    assert len(errors) == 1
+    assert errors[0].startswith(message)

@@ -51,6 +51,7 @@ class Checkpointing(Callback):
         self.due = due
         self.generators: list[dict[str, Any]] | None = None
         self.saved: int | None = None
+        self.latest = self.resume
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Restore, once the model is sharded and before anything else wraps it."""
@@ -86,7 +87,7 @@ class Checkpointing(Callback):
         self.before(state)
         path = checkpoint_path(self.directory, step, self.kind)
         save(path, state, self.manifest(state))
-        self.saved = step
+        self.saved, self.latest = step, path
         on_first_rank(lambda: keep_last(self.directory, self.keep), path)
         if dist.get_global_rank() == 0:
             log.debug("checkpoint %s is whole", path)

@@ -36,9 +36,12 @@ def disk_bytes(
     masks = 4 * sum(math.prod(shape) for shape in mask_shapes(table, target, "released"))
     scores = masks * -(-total // steps(recipe.run.eval_interval))
     exported = 4 * exported_parameters(table, target)
+    interval = recipe.run.export_interval
+    exports = -(-total // steps(interval)) if interval else 0
     return {
         "data": data,
         f"{kept} checkpoint{'s' * (kept != 1)} of {one / 1e9:,.1f}": kept * one,
         **({"mask scores": scores} if scores else {}),
+        **({f"{exports} exports during the run": exports * exported} if exports else {}),
         "exported model (float32)": exported,
     }

@@ -98,15 +98,17 @@ def test_disk_by_hand(monkeypatch):
     monkeypatch.chdir(ROOT)
     changes = ["model.path=yamls/models/llama2-7b", "run.keep_checkpoints=2", "data.eval_rows=7"]
     changes += ["run.duration=640ba", "run.checkpoint_interval=200ba", "run.eval_interval=200ba"]
+    changes += ["run.export_interval=250ba"]
     plan = make_plan("yamls/prune/llama2-7b-to-1.3b.yaml", changes, Machine(A100, 8))
     rows = 640 * 32 + 7 * 7
     # Masks: hidden, layer, and for each layer 32 heads and 11,008 intermediate units.
     masks = 4096 + 32 + 32 * (32 + 11008)
     checkpoint = 12 * (6_738_415_616 + masks)  # parameters and two moments in float32
-    names = ("data", "checkpoints", "scores", "exported")
-    data, checkpoints, scores, exported = plan.disk.values()
-    assert [any(part in name for name in plan.disk) for part in names] == [True] * 4
+    names = ("data", "checkpoints", "scores", "3 exports", "exported")
+    data, checkpoints, scores, exports, exported = plan.disk.values()
+    assert [any(part in name for name in plan.disk) for part in names] == [True] * 5
     assert data == rows * (2 * 4096 + 4)
     assert checkpoints == pytest.approx(3 * checkpoint, rel=1e-6)
     assert scores == pytest.approx(4 * 4 * masks, rel=1e-4)
     assert exported == 4 * 1_345_423_360
+    assert exports == 3 * exported
