@@ -203,7 +203,7 @@ def _show(result: Any, file: Path | None) -> None:
 
 def reference_loss_measure(options: Namespace) -> None:
     """Measure a model's losses, for dynamic batch loading to aim at."""
-    from llmshearing.evaluation.reference_loss import measure_references
+    from llmshearing.evaluation.domain_loss import measure_references
 
     references = measure_references(options.model, options.data, options.batch_size)
     if options.out is None:

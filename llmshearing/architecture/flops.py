@@ -8,6 +8,7 @@ of positions (not only the causal half), without recomputed activations and with
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.shape import Shape
@@ -15,26 +16,33 @@ from llmshearing.architecture.shape import Shape
 # A teacher's forward pass adds a third of its own.
 FORMULA = "6 x matrix parameters + 12 x layers x heads x head_dim x sequence length"
 
-# Dense bf16 peak (without sparsity) in operations per second, from NVIDIA's data sheets, by part of
-# the device's name. The first match counts, so longer names come before their prefixes.
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "GH200": 989e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "H800": 989e12,
-    "H20": 148e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
+
+class Gpu(NamedTuple):
+    """What is known of a kind of GPU."""
+
+    peak: float  # dense bf16 operations per second (without sparsity), from NVIDIA's data sheets
+    memory: float  # GiB that a process can allocate; the driver reports less than the name says
+
+
+GPUS = {
+    "A100-80GB": Gpu(312e12, 79.1),
+    "A100-40GB": Gpu(312e12, 39.4),
+    "H100": Gpu(989e12, 79.1),
+    "H100 PCIe": Gpu(756e12, 79.1),
+    "H100 NVL": Gpu(835e12, 93.1),
+    "GH200": Gpu(989e12, 94.5),
+    "H200": Gpu(989e12, 139.8),
+    "H800": Gpu(989e12, 79.1),
+    "H20": Gpu(148e12, 95.6),
+    "B200": Gpu(2250e12, 178.3),
+    "A800": Gpu(312e12, 79.1),
+    "A40": Gpu(149.7e12, 44.4),
+    "A30": Gpu(165e12, 23.5),
+    "A10G": Gpu(70e12, 22.0),
+    "A10": Gpu(125e12, 22.0),
+    "L40S": Gpu(362e12, 44.4),
+    "L40": Gpu(181e12, 44.4),
+    "L4": Gpu(121e12, 22.0),
 }
 
 
@@ -74,4 +82,5 @@ def forward_flops_per_token(
 
 def peak_flops(device: str) -> float | None:
     """The dense bf16 peak of a device by its name (`NVIDIA H100 PCIe`); None if unknown."""
-    return next((peak for name, peak in PEAKS.items() if name in device), None)
+    found = [name for name in GPUS if name.partition("-")[0] in device]
+    return GPUS[max(found, key=len)].peak if found else None

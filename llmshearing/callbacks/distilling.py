@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import dist
 
 from llmshearing.models.teacher import Distiller
 
@@ -37,10 +36,7 @@ class Distilling(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Collect the divergences of all ranks, and log them if it is time."""
-        metric = self.distiller.domain_divergence
-        sums = torch.stack([metric.totals, metric.counts]).double()
-        dist.all_reduce(sums, reduce_operation="SUM")
-        metric.reset()
+        sums = self.distiller.domain_divergence.take()
         self.since_log = self.since_log.to(sums.device) + sums
         if state.timestamp.batch.value % self.interval == 0:
             totals, counts = self.since_log.tolist()

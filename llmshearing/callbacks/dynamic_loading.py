@@ -77,10 +77,7 @@ class DynamicLoading(Callback):
         if not all(math.isfinite(float(loss)) for loss in state.total_loss_dict.values()):
             raise not_finite(state, "loss", self.domains)
         self.trained = state.timestamp.sample.value
-        metric = unwrapped(state.model).domain_loss
-        sums = torch.stack([metric.totals, metric.counts]).double()
-        dist.all_reduce(sums, reduce_operation="SUM")
-        metric.reset()
+        sums = unwrapped(state.model).domain_loss.take()
         self.since_update = self.since_update.to(sums.device) + sums
         self.since_log = self.since_log.to(sums.device) + sums
         if state.timestamp.batch.value % steps(self.log_interval) == 0:

@@ -8,8 +8,9 @@ import torch
 from composer.core import Evaluator, Event, State
 from composer.core.precision import get_precision_context
 
+from llmshearing.models.head import TokenLosses
 from llmshearing.models.metrics import HeldOutLoss
-from llmshearing.models.shearing import ShearingModel, unwrapped
+from llmshearing.models.shearing import Batch, ShearingModel, unwrapped
 
 
 def at_end(state: State) -> bool:
@@ -43,12 +44,13 @@ class EvaluationTimes:
 def measure(
     state: State,
     evaluators: Iterable[Evaluator],
-    add: Callable[[ShearingModel, dict[str, torch.Tensor], HeldOutLoss], None],
+    losses_of: Callable[[ShearingModel, Batch], tuple[TokenLosses, torch.Tensor]],
     report: Callable[[str], None],
 ) -> dict[str, float]:
     """Held-out loss per evaluator's domain, nats per token; all ranks call it together.
 
-    `add` adds a batch on the device to a metric; `report` gets the activity before each batch.
+    `losses_of` gives the losses of a batch on the device, and which positions have a target;
+    `report` gets the activity before each batch.
     """
     model, losses = unwrapped(state.model), {}
     training = model.training
@@ -58,7 +60,8 @@ def measure(
         for number, batch in enumerate(evaluator.dataloader.dataloader):
             report(f"the held-out loss of {evaluator.label}, batch {number}")
             with torch.no_grad(), get_precision_context(state.precision):
-                add(model, state.device.batch_to_device(batch), metric)
+                found, counted = losses_of(model, state.device.batch_to_device(batch))
+                metric.update(found.cross_entropy, counted)
         losses[evaluator.label] = float(metric.compute())
     model.train(training)
     return losses

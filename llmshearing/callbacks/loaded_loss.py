@@ -20,8 +20,8 @@ from llmshearing.callbacks.held_out import measure
 from llmshearing.checkpoints.manifest import EXPORT_FILE, DataRecord, ExportManifest, LossesAt
 from llmshearing.errors import UserError
 from llmshearing.models.gated import set_gates
-from llmshearing.models.metrics import HeldOutLoss
-from llmshearing.models.shearing import ShearingModel
+from llmshearing.models.head import TokenLosses
+from llmshearing.models.shearing import Batch, ShearingModel
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ def stored_losses(directory: Path, data: DataRecord) -> dict[str, float]:
     return run.losses
 
 
-def _without_masks(model: ShearingModel, batch: dict[str, Tensor], metric: HeldOutLoss) -> None:
+def _without_masks(model: ShearingModel, batch: Batch) -> tuple[TokenLosses, Tensor]:
     if model.masks is not None:
         set_gates(model.sites, model.masks.table, {})
-    losses, counted = model.decoder_losses(batch)
-    metric.update(losses.cross_entropy, counted)
+    return model.decoder_losses(batch)

@@ -20,7 +20,7 @@ from llmshearing.data.dataset import TrainRows, batched, read_rows, sample_rows
 from llmshearing.export.oneshot import kept_units
 from llmshearing.models.activation_importance import activation_importance
 from llmshearing.models.gated import set_gates
-from llmshearing.models.metrics import HeldOutLoss
+from llmshearing.models.head import TokenLosses
 from llmshearing.models.shearing import Batch, ShearingModel, unwrapped
 from llmshearing.pruning.mask_report import times_the_steps
 from llmshearing.pruning.scores import Scores, load_scores, save_scores
@@ -109,13 +109,12 @@ class MaskStart(Callback):
         gates = {a: indicator(scores[a].float(), units) for a, units in kept.items()}
         gates = {axis: state.device.tensor_to_device(gate) for axis, gate in gates.items()}
 
-        def add(model: ShearingModel, batch: dict[str, Any], metric: HeldOutLoss) -> None:
+        def losses_of_cut(model: ShearingModel, batch: Batch) -> tuple[TokenLosses, torch.Tensor]:
             set_gates(model.sites, table, gates)
-            losses, counted = model.decoder_losses(batch)
-            metric.update(losses.cross_entropy, counted)
+            return model.decoder_losses(batch)
 
         with torch.random.fork_rng(devices=[]):  # the loaders use the generator
-            losses = measure(state, state.evaluators, add, self.report)
+            losses = measure(state, state.evaluators, losses_of_cut, self.report)
         return sum(losses.values()) / len(losses)
 
     def state_dict(self) -> dict[str, Any]:

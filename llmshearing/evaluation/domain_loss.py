@@ -23,6 +23,7 @@ from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import Ranks, own_device
 from llmshearing.huggingface.source import Source, load_model, read_source
+from llmshearing.mixture.references import References
 from llmshearing.models.divergence import Distillation
 from llmshearing.models.head import TokenLosses, insert_loss_head
 from llmshearing.models.metrics import IGNORED, shifted
@@ -149,6 +150,23 @@ def evaluate(
         found[domain.name] = one
     named = None if teacher is None else Path(teacher)
     return DomainLosses(Path(model_directory), Path(data), found, rows, named)
+
+
+def measure_references(model: str | Path, data: str | Path, batch_size: int = 16) -> References:
+    """A model's own losses as reference losses (the paper's "source reference"); see `evaluate`.
+
+    They record what they belong to: the tokenizer and the held-out rows.
+    """
+    found = evaluate(model, data, batch_size=batch_size)
+    folder = Path(data).absolute()
+    tree = DataTree.open(folder.parent)
+    return References(
+        losses={name: domain.loss for name, domain in found.domains.items()},
+        source=f"measured on {Path(model).name}",
+        tokenizer=tree.tokenizer["fingerprint"],
+        sequence_length=tree.sequence_length,
+        fingerprints={name: info.fingerprint for name, info in tree.split(folder.name).items()},
+    )
 
 
 def evenly_spread(size: int, limit: int | None) -> list[int]:

@@ -17,11 +17,10 @@ from transformers import PreTrainedModel
 
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import own_device, refuse_several
+from llmshearing.export.directory import DTYPES
 from llmshearing.huggingface.source import load_model, read_source
 from llmshearing.progress import Progress
 from llmshearing.tables import Table
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

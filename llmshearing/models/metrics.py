@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import distributed as dist
 from torchmetrics import Metric
 
 IGNORED = -100
@@ -37,23 +38,22 @@ class HeldOutLoss(Metric):
         return self.total / self.count
 
 
-class TrainingLoss(Metric):
-    """Training loss per domain: sums [D] and counts [D] of target tokens."""
-
-    full_state_update = False
-    totals: Tensor
-    counts: Tensor
+class DomainSums:
+    """Training losses per domain since they were last taken, on the device of the losses."""
 
     def __init__(self, domains: int) -> None:
-        super().__init__()
-        self.add_state("totals", torch.zeros(domains), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(domains), dist_reduce_fx="sum")
+        self.totals, self.counts = torch.zeros(domains), torch.zeros(domains)
 
-    def update(self, losses: Tensor, counted: Tensor, domain: Tensor) -> None:
+    def add(self, losses: Tensor, counted: Tensor, domain: Tensor) -> None:
         """Add losses [B, T], their mask [B, T] and the rows' domains [B]."""
+        self.totals, self.counts = self.totals.to(domain.device), self.counts.to(domain.device)
         self.totals.index_add_(0, domain, losses.detach().sum(-1).float())
         self.counts.index_add_(0, domain, counted.sum(-1).float())
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Sums and counts per domain; a count of 0 means that the domain had no targets."""
-        return self.totals, self.counts
+    def take(self) -> Tensor:
+        """Sums and numbers of targets over all ranks, [2, D] in float64; all ranks call it."""
+        taken = torch.stack([self.totals, self.counts]).double()
+        if dist.is_initialized():
+            dist.all_reduce(taken)
+        self.totals, self.counts = torch.zeros_like(self.totals), torch.zeros_like(self.counts)
+        return taken

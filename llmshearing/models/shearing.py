@@ -15,7 +15,7 @@ from llmshearing.models.blocks import decoder_blocks
 from llmshearing.models.divergence import Distillation
 from llmshearing.models.gated import GateSite, insert_gates, set_gates
 from llmshearing.models.head import TokenLosses, insert_loss_head
-from llmshearing.models.metrics import IGNORED, HeldOutLoss, TrainingLoss, shifted
+from llmshearing.models.metrics import IGNORED, DomainSums, HeldOutLoss, shifted
 from llmshearing.models.teacher import Distiller
 from llmshearing.pruning.masks import MaskOutput, Masks
 
@@ -50,7 +50,7 @@ class ShearingModel(ComposerModel):
     Attributes:
         model: the stock Transformers model; gated modules share its parameters and keys.
         masks: the learned masks, or None in continued pre-training.
-        domain_loss: training loss per domain since its last reset.
+        domain_loss: training loss per domain since it was last taken.
         last_draw: the last draw of the masks without its graph, for the log.
         distiller: the teacher's part of the loss in training; None without distillation.
     """
@@ -67,7 +67,7 @@ class ShearingModel(ComposerModel):
         self.masks = masks
         insert_loss_head(model, loss_chunk)
         self.sites: list[GateSite] = insert_gates(model, masks.table) if masks is not None else []
-        self.domain_loss = TrainingLoss(domains)
+        self.domain_loss = DomainSums(domains)
         self.held_out = HeldOutLoss()
         self.last_draw: MaskOutput | None = None
         self.distiller: Distiller | None = None
@@ -99,14 +99,12 @@ class ShearingModel(ComposerModel):
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Means over the microbatch's targets, the penalty, and what is trained, `total`."""
         losses, counted, drawn = outputs
-        if self.domain_loss.device != counted.device:  # FSDP moves parameters alone
-            self.domain_loss.to(counted.device)
-        self.domain_loss.update(losses.cross_entropy, counted, batch["domain"])
+        self.domain_loss.add(losses.cross_entropy, counted, batch["domain"])
         count = counted.sum().clamp(min=1)
         trained = losses.total / count
         parts = {"ce": trained}
         if self.distiller is not None and losses.divergence is not None:
-            self.distiller.observe(losses.divergence, counted, batch["domain"])
+            self.distiller.domain_divergence.add(losses.divergence, counted, batch["domain"])
             parts = {
                 "ce": losses.cross_entropy.sum() / count,
                 "divergence": losses.divergence.sum() / count,

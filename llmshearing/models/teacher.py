@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llmshearing.models.blocks import decoder_of
 from llmshearing.models.divergence import Distillation, LogitTransform, Teacher, TeacherStates
-from llmshearing.models.metrics import TrainingLoss
+from llmshearing.models.metrics import DomainSums
 
 Batch = Mapping[str, Tensor]
 
@@ -67,7 +67,7 @@ class Distiller:
 
     Attributes:
         weight: of the divergence in the loss.
-        domain_divergence: divergence per domain since its last reset.
+        domain_divergence: divergence per domain since it was last taken.
     """
 
     def __init__(
@@ -75,17 +75,11 @@ class Distiller:
     ) -> None:
         self.teacher, self.beta, self.temperature = teacher, beta, temperature
         self.weight = 0.0
-        self.domain_divergence = TrainingLoss(domains)
+        self.domain_divergence = DomainSums(domains)
 
     def on(self, batch: Batch) -> Distillation:
         """The teacher's part of the loss of a microbatch."""
         return Distillation(self.teacher.on(batch), self.weight, self.beta, self.temperature)
-
-    def observe(self, divergences: Tensor, counted: Tensor, domain: Tensor) -> None:
-        """Add a microbatch's divergences [B, T] with their mask [B, T] and the rows' domains."""
-        if self.domain_divergence.device != counted.device:
-            self.domain_divergence.to(counted.device)
-        self.domain_divergence.update(divergences, counted, domain)
 
 
 @contextlib.contextmanager

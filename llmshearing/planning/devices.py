@@ -4,32 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmshearing.architecture.flops import peak_flops
+from llmshearing.architecture.flops import GPUS
 from llmshearing.errors import UserError
 
 GIB = 2**30
-
-# Memory in GiB that a process can allocate. The driver reports less than the name says.
-MEMORY = {
-    "A100-80GB": 79.1,
-    "A100-40GB": 39.4,
-    "H100": 79.1,
-    "H100 PCIe": 79.1,
-    "H100 NVL": 93.1,
-    "GH200": 94.5,
-    "H200": 139.8,
-    "H800": 79.1,
-    "H20": 95.6,
-    "B200": 178.3,
-    "A800": 79.1,
-    "A40": 44.4,
-    "A30": 23.5,
-    "A10G": 22.0,
-    "A10": 22.0,
-    "L40S": 44.4,
-    "L40": 44.4,
-    "L4": 22.0,
-}
 CPU = "cpu"
 
 
@@ -68,15 +46,16 @@ def device_of(name: str | None, memory_gb: float | None = None) -> Device:
     known = _known(wanted)
     if known is None:
         raise UserError(
-            f"--gpu: found {wanted!r}, expected one of {', '.join(MEMORY)}, or cpu; "
+            f"--gpu: found {wanted!r}, expected one of {', '.join(GPUS)}, or cpu; "
             "for any other GPU give --gpu-memory alone, and --run for its speed"
         )
-    return Device(known, given or round(MEMORY[known] * GIB), peak_flops(known))
+    gpu = GPUS[known]
+    return Device(known, given or round(gpu.memory * GIB), gpu.peak)
 
 
 def _known(wanted: str) -> str | None:
     """The table's name: the exact one, else the first that starts with the wanted name."""
     lower = wanted.lower()
-    exact = [name for name in MEMORY if name.lower() == lower]
-    near = [name for name in MEMORY if name.lower().startswith(lower)]
+    exact = [name for name in GPUS if name.lower() == lower]
+    near = [name for name in GPUS if name.lower().startswith(lower)]
     return next(iter(exact + near), None)

@@ -20,9 +20,9 @@ from llmshearing.planning.activations import (
     inner_projections,
     numbers_of,
 )
+from llmshearing.planning.devices import GIB
 from llmshearing.planning.state import StateBytes, Target, pruned_axes, state_bytes
 
-GIB = 2**30
 # Memory of a GPU beyond tensors: for context and libraries, and the part of the rest that the
 # allocator cannot use. These are allowances, not measurements.
 GPU_CONTEXT = GIB

@@ -198,7 +198,7 @@ def test_two_processes_give_the_number_of_one(model_directory, tree, tmp_path):
 def test_composer_is_not_needed(model_directory, tree):
     code = (
         "import sys; sys.modules['composer'] = None; "  # an import of it fails
-        "from llmshearing.evaluation import benchmarks, reference_loss, score_units, throughput; "
+        "from llmshearing.evaluation import benchmarks, domain_loss, score_units, throughput; "
         "from llmshearing.cli import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "evaluate", model_directory, "--data", tree / "eval"]
