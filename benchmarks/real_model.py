@@ -2,6 +2,7 @@
 
     python benchmarks/real_model.py MODEL DATA OUT [key=value ...] [--teraflop 15 60 240]
         [--target 50M] [--arms oneshot oneshot-kl ...] [--seeds 17] [--tasks FOLDER --limit 200]
+        [--searched search/best.yaml]
 
 `MODEL` is a directory of SmolLM2-135M, `DATA` a tree made of the sample by
 `yamls/data/redpajama-sample.yaml` with the model's tokenizer. Every arm may spend the same number
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import small_bench
+import yaml
 
 from llmshearing.architecture.flops import training_flops_per_token
 from llmshearing.architecture.target import TargetSettings, resolve_shape
@@ -47,29 +49,31 @@ class Arm:
         first: further settings of the masks' stage.
         second: further settings of recovery.
         scores: whether the masks' stage reads importance scores.
+        shape: `given`, `searched` (`--searched`, whose own compute is not counted), or `own` of
+            masks that choose it within the parameters of the given one.
     """
 
     masks: float = 0.0
     first: dict[str, object] = field(default_factory=dict)
     second: dict[str, object] = field(default_factory=dict)
     scores: bool = False
-
-    def teachers(self, stage: dict[str, object]) -> bool:
-        """Whether a stage runs the teacher."""
-        return bool(stage.get("distillation.weight", 0))
+    shape: str = "given"
 
 
 KL = {"distillation.weight": 1.0}
 HALF = {"distillation.weight": 0.5}
-EQUAL_START = {"pruning.importance": "null"}
 ARMS = {
     "oneshot": Arm(),
     "oneshot-half": Arm(second=HALF),
     "oneshot-kl": Arm(second=KL),
+    "oneshot-searched": Arm(shape="searched"),
+    "oneshot-searched-half": Arm(second=HALF, shape="searched"),
     "masks": Arm(masks=0.5, scores=True),
-    "masks-equal-start": Arm(masks=0.5),
+    "masks-equal-start": Arm(masks=0.5, first={"pruning.start": "uniform"}),
     "masks-kl": Arm(masks=0.5, scores=True, first=KL, second=KL),
     "masks-kl-ce": Arm(masks=0.5, scores=True, first=KL),
+    "masks-own-shape": Arm(masks=0.5, scores=True, shape="own"),
+    "masks-own-shape-kl-ce": Arm(masks=0.5, scores=True, first=KL, shape="own"),
     "scratch": Arm(second={"model.initialize": "random", "optimizer.learning_rate": 1e-3}),
 }
 
@@ -79,37 +83,41 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.target = TARGETS[options.target]
-        table = read_source(options.model).table
-        shape, errors = resolve_shape(table, TargetSettings(**self.target))
-        assert not errors, errors
-        self.full = training_flops_per_token(table, ROW) * ROW
-        self.small = training_flops_per_token(table, ROW, shape) * ROW
+        self.given = TARGETS[options.target]
+        self.full, self.parameters = self.cost(options.model), self.parameter_count()
 
-    def steps(self, arm: Arm, teraflop: float) -> tuple[int, int]:
-        """Steps of the masks' stage and of recovery that the compute pays for."""
-        left = teraflop * 1e12
-        if not arm.masks or arm.scores:
-            left -= IMPORTANCE_ROWS * self.full / 3
-        first = 0
-        if arm.masks:
-            cost = ROWS * self.full * (4 / 3 if arm.teachers(arm.first) else 1)
-            first = round(arm.masks * left / cost)
-            left -= first * cost
-        cost = ROWS * (self.small + (self.full / 3 if arm.teachers(arm.second) else 0))
-        return first, max(1, round(left / cost))
+    def parameter_count(self) -> int:
+        table = read_source(self.options.model).table
+        shape, errors = resolve_shape(table, TargetSettings(**self.given))
+        assert not errors, errors
+        return table.parameter_count(shape)
+
+    def cost(self, model: Path) -> float:
+        """Operations of a training step on one row."""
+        return training_flops_per_token(read_source(model).table, ROW) * ROW
+
+    def target(self, arm: Arm) -> dict[str, int]:
+        if arm.shape == "searched":
+            return yaml.safe_load(self.options.searched.read_text())["target"]
+        return {"parameters": self.parameters} if arm.shape == "own" else self.given
 
     def run(self, name: str, teraflop: float, seed: int) -> None:
         arm = ARMS[name]
         folder = self.options.out / f"{self.options.target}-{teraflop:g}" / f"{name}-{seed}"
         if (folder / "result.json").is_file():
             return
-        first, second = self.steps(arm, teraflop)
+        left, first = teraflop * 1e12, 0
         cut, final = folder / "cut", folder / "final"
+        if not arm.masks or arm.scores:
+            left -= IMPORTANCE_ROWS * self.full / 3
         if arm.masks:
+            cost = ROWS * (self.full + self.teacher_cost(arm.first))
+            first = round(arm.masks * left / cost)
+            left -= first * cost
             self.learn_masks(arm, first, seed, folder / "prune", cut)
         else:
-            self.cut_at_once(cut)
+            self.cut_at_once(arm, cut)
+        second = max(1, round(left / ROWS / (self.cost(cut) + self.teacher_cost(arm.second))))
         result: dict[str, object] = {"steps": [first, second], "cut": self.evaluate(cut)}
         settings = self.settings(folder / "continue", seed, second) | {"model.path": cut}
         small_bench.train(
@@ -121,16 +129,18 @@ class Bench:
 
     def learn_masks(self, arm: Arm, steps: int, seed: int, run: Path, cut: Path) -> None:
         settings = self.settings(run, seed, steps) | {"model.path": self.options.model}
-        settings |= {f"target.{axis}": size for axis, size in self.target.items()}
+        target = self.target(arm)
+        settings |= {f"target.{axis}": "null" for axis in self.given if axis not in target}
+        settings |= {f"target.{key}": value for key, value in target.items()}
         if arm.scores:
             settings["pruning.importance"] = self.scores()
         small_bench.train(PRUNE, settings | self.teacher(arm.first) | arm.first, [])
         small_bench.export(run, cut)
 
-    def cut_at_once(self, out: Path) -> None:
+    def cut_at_once(self, arm: Arm, out: Path) -> None:
         if (out / "llmshearing.json").is_file():
             return
-        target = [f"{axis}={size}" for axis, size in self.target.items()]
+        target = [f"{axis}={size}" for axis, size in self.target(arm).items()]
         how = ["--importance", self.scores()]
         small_bench.verb("prune-oneshot", self.options.model, out, "--target", *target, *how)
 
@@ -140,6 +150,9 @@ class Bench:
             words = ["importance", self.options.model, "--data", self.options.data / "prune"]
             small_bench.verb(*words, "--rows", IMPORTANCE_ROWS, "--out", path)
         return path
+
+    def teacher_cost(self, stage: dict[str, object]) -> float:
+        return self.full / 3 if stage.get("distillation.weight", 0) else 0
 
     def teacher(self, stage: dict[str, object]) -> dict[str, object]:
         found = {"distillation.teacher": self.options.model}
@@ -154,7 +167,7 @@ class Bench:
             if not path.is_file():
                 words = ["benchmark", model, "--documents", self.options.tasks, "--json", path]
                 limit = ["--limit", self.options.limit] if self.options.limit else []
-                small_bench.verb(*words, "--suite", "local", *limit)
+                small_bench.verb(*words, "--suite", "commonsense", *limit)
             scores = json.loads(path.read_text())
             found |= {"scores": scores["scores"], "errors": scores["standard_errors"]}
         return found
@@ -195,6 +208,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[17])
     parser.add_argument("--eval-rows", type=int, default=24, help="of a domain; 0 for all")
+    parser.add_argument("--searched", type=Path, help="recipe that `llmshearing search` wrote")
     parser.add_argument("--tasks", type=Path, help="folder of JSON lines to score abilities on")
     parser.add_argument("--limit", type=int, help="documents of each task")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
