@@ -3,13 +3,14 @@
 #
 #   launch/pipeline.sh MODEL_DIR TEXT_DIR OUT_DIR            on this machine, step by step
 #   launch/pipeline.sh --slurm MODEL_DIR TEXT_DIR OUT_DIR    as Slurm jobs that wait for each other
-#   launch/pipeline.sh --start oneshot ...                   without learned masks
+#   launch/pipeline.sh --start masks ...                     learned masks instead of one cut
 #
-# Steps with --start masks (the default): prepare -> prune -> export -> continue -> export -> report.
-# With --start oneshot: prepare -> cut by importance and continue, one run -> export -> report. There
-# are evaluations in between. The default is the small bench: tiny-llama (8.4M parameters) to half
-# its width on a RedPajama sample. Set DATA, and PRUNE and CONTINUE or ONESHOT, for other recipes,
-# DATA_ARGS, PRUNE_ARGS, CONTINUE_ARGS and ONESHOT_ARGS for overrides, and SKIP_EVALUATION=1 to skip the evaluations. Under Slurm also PREPARE_TASKS (8),
+# Steps with --start oneshot (the default): prepare -> cut by importance and continue, one run ->
+# export -> report. With --start masks, the paper's way: prepare -> prune -> export -> continue ->
+# export -> report. There are evaluations in between. The recipes are those of the small bench:
+# tiny-llama (8.4M parameters) to half its width on a RedPajama sample. Set DATA, and ONESHOT or
+# PRUNE and CONTINUE, for others, DATA_ARGS, ONESHOT_ARGS, PRUNE_ARGS and CONTINUE_ARGS for
+# overrides, and SKIP_EVALUATION=1 to skip the evaluations. Under Slurm also PREPARE_TASKS (8),
 # PRUNE_NODES (1) and CONTINUE_NODES (1). Site settings are in launch/site.env.
 #
 # Finished steps are kept: run the same command again to resume.
@@ -18,7 +19,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/launch/common.sh"
 
 SLURM=''
-START=masks
+START=oneshot
 while [[ ${1:-} == -* ]]; do
   case $1 in
     --slurm) SLURM=yes ;;

@@ -136,7 +136,8 @@ def test_the_pipeline_runs_as_dependent_jobs(
         "PREPARE_TASKS": "3",
         "PRUNE_NODES": "2",
     }
-    command = (ROOT / "launch/pipeline.sh", "--slurm", tiny_model, tiny_data_recipe.parent, "out")
+    words = ("--slurm", "--start", "masks", tiny_model, tiny_data_recipe.parent, "out")
+    command = (ROOT / "launch/pipeline.sh", *words)
     table = cluster.run(*command, **environment)
     out = cluster.folder / "out"
     jobs = (out / "jobs").read_text().split()
