@@ -9,8 +9,6 @@ sharded checkpoint falls with the number of ranks; the one file of a full checkp
 rank.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How a command ends that cannot continue: one message and an exit status, no traceback."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import sys

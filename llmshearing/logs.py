@@ -1,7 +1,5 @@
 """Where the project's log goes during a run."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run that begins with a one-shot cut: the source is cut, then the cut model is trained."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Optimizer and learning-rate schedules: weights and masks descend, multipliers ascend."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """How a run is distributed: one process, DDP, FSDP2, FSDP1, or replicated groups of shards."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

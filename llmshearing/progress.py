@@ -5,8 +5,6 @@ with Progress("evaluate", total=1_000_000, unit="tokens") as progress:
     progress.advance(2048)
 """
 
-from __future__ import annotations
-
 import logging
 import time
 
@@ -62,7 +60,7 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=total, text="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         self.started = self.shown = time.monotonic()
         if in_place() and not self.quiet:
             self._bar.start()

@@ -3,8 +3,6 @@
 A field keeps the text; the functions read it, and raise ValueError for any other.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which checkpoint a run resumes from, and whether that checkpoint fits its recipe."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

@@ -4,8 +4,6 @@ Each function says which name or fault, and why. Composer is imported only where
 that commands which do without it can use the rest.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Tables of text: one value, shown the same way in a log, in a file and on a terminal."""
 
-from __future__ import annotations
-
 import io
 import re
 import sys

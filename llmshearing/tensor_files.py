@@ -3,8 +3,6 @@
 Files from before checksums have no format in their metadata and are read as they are.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

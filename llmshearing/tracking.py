@@ -1,7 +1,5 @@
 """Weights & Biases next to the run's own files, if a recipe names a project."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from composer.loggers import LoggerDestination
 
 
-def loggers(run: RunSettings) -> list[LoggerDestination]:
+def loggers(run: RunSettings) -> "list[LoggerDestination]":
     """Composer's logger for the project; a resumed run continues as the same run there."""
     if run.wandb is None:
         return []

@@ -5,8 +5,6 @@ domain may be named `no`, `2023` or `c4.en`), numbers are decimal, and nothing i
 type to another. Values may refer to other keys as in OmegaConf, `${run.directory}`.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 import os

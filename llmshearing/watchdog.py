@@ -6,8 +6,6 @@ about the same time. Each writes the stacks of its threads to standard error and
 that sees the stacks of another writes its own at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import logging
@@ -42,7 +40,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._old: dict[str, int] = {}
 
-    def __enter__(self) -> Watchdog:
+    def __enter__(self) -> "Watchdog":
         """Start watching."""
         self._old = self._found()  # stacks of earlier runs
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -1,7 +1,5 @@
 """YAML without surprises: keys are text, numbers are decimal, and nothing is run."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The axes along which a decoder can shrink (paper, section 2.1)."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 

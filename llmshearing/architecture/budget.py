@@ -1,7 +1,5 @@
 """A number of parameters as the target instead of a shape."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The values that a stored `config.json` may have for sizes, numbers and token ids."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

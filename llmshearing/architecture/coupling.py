@@ -4,8 +4,6 @@ The table of a family is the one place for these facts. From it follow where gat
 and the expected parameter count, what export cuts, and the tests.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +30,12 @@ class Dim:
     gated: bool = False  # whether the gates of `axes` multiply along this dimension
 
     @property
-    def with_gate(self) -> Dim:
+    def with_gate(self) -> "Dim":
         """The same dimension, multiplied by the gates of its axes."""
         return replace(self, gated=True)
 
     @property
-    def parts(self) -> tuple[Dim, ...]:
+    def parts(self) -> "tuple[Dim, ...]":
         """The dimensions that it is made of: only itself."""
         return (self,)
 

@@ -1,7 +1,5 @@
 """What the rest of the code needs to know of a model family, and the check of config fields."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ with published ones: the forward and backward pass of a dense decoder, with atte
 of positions (not only the causal half), without recomputed activations and without masks.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

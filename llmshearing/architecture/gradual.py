@@ -1,7 +1,5 @@
 """The shapes of a cut in several steps."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """The rows that LLaMA and its descendants share: RMS norms, gated MLP, separate projections."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -7,8 +7,6 @@ Head sizes and positions do not change, so a scaling of the source is right for 
 Scalings that the stock model ignores, or applies in part, are refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

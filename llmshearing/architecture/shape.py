@@ -1,7 +1,5 @@
 """The shape of a decoder: everything that determines the sizes of its tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 

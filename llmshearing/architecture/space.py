@@ -1,7 +1,5 @@
 """The shapes that a search may choose from, and the budgets that they have to keep."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Its source is parsed, not run, so this takes no import of torch.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The target that a user asks for, checked against the source that is to reach it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args

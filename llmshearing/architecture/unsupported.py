@@ -1,7 +1,5 @@
 """Kinds of models that are refused by name, with the reason."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """When checkpoints are written and read."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Metrics at each logged step: `distillation/weight`, and per domain `distillation
 mean since the last logged step (not logged for a domain without targets).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ Metrics, per domain, to every logger: at each update `mixture/weight`, `mixture/
 the last logged step; not logged for a domain without targets).
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from pathlib import Path

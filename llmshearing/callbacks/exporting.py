@@ -1,7 +1,5 @@
 """Exports of a run while it goes on, to benchmark or serve them before its end."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

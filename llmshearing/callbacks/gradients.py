@@ -1,7 +1,5 @@
 """Gradient clipping with a separate bound for each group of parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Reports to the watchdog what the trainer is doing, and logs how long the start took."""
 
-from __future__ import annotations
-
 import time
 
 from composer.core import Callback, Event, State

@@ -1,7 +1,5 @@
 """When to evaluate the held-out rows, and their loss outside the trainer's own loop."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

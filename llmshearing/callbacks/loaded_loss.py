@@ -5,8 +5,6 @@ rows measures that loss again before its first step, which reveals weights that 
 loaded wrongly.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Writes a run's manifest, and the masks' scores over time."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """Passes the trainer's clock to the masks."""
 
-from __future__ import annotations
-
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist

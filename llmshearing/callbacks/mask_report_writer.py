@@ -1,7 +1,5 @@
 """Writes the mask report at the end of a pruning run."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Callable

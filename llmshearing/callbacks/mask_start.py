@@ -1,7 +1,5 @@
 """Where the masks of a run start, and what a one-shot cut of the same shape is worth there."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A run's metrics as lines of JSON, which the report and any script can read during the run."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

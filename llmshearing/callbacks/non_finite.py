@@ -1,7 +1,5 @@
 """The error of a loss or a gradient that is not finite: which samples it came from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

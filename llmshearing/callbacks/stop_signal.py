@@ -1,7 +1,5 @@
 """Stop a run on SIGUSR1 or SIGTERM, after saving a checkpoint."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading
@@ -41,7 +39,7 @@ class StopSignal(Callback):
         self.agreed = 0
         self.before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
             signal.pthread_sigmask(

@@ -1,7 +1,5 @@
 """Logs where a run is, how fast it trains and how long it will still take."""
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reading the index of a sharded checkpoint without running anything that it names."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from pickle import UnpicklingError

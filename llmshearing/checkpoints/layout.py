@@ -9,8 +9,6 @@ checkpoint's files with their sizes and checksums, so that a missing, truncated,
 exchanged file is named before anything is read.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re

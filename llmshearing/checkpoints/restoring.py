@@ -5,8 +5,6 @@ The weights and the optimizer's moments are tensors by name, whole (`full`) or e
 run of the same model can restore a checkpoint, whatever its kind, parallelism and number of ranks.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from pickle import UnpicklingError

@@ -1,7 +1,5 @@
 """Whether a checkpoint can be resumed by a run: same stage, model, target, tokenizer and data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -13,8 +13,6 @@ the pieces of a tensor are read and assembled. A tensor of a full checkpoint is 
 so clone it before changing it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

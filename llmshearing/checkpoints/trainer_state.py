@@ -1,7 +1,5 @@
 """Reading what a trainer saves without running anything that a file names."""
 
-from __future__ import annotations
-
 import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ CLOCK_CLASSES = ("Time", "Timestamp", "TimeUnit")
 class _Unread:
     """Stands in for a class of Composer where only tensors are wanted, and keeps nothing."""
 
-    def __new__(cls, *arguments: Any) -> _Unread:
+    def __new__(cls, *arguments: Any) -> "_Unread":
         del arguments
         return super().__new__(cls)
 

@@ -1,7 +1,5 @@
 """Writes checkpoints: under a temporary name, then renamed, then made whole by a manifest."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

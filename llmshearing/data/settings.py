@@ -1,7 +1,5 @@
 """The `data` section of a recipe: where rows come from and how they are batched."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ SentencePiece decides where there is a `tokenizer.model` of its format, the `tok
 otherwise. Names of special tokens such as `</s>` that occur in a text are text.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A prepared data tree, read from its manifest and checked before use."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ class DataTree:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, root: str | Path) -> DataTree:
+    def open(cls, root: str | Path) -> "DataTree":
         """Read a tree; a UserError if it is not finished or the index of a domain is missing."""
         tree = cls.read(root)
         indexes = [info.path / INDEX for part in tree.splits.values() for info in part.values()]
@@ -55,7 +53,7 @@ class DataTree:
         return tree
 
     @classmethod
-    def read(cls, root: str | Path) -> DataTree:
+    def read(cls, root: str | Path) -> "DataTree":
         """Read the manifest at `root`, not the files it names; a UserError if there is none."""
         root = Path(root)
         path = root / MANIFEST

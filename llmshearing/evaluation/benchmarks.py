@@ -4,8 +4,6 @@ A suite is a YAML file: tasks with their shots and metrics, and rows of publishe
 paper's suite is part of the package; any other is given by its path.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
@@ -252,7 +250,7 @@ def _loaded(manager: Any, name: str | dict[str, Any]) -> Any:
 
 
 def language_model(
-    model: Path | PreTrainedModel, batch_size: int, dtype: str = "auto", tokenizer: Any = None
+    model: "Path | PreTrainedModel", batch_size: int, dtype: str = "auto", tokenizer: Any = None
 ) -> Any:
     """lm-eval's model of a directory, or of a model in memory, which stays where it is.
 

@@ -4,8 +4,6 @@ The losses of a batch are summed in float64, and the sums of the batches are add
 So any number of processes gives the same result to the bit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """Time from one token to the next of shapes that do not exist yet, from timed decoder blocks."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

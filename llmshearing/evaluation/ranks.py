@@ -1,7 +1,5 @@
 """The processes that a launcher started for one evaluation, without Composer."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from typing import Any

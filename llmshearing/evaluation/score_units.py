@@ -1,7 +1,5 @@
 """Measures how important each unit of a model is on the text of a data split."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from llmshearing.data.dataset import batched, read_rows, sample_rows

@@ -1,7 +1,5 @@
 """Benchmark scores of a model in training. A loss can fall while an ability is lost."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable, Iterator

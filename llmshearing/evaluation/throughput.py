@@ -3,8 +3,6 @@
 The two models take turns, so that other work on the machine slows down both.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Writes a cut model as a Hugging Face directory, verified before it appears."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Tensors are read and cut one at a time, so memory holds the tensors of one weigh
 model's size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

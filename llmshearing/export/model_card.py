@@ -1,7 +1,5 @@
 """The README.md of an exported directory: what it is, where it comes from, how to load it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Pruning without training: the units of highest score stay as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -82,7 +80,7 @@ def kept_units(scores: Scores, table: CouplingTable, shape: Shape) -> Kept:
 
 
 def cut_in_memory(
-    source: Source, weights: SourceWeights, shape: Shape, kept: Kept
+    source: Source, weights: "SourceWeights", shape: Shape, kept: Kept
 ) -> PreTrainedModel:
     """A stock model of the kept units, float32 on the CPU, in evaluation mode."""
     with empty_parameters():

@@ -4,8 +4,6 @@ Both models run with the parameters of one module in memory at a time, so verify
 memory than exporting, whatever the model's size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol

@@ -4,8 +4,6 @@ huggingface_hub keeps the files in its cache, in a folder whose name has reposit
 directory alone tells where it comes from.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

@@ -1,7 +1,5 @@
 """Reading a Hugging Face directory: config, coupling table, weights, tokenizer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

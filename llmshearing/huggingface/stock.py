@@ -1,7 +1,5 @@
 """Configs and models of Transformers, with the same names under its versions 4 and 5."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The tokenizer of a Hugging Face directory: its files, and whether it fits a model."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -5,8 +5,6 @@ so memory holds what is being copied and nothing else; files that torch wrote be
 cannot be mapped and are held whole. Writing holds the tensors of one file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

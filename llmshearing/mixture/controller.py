@@ -1,7 +1,5 @@
 """The decision of dynamic batch loading: losses in, domain weights out, into the sampler's plan."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

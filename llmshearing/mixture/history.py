@@ -1,7 +1,5 @@
 """What a run remembers of its losses: where they will end, and which no longer fall."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,7 +50,7 @@ class LossHistory:
         return [[n, *losses] for n, losses in zip(self.samples, self.losses, strict=True)]
 
     @classmethod
-    def from_state(cls, state: Sequence[Sequence[float]]) -> LossHistory:
+    def from_state(cls, state: Sequence[Sequence[float]]) -> "LossHistory":
         """The history that `state_dict` gave."""
         return cls([int(point[0]) for point in state], [list(point[1:]) for point in state])
 

@@ -1,7 +1,5 @@
 """Mixture files: the final and realised domain weights of a run, for another run to start from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

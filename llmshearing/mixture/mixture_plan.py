@@ -5,8 +5,6 @@ Mathematics 32, 1980) picks the domains, in integers: after any n samples of the
 domains has had weight * n of them, up to 1 - 1/(2k - 2).
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,11 +32,11 @@ class MixturePlan:
     segments: tuple[Segment, ...]
 
     @classmethod
-    def start(cls, weights: ArrayLike) -> MixturePlan:
+    def start(cls, weights: ArrayLike) -> "MixturePlan":
         """A plan of one segment; for the weights see `quantised`."""
         return cls((Segment(0, quantised(weights)),))
 
-    def append(self, first: int, weights: ArrayLike) -> MixturePlan:
+    def append(self, first: int, weights: ArrayLike) -> "MixturePlan":
         """The plan with other weights from sample `first` on, not before its last segment."""
         last = self.segments[-1]
         if first < last.first:
@@ -62,7 +60,7 @@ class MixturePlan:
         return [[segment.first, *segment.weights] for segment in self.segments]
 
     @classmethod
-    def from_state(cls, state: Sequence[Sequence[int]]) -> MixturePlan:
+    def from_state(cls, state: Sequence[Sequence[int]]) -> "MixturePlan":
         """The plan that `state_dict` gave."""
         return cls(tuple(Segment(int(first), tuple(map(int, rest))) for first, *rest in state))
 

@@ -7,8 +7,6 @@ smallest rectangle that holds the rows, applied again while the result is outsid
 walking: Black and Rogaway, CT-RSA 2002).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +31,7 @@ class RowOrder:
     window: Words  # rows that are shuffled together, a multiple of the block
 
     @classmethod
-    def of(cls, rows: Sequence[int], blocks: Sequence[int], window: int) -> RowOrder:
+    def of(cls, rows: Sequence[int], blocks: Sequence[int], window: int) -> "RowOrder":
         """An order with windows of `window` blocks; no block is larger than its domain."""
         block = [max(1, min(b, r)) for b, r in zip(blocks, rows, strict=True)]
         width = [max(1, window) * b for b in block]

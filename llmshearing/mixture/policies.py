@@ -4,8 +4,6 @@ Source: Algorithm 1 of the Sheared LLaMA paper (arXiv 2310.06694) and its releas
 follows DRPruning (arXiv 2411.14055).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +31,7 @@ class Limits:
     radius: float = 0.1  # of the chi-square ball around the prior; only `dro` uses it
 
     @classmethod
-    def none(cls, prior: ArrayLike) -> Limits:
+    def none(cls, prior: ArrayLike) -> "Limits":
         """No bounds, a step size of 1."""
         prior = np.asarray(prior, np.float64)
         one = np.ones_like(prior)

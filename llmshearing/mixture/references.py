@@ -1,7 +1,5 @@
 """Reference losses: the loss to reach in each domain, from a file that says what it belongs to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +50,12 @@ class References(Section):
         return yaml.safe_dump(self.model_dump(exclude_defaults=True), sort_keys=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> References:
+    def read(cls, path: str | Path) -> "References":
         """Read a file; a UserError lists every missing or wrong value in it."""
         return load(cls, path, what="reference file")
 
     @classmethod
-    def for_run(cls, path: str | Path, data: RunData) -> References:
+    def for_run(cls, path: str | Path, data: RunData) -> "References":
         """Read a file for a run; a UserError if it does not belong to the run's data."""
         found = cls.read(path)
         if errors := found.errors(path, data):

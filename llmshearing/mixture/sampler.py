@@ -4,8 +4,6 @@ The answer depends on the seed, the plan and the domains, never on the world siz
 the interruptions. Resuming at any sample needs only a cursor: a few numbers per domain.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -60,7 +58,7 @@ class Assignment:
     domain: NDArray[np.int64]
     position: NDArray[np.int64]
 
-    def share(self, rank: int, world_size: int) -> Assignment:
+    def share(self, rank: int, world_size: int) -> "Assignment":
         """One rank's part of a global batch; the parts are consecutive."""
         size = len(self.sample) // world_size
         cut = slice(rank * size, (rank + 1) * size)

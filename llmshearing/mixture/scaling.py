@@ -3,8 +3,6 @@
 Source: the Sheared LLaMA paper (arXiv 2310.06694) and the values of its released code.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The `mixture` section of a recipe: which data in which proportion, and how that changes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal

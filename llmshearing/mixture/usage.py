@@ -1,7 +1,5 @@
 """How much of each domain a run will use, and has used."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Shape legend: T tokens, L layers, u units, m entries per unit, d hidden width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The decoder blocks of a stock model, and their compilation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -9,8 +9,6 @@ keys, hooks and mode stay as they are. Without gates it computes what the stock 
 Shape legend: B batch, T tokens, d hidden width.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses as sums and counts, so that a domain without rows has no loss rather than NaN."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The Composer model of both stages: a stock decoder, next to masks when pruning."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Neither class is a module: modules of a model are trained, sharded, moved and saved with it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol

@@ -5,8 +5,6 @@ autograd's hooks count the storages it saves. So every family is planned as it i
 layer's share is what it adds to a model with one layer of each kind.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -1,7 +1,5 @@
 """Memory and peak of the devices that a plan can be made for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from llmshearing.architecture.flops import GPUS

@@ -1,7 +1,5 @@
 """Bytes on disk: data, checkpoints, exported model."""
 
-from __future__ import annotations
-
 import math
 
 from llmshearing.architecture.coupling import CouplingTable

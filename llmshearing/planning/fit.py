@@ -1,7 +1,5 @@
 """Finds a change with which a run fits: tries the cheapest first."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ Follows Composer and PyTorch through a step, layer by layer: forward, loss, a ba
 gradients appear as activations go, optimizer, and the evaluation between steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any

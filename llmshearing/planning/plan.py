@@ -1,7 +1,5 @@
 """The plan of a run: from a recipe and devices to memory, time, disk and data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

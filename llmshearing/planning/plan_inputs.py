@@ -1,7 +1,5 @@
 """What a plan reads: the recipe, a config, and the data tree where there is one. No weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

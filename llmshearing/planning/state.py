@@ -1,7 +1,5 @@
 """Memory that stays between steps: parameters, gradients and optimizer state, exact in bytes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

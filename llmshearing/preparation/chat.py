@@ -1,7 +1,5 @@
 """Chat data: dialogues rendered by the tokenizer's own template, the loss on the answers only."""
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import json

@@ -6,8 +6,6 @@ agrees with the reference on probes, it does the work, about ten times as fast, 
 in which it finds one are encoded by the reference.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import json
@@ -170,7 +168,7 @@ class ReferenceEncoder:
 
 
 @functools.lru_cache(maxsize=1)
-def fastest(facts: TokenizerFacts) -> ReferenceEncoder | FastEncoder:
+def fastest(facts: TokenizerFacts) -> "ReferenceEncoder | FastEncoder":
     """Return the fast encoder if there is one that agrees on the probes, else the reference."""
     reference = ReferenceEncoder(facts)
     try:

@@ -6,8 +6,6 @@ Hashing every file in advance would read terabytes twice, so each unit hashes it
 right after reading it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Data sets of the Hugging Face library `datasets`: its Arrow files, which a unit of work reads."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The input files of a domain: found below folders and globs, and checked to be what they claim."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import glob

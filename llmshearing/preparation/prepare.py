@@ -3,8 +3,6 @@
 Killed at any moment, the same command resumes from the finished pieces of work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

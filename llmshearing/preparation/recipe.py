@@ -1,7 +1,5 @@
 """The recipe of a preparation: its keys, and the rules between them."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 

@@ -4,8 +4,6 @@ A unit of work reads its own part of a file by ranges, and no copy stays on disk
 version of a file from another is its ETag, or what a store has in its place.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re
@@ -58,7 +56,7 @@ class RemotePath:
         """What changes when the file does."""
         return self.size, self.version
 
-    def now(self) -> RemotePath:
+    def now(self) -> "RemotePath":
         """The file as the store has it at this moment.
 
         Raises:

@@ -5,8 +5,6 @@ compressed file, or the row groups of a Parquet file. A line belongs to the unit
 block with its first byte, so however a file is cut, each line is read exactly once.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import contextlib

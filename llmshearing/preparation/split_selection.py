@@ -5,8 +5,6 @@ are found, then the same text is left out of what the other domains train on. Te
 their hash, so a text that differs in one byte is another one.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping

@@ -4,8 +4,6 @@ Hashes are compared by their first `BUCKET_BITS` bits, so a table of fixed size 
 any number of documents.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

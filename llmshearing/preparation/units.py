@@ -1,7 +1,5 @@
 """Units of work: pieces of raw text, each tokenised into a file that is complete or absent."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -212,7 +210,7 @@ class UnitFile:
     offset: int  # byte at which the ids begin
 
     @classmethod
-    def open(cls, path: Path, dtype: str) -> UnitFile:
+    def open(cls, path: Path, dtype: str) -> "UnitFile":
         """Read the tables of a unit; a UserError if the file is not as it was written."""
         head, hashes, lengths, offset = _read(path, 3)
         each = np.dtype(dtype).itemsize + (1 if head["chat"] else 0)

@@ -1,7 +1,5 @@
 """What a preparation will do: files, units, and how much of each domain to tokenise."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

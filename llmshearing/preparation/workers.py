@@ -1,7 +1,5 @@
 """Processes that share the work."""
 
-from __future__ import annotations
-
 import multiprocessing
 import multiprocessing.connection
 import os

@@ -1,7 +1,5 @@
 """Masks driven to a number of parameters, which leads to a shape during the run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import replace

@@ -5,8 +5,6 @@ target. Weights and masks minimise the sum; the multipliers lambda (linear) and 
 maximise it, so they grow for as long as a gap remains.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Distributions of a gate: random in training, deterministic in evaluation and export."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Protocol

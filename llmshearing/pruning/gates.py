@@ -3,8 +3,6 @@
 Shape legend: L layers, n units of an axis per layer, d hidden width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """How close the masks of a run are to their target, and what to do if they missed it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

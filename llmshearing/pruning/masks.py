@@ -3,8 +3,6 @@
 Shape legend: L layers, n units of an axis per layer, d hidden width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -46,7 +44,7 @@ class MaskOutput(NamedTuple):
     # per kind (`linear`, `quadratic`) and axis, [1] or [L], without gradient
     multipliers: dict[str, dict[Axis, Tensor]]
 
-    def detached(self) -> MaskOutput:
+    def detached(self) -> "MaskOutput":
         """The same values without their graph, for the log."""
         return MaskOutput(
             {a: g.detach() for a, g in self.gates.items()},

@@ -1,7 +1,5 @@
 """The schedule of the masks: a pure function of the training step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

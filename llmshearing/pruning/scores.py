@@ -3,8 +3,6 @@
 Scores are [n] for HIDDEN and LAYER and [L, n] for the per-layer axes. Units of higher score stay.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path

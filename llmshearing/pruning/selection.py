@@ -3,8 +3,6 @@
 Evaluation during pruning, the mask report and export all use it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

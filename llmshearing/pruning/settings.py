@@ -1,7 +1,5 @@
 """The `pruning` section of a recipe; no torch, so that a recipe can be read without it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Cut parameters to the kept units and fold their gates into them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 
 import torch

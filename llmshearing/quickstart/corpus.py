@@ -8,8 +8,6 @@ headers     C and C++ headers that PyTorch, NumPy and Python bring along
 Files are taken in the order of a hash of their path, so the same installation gives the same text.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """The results of a finished quickstart: `summary.json`, `report.html` and a closing table."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean

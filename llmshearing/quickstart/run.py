@@ -3,8 +3,6 @@
 This process only starts commands and watches them, so it imports neither torch nor Transformers.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The steps of the quickstart: the commands that a user would type, in order."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

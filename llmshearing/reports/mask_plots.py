@@ -3,8 +3,6 @@
 A unit is kept, undecided or off according to its probability to stay.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Inline SVG takes its colors from the page, so that one drawing serves the dark and the light theme.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

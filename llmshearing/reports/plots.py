@@ -1,7 +1,5 @@
 """The plots of a report. Each takes runs and returns a figure, or None if there is nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

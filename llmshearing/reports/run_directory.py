@@ -1,7 +1,5 @@
 """Reads a run directory as it is, also while the run continues or after it was killed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

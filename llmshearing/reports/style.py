@@ -1,7 +1,5 @@
 """The look of plots: readable on a phone, in the colors of the page's CSS variables."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

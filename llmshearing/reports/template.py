@@ -1,7 +1,5 @@
 """The HTML around plots and tables: no scripts, nothing fetched, dark and light theme."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple

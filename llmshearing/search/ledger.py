@@ -1,7 +1,5 @@
 """Results that outlive a killed process, and by which the ranks of a search exchange their work."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

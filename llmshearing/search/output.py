@@ -1,7 +1,5 @@
 """What a search writes: a table, a plot, all results as JSON, and a recipe for the best shape."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

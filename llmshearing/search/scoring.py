@@ -3,8 +3,6 @@
 Shape legend: B batch, T tokens of a row, N = B T, d hidden width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,7 +133,7 @@ class Parent:
         return inputs, tuples[0]
 
     @contextmanager
-    def _blocks(self, start: _Start, rest: Sequence[nn.Module]) -> Iterator[None]:
+    def _blocks(self, start: "_Start", rest: Sequence[nn.Module]) -> Iterator[None]:
         """Let the stock model's own forward run from `start` through the blocks `rest` only."""
         path, own = blocks_path(self.model), decoder_blocks(self.model)
         first = own[0]

@@ -4,8 +4,6 @@ The files in `definitions/` are in lm-eval's own format, with its prompts. The d
 that llm-foundry ships: `query`, `choices` and `gold`, or the fields that a definition names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

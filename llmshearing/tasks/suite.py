@@ -4,8 +4,6 @@ A suite is a YAML file. The paper's suite and two others are part of the package
 by its path.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +45,7 @@ class Suite(Section):
         wrong = {model: len(row) for model, row in rows if len(row) != count + 1}
         return [f"published.{model}: found {n} numbers, {expected}" for model, n in wrong.items()]
 
-    def only(self, names: Sequence[str]) -> Suite:
+    def only(self, names: Sequence[str]) -> "Suite":
         """Some of the tasks, named by column or by lm-eval's name; all if none is named.
 
         Raises:

@@ -1,7 +1,5 @@
 """Model families: each module here describes one, and nothing else in the package names it."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Gemma 3, text models (four norms per layer, stored as w - 1; embedding scaled by width)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """GPT-NeoX: Pythia, RedPajama-INCITE (LayerNorm, fused attention input, partial rotary)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Granite 3, dense (LLaMA with constant multipliers, which do not depend on any size)."""
 
-from __future__ import annotations
-
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.families import llama
 from llmshearing.architecture.family import Family

@@ -1,7 +1,5 @@
 """LLaMA 1, 2 and 3 (multi-head or grouped-query attention, tied or untied embeddings)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Ministral 3, text models (Mistral with queries scaled by position; Transformers 5 has it)."""
 
-from __future__ import annotations
-
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.family import Family
 

@@ -1,7 +1,5 @@
 """Mistral (grouped-query attention, with or without a sliding window)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

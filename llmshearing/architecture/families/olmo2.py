@@ -1,7 +1,5 @@
 """OLMo 2 (norms after the branches, queries and keys normalised across all heads)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """OLMo 3 (OLMo 2 with a sliding window in most layers)."""
 
-from __future__ import annotations
-
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.families import olmo2
 from llmshearing.architecture.family import Family

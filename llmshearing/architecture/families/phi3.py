@@ -1,7 +1,5 @@
 """Phi-3 and Phi-4 (fused projections, partial rotary, long rotary scaling)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Qwen2 and Qwen2.5 (biases on queries, keys and values; tied in the small ones)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Qwen3 (normalised queries and keys, explicit head size)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """SmolLM3 (rotary positions in some layers only)."""
 
-from __future__ import annotations
-
 from llmshearing.architecture import llama_like
 from llmshearing.architecture.families import llama
 from llmshearing.architecture.family import Family
