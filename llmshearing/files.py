@@ -66,12 +66,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Check that a file is not the pointer that Git LFS or git-annex leaves in its place.
-
-    Raises:
-        UserError: it is.
-        OSError: it cannot be read.
-    """
+    """Refuse the pointer that Git LFS or git-annex leaves in a file's place with a UserError."""
     with path.open("rb") as file:
         if file.read(256).startswith(POINTERS):
             raise UserError(

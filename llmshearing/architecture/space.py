@@ -15,6 +15,7 @@ from llmshearing.architecture.target import (
     ServingSettings,
     Size,
     TargetSettings,
+    axes_error,
 )
 from llmshearing.quantities import byte_size, count, token_milliseconds
 
@@ -119,11 +120,7 @@ def _setting_errors(table: CouplingTable, settings: TargetSettings) -> list[str]
         errors.append(
             "target: found no budget, expected parameters, memory or latency, e.g. parameters=1.3B"
         )
-    known = [axis.value for axis in table.sizes(source)]
-    if unknown := sorted(set(settings.axes) - set(known)):
-        errors.append(
-            f"target.axes: unknown {', '.join(unknown)}, expected some of {', '.join(known)}"
-        )
+    errors += filter(None, [axes_error(table, settings)])
     groups = {"minimum": settings.minimum, "maximum": settings.maximum}
     groups |= {"multiple_of": settings.multiple_of}
     for key, limits in [("", settings.given_sizes), *groups.items()]:

@@ -149,15 +149,23 @@ def _budget_error(table: CouplingTable, settings: TargetSettings) -> str | None:
             "target.parameters: this family's config ties the hidden size to the heads, which "
             "masks choose independently; give target.hidden and target.heads instead"
         )
-    known = [axis.value for axis in table.sizes(table.source)]
-    if unknown := sorted(set(settings.axes) - set(known)):
-        return f"target.axes: unknown {', '.join(unknown)}, expected some of {', '.join(known)}"
+    if error := axes_error(table, settings):
+        return error
     if table.grouped and settings.multiple_of.get("heads", 1) > 1:
         return (
             "target.multiple_of.heads: with a budget the masks choose KV groups and the heads "
             "within them independently; give target.multiple_of.kv_groups instead"
         )
     return None
+
+
+def axes_error(table: CouplingTable, settings: TargetSettings) -> str | None:
+    """Which of `target.axes` the source does not have, or None."""
+    known = [axis.value for axis in table.sizes(table.source)]
+    unknown = sorted(set(settings.axes) - set(known))
+    if not unknown:
+        return None
+    return f"target.axes: unknown {', '.join(unknown)}, expected some of {', '.join(known)}"
 
 
 def resolve_shape(table: CouplingTable, settings: TargetSettings) -> tuple[Shape, list[str]]:

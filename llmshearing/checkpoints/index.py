@@ -79,11 +79,7 @@ def not_whole(path: Path, error: BaseException) -> UserError:
 
 
 def _check_index(index: Any, files: set[str]) -> None:
-    """Check the types that torch's planner and reader rely on.
-
-    Raises:
-        UnpicklingError: there are others, or a file that the checkpoint does not have.
-    """
+    """Refuse types that torch's planner and reader do not expect, and files of others."""
     if type(index) is not Metadata:
         raise UnpicklingError(f"found {type(index).__name__}, expected Metadata")
     for key, entry in index.state_dict_metadata.items():

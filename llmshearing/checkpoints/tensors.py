@@ -59,11 +59,7 @@ class Checkpoint:
         return self.stored[name].dtype
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """The whole tensor, on the CPU; a UserError if it cannot be read."""
         try:
             return self.load(name)
         except UNREADABLE as error:

@@ -119,11 +119,7 @@ def keep_last(directory: Path, count: int) -> None:
 
 
 def check_writable(directory: Path) -> None:
-    """Try to write into a run's folder of checkpoints, before any step is trained.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Try to write into a run's folder of checkpoints; a UserError if that is not possible."""
     folder = directory / FOLDER
     probe = folder / f".probe{PARTIAL}"
     try:

@@ -119,11 +119,7 @@ def decide(checkpoint: Checkpoint, table: CouplingTable) -> Decision:
 
 
 def check_weights(checkpoint: Checkpoint, table: CouplingTable) -> None:
-    """Check that a checkpoint has the weights of the model in its manifest.
-
-    Raises:
-        UserError: one is missing or of another size.
-    """
+    """Refuse a checkpoint without the weights of the model in its manifest with a UserError."""
     shapes = table.tensor_shapes(table.source)
     present = set(checkpoint.names())
     missing = [name for name in shapes if name not in present]

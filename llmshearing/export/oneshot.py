@@ -92,11 +92,7 @@ def cut_in_memory(
 
 
 def scorer(method: str, seed: int = 0) -> Scorer:
-    """The scores of a method that needs no text.
-
-    Raises:
-        UserError: there is no such method.
-    """
+    """The scores of a method that needs no text; a UserError if there is no such method."""
     if method == "magnitude":
         return lambda table, _, read: magnitude(table, read)
     if method == "random":

@@ -243,11 +243,7 @@ def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_fit(model: PreTrainedModel, weights: WeightFiles) -> None:
-    """Check that every weight of the model is stored in its size, and nothing else is.
-
-    Raises:
-        UserError: otherwise, by name; a weight is quantised.
-    """
+    """Check that every weight of the model is stored in its size, and nothing else is."""
     expected = {tuple(names): p for p, names in parameter_aliases(model).items()}
     expected |= {(name,): buffer for name, buffer in _stored_buffers(model).items()}
     known = {name for names in expected for name in names}

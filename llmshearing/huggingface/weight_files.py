@@ -72,11 +72,7 @@ class WeightFiles:
                 ) from error
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor, or some of its rows, in the dtype of its file; a view to be copied.
-
-        Raises:
-            UserError: it is quantised.
-        """
+        """A tensor, or some of its rows, in the dtype of its file; a view to be copied."""
         self.check_floating(name)
         file = self.stored[name].file
         if file.suffix != ".safetensors":
@@ -89,11 +85,7 @@ class WeightFiles:
             return opened.get_slice(name)[rows]
 
     def check_floating(self, name: str) -> None:
-        """Refuse a weight that is quantised.
-
-        Raises:
-            UserError: it is quantised.
-        """
+        """Refuse a weight that is quantised with a UserError."""
         found = self.stored[name]
         if found.dtype not in FLOATING:
             raise UserError(
@@ -156,11 +148,7 @@ def write_weights(
 
 
 def parse_size(text: int | str) -> int:
-    """Bytes of a size such as `5GB`.
-
-    Raises:
-        UserError: it is not a size.
-    """
+    """Bytes of a size such as `5GB`; a UserError if it is none."""
     try:
         if size := byte_size(text):
             return size

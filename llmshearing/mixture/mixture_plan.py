@@ -66,11 +66,7 @@ class MixturePlan:
 
 
 def quantised(weights: ArrayLike) -> tuple[int, ...]:
-    """Weights in multiples of 1 / SCALE that sum to SCALE, rounded by largest remainders.
-
-    Raises:
-        UserError: weights are negative or do not sum to 1.
-    """
+    """Weights, if they sum to 1, in multiples of 1 / SCALE, rounded by largest remainders."""
     weights = np.asarray(weights, np.float64)
     check_weights(weights)
     return _apportioned(weights / weights.sum())

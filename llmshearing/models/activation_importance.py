@@ -27,9 +27,7 @@ class ActivationImportance:
     * A hidden dimension: its mean square at the output of each norm, with equal weight per norm.
     * A layer: one minus the cosine between the residual stream before and after it.
 
-    Args:
-        model: a stock model; it has hooks until `close`.
-        table: its coupling table.
+    The stock model has hooks until `close`.
     """
 
     def __init__(self, model: PreTrainedModel, table: CouplingTable) -> None:
@@ -42,10 +40,10 @@ class ActivationImportance:
         for row in table.rows:
             for layer, name in row.instances(table.source.layers):
                 module = model.get_submodule(name.rpartition(".")[0])
-                if _reads_units(row):
+                if row.per_layer and len(row.dims) == 2 and row.dims[1].gated:  # reads gated units
                     self._writers.append((row, layer, name, module))
                     self._on_input(module, name, row)
-                elif _is_norm(row):
+                elif row.is_norm and row.dims[0].axes == (Axis.HIDDEN,):
                     self._on_output(module, name)
         self._watch_layers(model)
 
@@ -135,16 +133,12 @@ def activation_importance(
     run: Callable[[Tensor], object] | None = None,
     padding: Iterable[Tensor] = (),
 ) -> Scores:
-    """The importance of all units of a stock model, in float32.
+    """The importance of all units of a stock model in evaluation mode, in float32.
 
-    Args:
-        model: a stock Transformers decoder in evaluation mode.
-        table: its coupling table.
-        batches: token ids, each [B, T]; 512 to 1,024 rows in total are enough.
-        tick: called with the number of rows of each batch that is done.
-        run: the model's forward pass, if it is not the stock one.
-        padding: batches that do not count, for ranks with fewer than others: all ranks of a sharded
-            model run as many forward passes.
+    Batches are token ids [B, T]; 512 to 1,024 rows in total are enough. `tick` is called with the
+    number of rows of each that is done; `run` is the forward pass, by default the stock model's.
+    Batches of `padding` do not count; they are for ranks with fewer batches than others: all ranks
+    of a sharded model run as many forward passes.
     """
     run = run or (lambda tokens: model(input_ids=tokens, use_cache=False))
     importance = ActivationImportance(model, table)
@@ -158,13 +152,3 @@ def activation_importance(
         run(tokens)
     importance.add_ranks()
     return importance.scores()
-
-
-def _reads_units(row: Row) -> bool:
-    """Whether the row is a projection from gated units of its layer to the hidden dimensions."""
-    return row.per_layer and len(row.dims) == 2 and row.dims[1].gated
-
-
-def _is_norm(row: Row) -> bool:
-    """Whether the row is the weight of a norm over the hidden dimensions."""
-    return row.is_norm and row.dims[0].axes == (Axis.HIDDEN,)

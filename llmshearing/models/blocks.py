@@ -33,11 +33,8 @@ def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
     """Compile each decoder block as one graph with static shapes; a graph break is an error.
 
     Blocks of the same shape share their code. Only `forward` is replaced: parameters keep their
-    names, and the hooks of FSDP and of activation checkpointing stay outside of the graph.
-
-    Args:
-        model: a stock model, gated or not, before it is sharded.
-        backend: the backend of torch.compile.
+    names, and the hooks of FSDP and of activation checkpointing stay outside of the graph. The
+    model, gated or not, is not sharded yet.
     """
     for block in decoder_blocks(model):
         compiled: Any = torch.compile(block.forward, fullgraph=True, dynamic=False, backend=backend)

@@ -57,16 +57,11 @@ class GatedRMSNorm(nn.Module):
     """The stock RMS norms' computation, with the mean taken over the kept inputs only.
 
     Source: Sheared LLaMA, section 2.1.
-
-    Attributes:
-        row: the row of its weight.
-        gate: multiplies the output, [d]; None if nothing does.
-        kept: whether each input stays, [d]; None if all do.
     """
 
-    row: Row
-    gate: Tensor | None = None
-    kept: Tensor | None = None
+    row: Row  # of its weight
+    gate: Tensor | None = None  # multiplies the output, [d]; None if nothing does
+    kept: Tensor | None = None  # whether each input stays, [d]; None if all do
     weight: nn.Parameter
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -21,36 +21,18 @@ Batch = Mapping[str, Tensor]
 
 
 class Outputs(NamedTuple):
-    """The result of a forward pass.
+    """The result of a forward pass."""
 
-    Attributes:
-        losses: losses of the batch's targets.
-        counted: whether each position has a target, [B, T].
-        drawn: the draw of the masks; None without masks.
-    """
-
-    losses: TokenLosses
-    counted: Tensor
-    drawn: MaskOutput | None
+    losses: TokenLosses  # of the batch's targets
+    counted: Tensor  # whether each position has a target, [B, T]
+    drawn: MaskOutput | None  # the draw of the masks; None without masks
 
 
 class ShearingModel(ComposerModel):
     """A causal decoder whose loss is cross entropy, or its mix with a divergence from a teacher.
 
-    When pruning, the Lagrangian is added.
-
-    Args:
-        model: the stock Transformers model.
-        masks: the learned masks, or None in continued pre-training.
-        domains: number of domains of the data.
-        loss_chunk: tokens whose logits exist at the same time; 0 for all.
-
-    Attributes:
-        model: the stock Transformers model; gated modules share its parameters and keys.
-        masks: the learned masks, or None in continued pre-training.
-        domain_loss: training loss per domain since it was last taken.
-        last_draw: the last draw of the masks without its graph, for the log.
-        distiller: the teacher's part of the loss in training; None without distillation.
+    When pruning, the Lagrangian is added. Gated modules share the parameters and keys of the stock
+    model. The logits of `loss_chunk` tokens exist at the same time; 0 means of all.
     """
 
     def __init__(
@@ -67,8 +49,8 @@ class ShearingModel(ComposerModel):
         self.sites: list[GateSite] = insert_gates(model, masks.table) if masks is not None else []
         self.domain_loss = DomainSums(domains)
         self.held_out = HeldOutLoss()
-        self.last_draw: MaskOutput | None = None
-        self.distiller: Distiller | None = None
+        self.last_draw: MaskOutput | None = None  # without its graph, for the log
+        self.distiller: Distiller | None = None  # the teacher's part of the loss in training
         kinds = {type(block) for block in decoder_blocks(model)}
         hooks: Any = model  # Composer shards and recomputes the modules for which these return True
         hooks.fsdp_wrap_fn = lambda module: type(module) in kinds

@@ -29,12 +29,7 @@ class TeacherSource(Protocol):
 
 
 class FrozenTeacher:
-    """A teacher in memory.
-
-    Args:
-        model: a stock Transformers model with its weights; sharded with FSDP2, whole on the device,
-            or whole on the host.
-    """
+    """A stock model in memory: sharded with FSDP2, whole on the device, or whole on the host."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.requires_grad_(False).eval()
@@ -57,15 +52,8 @@ class FrozenTeacher:
 class Distiller:
     """What a model needs to learn from a teacher; the run sets `weight` before each step.
 
-    Args:
-        teacher: where the teacher's distributions come from.
-        beta: which divergence, see `divergence_`.
-        temperature: by which the logits of both models are divided.
-        domains: number of domains of the data.
-
-    Attributes:
-        weight: of the divergence in the loss.
-        domain_divergence: divergence per domain since it was last taken.
+    `beta` decides the divergence, see `divergence_`; the logits of both models are divided by
+    `temperature`. `domain_divergence` adds up the divergence per domain.
     """
 
     def __init__(
@@ -83,16 +71,14 @@ class Distiller:
 @contextlib.contextmanager
 def _lent(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Bring a module that waits on the host to the device; its copy there is dropped afterwards."""
-    away = {p: p.data for p in module.parameters() if p.device != device and not _sharded(p)}
+    away = {
+        p: p.data for p in module.parameters() if p.device != device and not isinstance(p, DTensor)
+    }
     for parameter, data in away.items():
         parameter.data = data.to(device, non_blocking=True)
     yield
     for parameter, data in away.items():
         parameter.data = data
-
-
-def _sharded(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor)
 
 
 def _whole(tensor: Tensor, device: torch.device) -> Tensor:

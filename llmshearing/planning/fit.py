@@ -44,7 +44,8 @@ def _candidates(job: Job) -> Iterator[Job]:
         ranks *= 2
     for width in widths:
         for checkpointing in sorted({job.checkpointing, True}):
-            for rows in reversed(_divisors(min(job.microbatch, width.rank_batch))):
+            most = min(job.microbatch, width.rank_batch)
+            for rows in (rows for rows in range(most, 0, -1) if most % rows == 0):
                 option = replace(
                     width,
                     checkpointing=checkpointing,
@@ -53,10 +54,6 @@ def _candidates(job: Job) -> Iterator[Job]:
                 )
                 if option != job:
                     yield option
-
-
-def _divisors(number: int) -> list[int]:
-    return [part for part in range(1, number + 1) if number % part == 0]
 
 
 def _changes(job: Job, changed: Job) -> Iterator[str]:

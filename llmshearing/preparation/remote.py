@@ -57,22 +57,14 @@ class RemotePath:
         return self.size, self.version
 
     def now(self) -> "RemotePath":
-        """The file as the store has it at this moment.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """The file as the store has it at this moment; a UserError if it cannot be read."""
         store = _store(self.url)
         store.invalidate_cache()
         with _explained(self.url):
             return _path(self.url, store.info(self.url))
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Open it for reading.
-
-        Raises:
-            UserError: it cannot be read. Reading raises the same.
-        """
+        """Open it; a UserError, here or while reading, if it cannot be read."""
         store = _store(self.url)
         with _explained(self.url):
             if self.ranges:

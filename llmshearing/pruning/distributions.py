@@ -1,36 +1,18 @@
-"""Distributions of a gate: random in training, deterministic in evaluation and export."""
+"""Distributions of a gate: random in training, deterministic in evaluation and export.
+
+Each maps mask logits of any shape to gates of that shape: `sample` for uniform noise in (0, 1),
+differentiable, and `deterministic` without noise, which never decreases in the logits.
+`keep_probability`, P(gate != 0), is what a unit adds to the expected size of its axis.
+
+`sharpness` multiplies the logits. It is 1 at the start of a run and grows, so that fewer units stay
+between off and on.
+"""
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Distribution(Protocol):
-    """Maps mask logits of any shape to gates of the same shape.
-
-    `sharpness` multiplies the logits. It is 1 at the start of a run and grows, so that fewer units
-    stay between off and on.
-    """
-
-    @property
-    def unit(self) -> float | None:
-        """The logit at which the gate is 1; None if gates of large logits are 1 anyway."""
-        ...
-
-    def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
-        """Gates for uniform noise in (0, 1), differentiable in `log_alpha`."""
-        ...
-
-    def keep_probability(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """P(gate != 0): what a unit adds to the expected size of its axis."""
-        ...
-
-    def deterministic(self, log_alpha: Tensor, sharpness: float = 1.0) -> Tensor:
-        """Gates without noise; they never decrease in `log_alpha`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +25,7 @@ class HardConcrete:
     beta: float = 0.83  # temperature; 0.83 in the paper, 2/3 in its released code
     gamma: float = -0.1  # lower end of the stretched interval
     zeta: float = 1.1  # upper end
-    unit: None = None
+    unit: float | None = None  # the logit at which the gate is 1; None if large logits give 1
 
     def sample(self, log_alpha: Tensor, uniform: Tensor, sharpness: float = 1.0) -> Tensor:
         """Stretch and clamp s = sigmoid((log(u / (1 - u)) + log_alpha) / beta)."""
@@ -101,6 +83,7 @@ class Linear:
         return torch.relu(log_alpha) / self.unit
 
 
+Distribution = HardConcrete | Linear
 DISTRIBUTIONS: dict[str, Distribution] = {
     "paper": HardConcrete(),
     "released": ReleasedHardConcrete(),

@@ -53,11 +53,6 @@ def heat_maps(scores: Scores) -> Figure | None:
     return figure
 
 
-def last_heat_maps(run: Run) -> Figure | None:
-    """The heat maps of a run's last masks."""
-    return heat_maps(run.last_masks)
-
-
 def undecided(run: Run) -> Figure | None:
     """Fraction of undecided units of each axis, at each evaluation."""
     if len(run.masks) < 2:

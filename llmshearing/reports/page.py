@@ -40,7 +40,7 @@ OF_A_RUN = (
     ("Benchmarks", "Score of each task during the run, by lm-eval.", plots.tasks),
     ("Mixture", "Weight of each domain. Dashed: its share of the rows so far.", plots.mixture),
     ("Expected sizes", "Dashed: the target, which moves during the warmup.", plots.expected_sizes),
-    ("Masks", MASKS_CAPTION, mask_plots.last_heat_maps),
+    ("Masks", MASKS_CAPTION, lambda run: mask_plots.heat_maps(run.last_masks)),
     ("Multipliers", "Lagrange multipliers of the size constraint.", plots.multipliers),
     (
         "Undecided units",

@@ -46,11 +46,7 @@ class Suite(Section):
         return [f"published.{model}: found {n} numbers, {expected}" for model, n in wrong.items()]
 
     def only(self, names: Sequence[str]) -> "Suite":
-        """Some of the tasks, named by column or by lm-eval's name; all if none is named.
-
-        Raises:
-            UserError: a name is none of them.
-        """
+        """Some tasks, by column or by lm-eval's name; all if none is named. Refuses other names."""
         if not names:
             return self
         known = {name for task in self.tasks for name in (task.column, task.task)}
