@@ -253,11 +253,7 @@ class Recipe(Section):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: the YAML file.
-        overrides: `key=value` with dotted keys, as on the command line.
+    """Read a recipe, with `key=value` overrides of dotted keys.
 
     Raises:
         UserError: lists every unknown key, wrong type, missing value and impossible value.

@@ -21,10 +21,6 @@ def cut_first(recipe: Recipe, inputs: Inputs) -> tuple[Recipe, Inputs]:
     The cut model is a Hugging Face directory in the run directory. Rank 0 makes it, and a resumed
     run finds it there. Other recipes are returned as they are.
 
-    Args:
-        recipe: a checked recipe.
-        inputs: what it names.
-
     Raises:
         UserError: the run directory has a cut model of another source or target.
     """

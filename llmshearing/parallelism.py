@@ -44,7 +44,7 @@ def check_device(recipe: Recipe) -> None:
 
 
 def join_ranks(recipe: Recipe) -> None:
-    """Wait until all ranks of the run have connected; one process has no one to wait for.
+    """Wait until all ranks of the run have connected; a single process does not wait.
 
     Raises:
         RunError: not all ranks connected in time.

@@ -94,10 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 def train(recipe: Recipe, inputs: Inputs, times: Mapping[str, float] | None = None) -> int:
     """Train to the end of the recipe, from its latest checkpoint if there is one.
 
-    Args:
-        recipe: a checked recipe.
-        inputs: what the recipe names.
-        times: seconds per part of the start-up so far, for the log.
+    `times` are seconds per part of the start-up so far, for the log.
 
     Returns:
         The exit status: 0 at the end of the run, 85 if a signal stopped it early.

@@ -135,7 +135,7 @@ class Family:
             if stated.get(name, value) != value:
                 raise UserError(
                     f"config.json has {name}={stated[name]!r}, but {self.model_type} models are "
-                    f"supported with {name}={value!r} only"
+                    f"supported with {name}={value!r} only; prune another model of the family"
                 )
         error = (
             value_error(config)

@@ -96,7 +96,7 @@ def resumed_checkpoint(directory: str | Path) -> Path | None:
     if lines and ((logged := _steps(lines)) > _first_due(directory)):
         raise UserError(
             f"{file} has {logged} steps, but {directory / FOLDER} has no checkpoint to resume "
-            "from. Put the checkpoints back; to start anew, give another run.directory or remove "
+            "from. Put the checkpoints back; to start again, give another run.directory or remove "
             f"{file}"
         )
     return latest

@@ -53,7 +53,9 @@ def fetch_tree(remote: str, root: str | Path) -> None:
             splits = json.loads(incoming.read_text(encoding="utf-8"))["splits"]
             names = [f"{split}/{name}" for split, domains in splits.items() for name in domains]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"found no manifest of a data tree at {remote}/{MANIFEST}") from error
+            raise UserError(
+                f"found no manifest of a data tree at {remote}/{MANIFEST}: check data.remote"
+            ) from error
         if any(not (root / name).resolve().is_relative_to(root.resolve()) for name in names):
             raise UserError(f"found a domain outside of the tree in {remote}/{MANIFEST}: refused")
         for name in names:

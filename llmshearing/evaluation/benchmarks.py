@@ -179,7 +179,7 @@ def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score | None:
     `settings` are those of lm-eval's `simple_evaluate`.
 
     Raises:
-        UserError: the name stands for several tasks, or the task does not have the metric.
+        UserError: the name is that of several tasks, or the task does not have the metric.
     """
     import lm_eval
 

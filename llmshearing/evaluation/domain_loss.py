@@ -42,7 +42,7 @@ class DomainLoss:
     # the loss in bits per byte of text; None if the tree's manifest does not have the number of
     # bytes
     bits_per_byte: float | None
-    tokens: int  # target tokens. The first token of a row is none
+    tokens: int  # target tokens; the first token of a row is not one
     rows: int  # rows read
     # mean KL(teacher || model) over target tokens, in nats; None without a teacher
     divergence: float | None = None

@@ -24,9 +24,9 @@ TIMED_TOKENS = 17  # the first one is the prompt's
 class BlockTimes:
     """Predicts milliseconds per token: layers times a block, and the rest of the model.
 
-    A block's time is that of the largest block of its hidden size, plus what other attention and
-    another MLP change in it. Blocks are timed inside of a whole model, so their weights come from
-    memory as they will in use.
+    The time of a block is that of the largest block with its hidden size, plus the differences that
+    a smaller attention and a smaller MLP make. Blocks are timed inside a whole model, so that their
+    weights come from memory as they do in use.
     """
 
     # of a timed shape, milliseconds of a block and of the rest per token

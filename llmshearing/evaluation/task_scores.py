@@ -90,7 +90,7 @@ class TaskScores(Callback):
 
 @contextmanager
 def cut_to_size(model: ShearingModel) -> Iterator[None]:
-    """The model without noise, cut to its current size; training goes on as before afterwards."""
+    """Within the block the model has no noise and is cut to its current size."""
     training = model.training
     model.eval()
     if model.masks is not None:

@@ -46,7 +46,7 @@ def prune_oneshot(
         score: gives the scores, see `scorer` and `from_file`.
         method: the scores' name, for the manifest.
         form: how weights are stored; float32 by default.
-        cuts: make only the first of so many cuts to the shape, each to at least half.
+        cuts: make only the first of this many cuts; each must keep half of the parameters.
 
     Raises:
         UserError: a target that the source cannot reach, or an output that is not empty.

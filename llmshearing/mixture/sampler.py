@@ -121,8 +121,11 @@ class Sampler:
                 return self._stop(cursor, f"domain {source.name}")
             domains[done], places[done], positions[domain] = domain, place, place + 1
             if place + 1 >= source.limit and source.then == "drop":
-                name, passes = source.name, source.passes
-                log.info("domain %s is used up after %s passes: dropped", name, passes)
+                log.info(
+                    "domain %s is used up after %s passes: the others get its weight",
+                    source.name,
+                    source.passes,
+                )
                 return Cursor(cursor.sample + done + 1, tuple(positions), nothing), done + 1
         return Cursor(cursor.sample + count, tuple(positions), tuple(scheduler.deficit)), count
 

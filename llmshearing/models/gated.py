@@ -92,7 +92,7 @@ class GatedRMSNorm(nn.Module):
 
 
 def _epsilon(norm: nn.Module) -> Any:
-    """What a stock RMS norm adds to the mean square; None if the module is none."""
+    """What a stock RMS norm adds to the mean square; None for any other module."""
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 

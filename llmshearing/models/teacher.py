@@ -1,4 +1,4 @@
-"""A frozen teacher beside the model that is trained, and its part of the loss.
+"""A frozen teacher next to the model that is trained, and its part of the loss.
 
 Neither class is a module: modules of a model are trained, sharded, moved and saved with it.
 """

@@ -47,7 +47,7 @@ DIVERGENCE_BYTES = {"forward_kl": 17, "reverse_kl": 20, "jsd": 25}
 
 @dataclass(frozen=True)
 class TeacherJob:
-    """A frozen model beside the one that is trained."""
+    """A frozen model next to the one that is trained."""
 
     table: CouplingTable  # of the teacher
     number: int  # bytes of a weight and of an activation
@@ -291,7 +291,7 @@ class _Walk:
 
 
 def _layer_bytes(table: CouplingTable, batch: Batch, size: int) -> int:
-    """Activations of a layer without a graph, beside the residual stream."""
+    """Activations of a layer without a graph, except the residual stream."""
     shape = table.source
     units = (1 + inner_projections(table)) * shape.intermediate + 2 * shape.hidden
     return batch.tokens * units * size + batch.rows * batch.length**2 * (1 + size)  # its mask

@@ -47,7 +47,7 @@ class PlanInputs:
 def read_inputs(
     path: str | Path, overrides: Sequence[str] = (), sequence_length: int | None = None
 ) -> PlanInputs:
-    """Read what a plan needs; `sequence_length` (tokens in a row) counts where no data tells it.
+    """Read what a plan needs; `sequence_length` (tokens in a row) is used if there is no data.
 
     Raises:
         UserError: lists every error.

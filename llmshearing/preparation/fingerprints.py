@@ -41,7 +41,7 @@ def stamp(path: Path | RemotePath) -> Stamp:
 
 def chunks(path: Path | RemotePath, expected: Stamp, part: tuple[int, int] = (0, 1)) -> list[str]:
     """Hash the chunks of a part of a file; a UserError if it is no longer as `expected`."""
-    if isinstance(path, RemotePath):  # its version stands for its content
+    if isinstance(path, RemotePath):  # the store records a version, so nothing is read again
         path, found = path.now(), [f"{path.stamp}"] if part[0] == 0 else []
         if path.stamp == expected:
             return found

@@ -1,7 +1,7 @@
 """Text in object stores, on the web and on the Hugging Face hub, read through fsspec.
 
-A unit of work reads its own part of a file by ranges, and no copy stays on disk. What tells a
-version of a file from another is its ETag, or what a store has in its place.
+A unit of work reads its own part of a file by ranges, and no copy stays on disk. The version of a
+file is its ETag, or what the store has instead of one.
 """
 
 import contextlib

@@ -233,7 +233,7 @@ def _parse(number: int, line: bytes, reads: Reads, seen: Seen) -> Document:
 
 
 def _document(number: int, record: Any, size: int, reads: Reads, seen: Seen) -> Document:
-    """Read a record of any file; one that is an error stands for what was wrong with it."""
+    """Read a record of any file; an error in its place becomes the document's problem."""
     try:
         if isinstance(record, ValueError):
             raise record
@@ -410,7 +410,7 @@ WHOLE: dict[str, Callable[[TextFile, tuple[int, int], Reads], Iterator[Row]]] = 
 
 
 def expansion(file: TextFile, field: str) -> float:
-    """Estimate how many bytes of lines, or of the field of Parquet, a byte of a file stands for."""
+    """Estimate the bytes of lines (in Parquet, of the field) per byte of a file."""
     if file.kind == "parquet":
         with _parquet(file) as table:
             about = table.metadata

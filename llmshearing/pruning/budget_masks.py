@@ -79,7 +79,7 @@ class BudgetMasks(Masks):
         return source + self.state.ramp * (self.budget.parameters - source)
 
     def _shape_within(self, parameters: float) -> Shape:
-        """The shape with at most so many parameters that is nearest to the expected sizes."""
+        """The shape with at most that many parameters that is nearest to the expected sizes."""
         keep = self.keep_probabilities()
         expected = {axis: p.sum(-1).mean().item() for axis, p in keep.items()}
         budget = replace(self.budget, parameters=round(parameters))

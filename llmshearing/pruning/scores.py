@@ -64,7 +64,7 @@ def random(table: CouplingTable, seed: int) -> Scores:
 
 
 def evenly_spaced(table: CouplingTable, sizes: Mapping[Axis, int]) -> Scores:
-    """Scores that keep so many units per axis, at equal distances."""
+    """Scores that keep `sizes` units per axis, at equal distances."""
     scores = {}
     for axis, shape in score_shapes(table).items():
         units, keep = shape[-1], sizes[axis]

@@ -1,7 +1,7 @@
 """The best shape within budgets: candidates from one importance pass, scored by their losses.
 
-Every result is kept in the output directory, so a search that was killed goes on where it was, and
-the ranks of a search exchange their results there.
+Every result is kept in the output directory, so a killed search resumes, and the ranks of a search
+exchange their results there.
 """
 
 from __future__ import annotations

@@ -60,12 +60,12 @@ class Suite(Section):
 
 
 def read_suite(name: str | None, tasks: Sequence[str] = ()) -> Suite:
-    """A suite by its name or the path of its file, or some tasks with their own shots and metrics.
+    """A suite by its name or the path of its file; only its `tasks`, if any are given.
 
-    `tasks` are some of the suite's or, without a name, of lm-eval's.
+    Without a name, the `tasks` are lm-eval's, with their own numbers of shots and metrics.
 
     Raises:
-        UserError: no such suite, a file that is none, an unknown task, or nothing is named.
+        UserError: no such suite or task, a file of another kind, or neither name nor tasks.
     """
     if name is None:
         if not tasks:
