@@ -7,6 +7,7 @@ with Progress("evaluate", total=1_000_000, unit="tokens") as progress:
 
 import logging
 import time
+from pathlib import Path
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -139,6 +140,23 @@ class ConsoleHandler(logging.Handler):
         """Write one record."""
         if not (getattr(record, "in_bar", False) and in_place()):
             CONSOLE.out(self.format(record))
+
+
+def set_up_log(directory: Path, rank: int) -> None:
+    """Log to the console and to `log.txt` from rank 0; other ranks log errors only."""
+    logger = logging.getLogger("llmshearing")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = False
+    if rank != 0:
+        logger.setLevel(logging.ERROR)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    logger.setLevel(logging.INFO)
+    for handler in (ConsoleHandler(), logging.FileHandler(directory / "log.txt")):
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
 
 
 def duration(seconds: float) -> str:

@@ -58,9 +58,9 @@ from llmshearing.errors import STOPPED_STATUS, UserError, exits_on_user_error
 from llmshearing.evaluation.task_scores import TaskScores
 from llmshearing.files import write_text
 from llmshearing.huggingface.weight_files import find_weights
-from llmshearing.logs import set_up_log
 from llmshearing.oneshot_start import cut_first
 from llmshearing.preflight import Inputs
+from llmshearing.progress import set_up_log
 from llmshearing.quantities import seconds, steps
 from llmshearing.resuming import check_checkpoint, find_checkpoint, is_finished
 from llmshearing.run_manifest import run_manifest

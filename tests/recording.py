@@ -25,8 +25,8 @@ from composer.utils import dist, get_device
 from llmshearing import preflight
 from llmshearing.config import Recipe
 from llmshearing.errors import exits_on_user_error
-from llmshearing.logs import set_up_log
 from llmshearing.preflight import Inputs
+from llmshearing.progress import set_up_log
 from llmshearing.resuming import find_checkpoint
 from llmshearing.train import build_trainer
 

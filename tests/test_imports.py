@@ -11,7 +11,7 @@ ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
     {"errors", "llmshearing", "processes", "substrate"},
     {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
-    {"logs", "tensor_files", "typed_yaml"},
+    {"tensor_files", "typed_yaml"},
     {"architecture", "tasks"},
     {"pruning", "mixture"},
     {"models", "data"},

@@ -24,10 +24,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from llmshearing.checkpoints.index import UNREADABLE, SafeReader, not_whole
 from llmshearing.checkpoints.layout import kind_of
 from llmshearing.checkpoints.manifest import RunManifest
-from llmshearing.checkpoints.trainer_state import load_trainer_state
+from llmshearing.checkpoints.safe_reading import (
+    UNREADABLE,
+    SafeReader,
+    load_trainer_state,
+    not_whole,
+)
 from llmshearing.checkpoints.writing import (
     TRAINER_FILE,
     without_torch_warnings,

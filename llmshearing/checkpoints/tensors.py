@@ -22,10 +22,14 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
 
-from llmshearing.checkpoints.index import UNREADABLE, SafeReader, not_whole
 from llmshearing.checkpoints.layout import check_contents, find_checkpoint, kind_of, read_manifest
 from llmshearing.checkpoints.manifest import RunManifest
-from llmshearing.checkpoints.trainer_state import load_trainer_state
+from llmshearing.checkpoints.safe_reading import (
+    UNREADABLE,
+    SafeReader,
+    load_trainer_state,
+    not_whole,
+)
 
 MODEL_PREFIX = "model."  # the trained module holds the stock model under this name, next to masks
 LOGITS_PREFIX = "masks.log_alpha."

@@ -11,7 +11,7 @@ from recording import run_recorded, seen
 from runs import metrics, series
 
 from llmshearing import preflight
-from llmshearing.checkpoints.trainer_state import load_trainer_state
+from llmshearing.checkpoints.safe_reading import load_trainer_state
 from llmshearing.errors import UserError
 from llmshearing.mixture.policies import Limits, update
 from llmshearing.train import main

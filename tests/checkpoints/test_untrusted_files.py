@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 
 import llmshearing
 from llmshearing.architecture.coupling import CouplingTable
+from llmshearing.checkpoints.safe_reading import load_trainer_state
 from llmshearing.checkpoints.tensors import open_checkpoint
-from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
 from llmshearing.export.export import export

@@ -22,7 +22,7 @@ from llmshearing import preflight, train
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.errors import RUN_ERROR_STATUS, USER_ERROR_STATUS, UserError, exits_on_user_error
-from llmshearing.logs import set_up_log
+from llmshearing.progress import set_up_log
 
 pytestmark = [
     pytest.mark.world_size(2),

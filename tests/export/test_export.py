@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmshearing.architecture.axes import Axis
 from llmshearing.checkpoints.manifest import ExportManifest, RunManifest
+from llmshearing.checkpoints.safe_reading import load_trainer_state
 from llmshearing.checkpoints.tensors import open_checkpoint
-from llmshearing.checkpoints.trainer_state import load_trainer_state
 from llmshearing.cli import main
 from llmshearing.errors import UserError
 from llmshearing.export.directory import Format

@@ -25,7 +25,7 @@ from composer.loggers import Logger
 
 from llmshearing import preflight
 from llmshearing.export.export import export
-from llmshearing.logs import set_up_log
+from llmshearing.progress import set_up_log
 from llmshearing.train import build_trainer
 
 FOLDER = Path(__file__).parent

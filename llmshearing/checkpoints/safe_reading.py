@@ -1,13 +1,16 @@
-"""Reading the index of a sharded checkpoint without running anything that it names."""
+"""Reading a checkpoint's files without running anything that they name."""
 
+import datetime
 import pickle
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.torch_version import TorchVersion
 
 from llmshearing.checkpoints.layout import read_manifest
 from llmshearing.errors import UserError
@@ -110,3 +113,42 @@ class _IndexUnpickler(PythonUnpickler):
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
+
+
+# What a trainer's checkpoint contains besides tensors and Python's own types: NumPy's generator
+# state and Composer's clock.
+PLAIN_CLASSES: tuple[Any, ...] = (
+    datetime.timedelta,
+    TorchVersion,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt32DType,
+    np.empty(0).__reduce__()[0],  # the function that rebuilds a pickled array
+)
+CLOCK_CLASSES = ("Time", "Timestamp", "TimeUnit")
+
+
+class _Unread:
+    """Stands in for a class of Composer where only tensors are wanted, and keeps nothing."""
+
+    def __new__(cls, *arguments: Any) -> "_Unread":
+        del arguments
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def load_trainer_state(path: str | Path, clock: Any = None) -> dict[str, Any]:
+    """Read a full checkpoint, or the `trainer.pt` of a sharded one; tensors are mapped.
+
+    Without `clock`, the module `composer.core.time`, the clock is not read.
+
+    Raises:
+        UnpicklingError: it names other classes than a trainer's state contains.
+    """
+    classes: list[Any] = [
+        (getattr(clock, name, _Unread), f"composer.core.time.{name}") for name in CLOCK_CLASSES
+    ]
+    with torch.serialization.safe_globals([*PLAIN_CLASSES, *classes]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
