@@ -8,6 +8,7 @@ import torch
 from composer.core import Algorithm, Evaluator
 from composer.utils import get_device
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from llmshearing import optimization, parallelism, substrate
 from llmshearing.architecture.flops import (
@@ -22,10 +23,12 @@ from llmshearing.callbacks.mask_start import ImportancePlan
 from llmshearing.callbacks.training_progress import FlopsModel
 from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
-from llmshearing.huggingface.source import empty_model, fill, load_model, whole
+from llmshearing.huggingface.source import Source, empty_model, fill, load_model, whole
 from llmshearing.huggingface.weight_files import WeightFiles
 from llmshearing.models.blocks import compile_blocks
+from llmshearing.models.settings import DistillationSettings
 from llmshearing.models.shearing import ShearingModel
+from llmshearing.models.sparse_teacher import CachedTeacher
 from llmshearing.models.teacher import Distiller, FrozenTeacher
 from llmshearing.preflight import Inputs
 from llmshearing.pruning.budget_masks import build_masks
@@ -64,22 +67,21 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
 
 
 def build_distiller(recipe: Recipe, inputs: Inputs) -> Distiller | None:
-    """The teacher in memory, sharded or offloaded as the recipe says; None without distillation.
+    """The teacher's part of the loss: a cache, or the teacher in memory; None without either.
 
-    In pruning it is a second copy of the source, whose own weights are trained.
+    In memory it is sharded or offloaded as the recipe says. In pruning it is a second copy of the
+    source, whose own weights are trained.
     """
-    settings = recipe.distillation
-    if settings is None or inputs.teacher is None:
+    settings, domains = recipe.distillation, len(inputs.tree.split(recipe.data.split))
+    if settings is None:
         return None
-    source, offload = inputs.teacher, settings.teacher_sharding == "offload"
-    narrow = settings.narrow_teacher(recipe.model.precision)
-    weights = WeightFiles(source.path)
-    model = empty_model(
-        source,
-        weights,
-        attention=recipe.model.attention,
-        dtype=torch.bfloat16 if narrow else torch.float32,
-    )
+    beta, temperature = settings.divergence_beta, settings.temperature
+    if inputs.cache is not None:
+        return Distiller(CachedTeacher(inputs.cache.vocabulary), beta, temperature, domains)
+    if inputs.teacher is None:
+        return None
+    offload = settings.teacher_sharding == "offload"
+    model, weights = empty_teacher(recipe, settings, inputs.teacher)
     sharded = parallelism.is_sharded(recipe)
     if sharded:
         parallelism.shard_frozen(model, recipe, on_host=offload)
@@ -87,9 +89,17 @@ def build_distiller(recipe: Recipe, inputs: Inputs) -> Distiller | None:
     fill(model, weights, substrate.local_rows if sharded else whole, host)
     if not sharded and not offload:
         get_device().module_to_device(model)
-    domains = len(inputs.tree.split(recipe.data.split))
-    beta, temperature = settings.divergence_beta, settings.temperature
     return Distiller(FrozenTeacher(model), beta, temperature, domains)
+
+
+def empty_teacher(
+    recipe: Recipe, settings: DistillationSettings, source: Source
+) -> tuple[PreTrainedModel, WeightFiles]:
+    """The teacher without its weights, in the precision of the recipe, and the weights."""
+    weights = WeightFiles(source.path)
+    narrow = settings.narrow_teacher(recipe.model.precision)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    return empty_model(source, weights, attention=recipe.model.attention, dtype=dtype), weights
 
 
 def build_evaluators(recipe: Recipe, loaders: Loaders) -> list[Evaluator]:

@@ -29,6 +29,17 @@ def _count(text: str, least: int = 1) -> int:
     return int(text)
 
 
+def _bytes(text: str) -> int:
+    from llmshearing.quantities import byte_size  # not at once: it needs pydantic
+
+    try:
+        if size := byte_size(text):
+            return size
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"found {text}, expected a size such as 64MB")
+
+
 def _steps(text: str) -> str:
     if not re.fullmatch("0*[1-9][0-9]{0,8}ba", text):
         raise argparse.ArgumentTypeError(f"found {text}, expected steps such as 50ba")
@@ -89,7 +100,8 @@ def command(name: str, example: str, *arguments: Argument) -> Command:
 
 KINDS = ("training", "preparation")
 KIND = arg("kind", type=str, nargs="?", choices=KINDS, default="training")
-SEED = arg("--seed", type=functools.partial(_count, least=0), default=0, help="of --method random")
+_seed = functools.partial(_count, least=0)
+SEED = arg("--seed", type=_seed, default=0, help="of --method random")
 TRAIN = "composer -n 8 -m llmshearing.train RECIPE.yaml key=value"
 STAGES: dict[str, list[Command]] = {
     "Start": [
@@ -148,6 +160,19 @@ STAGES: dict[str, list[Command]] = {
             arg("--rows", type=_count, default=512, metavar="N", help="rows to read (512)"),
             _batch_size(8),
             arg("--out", required=True, metavar="FILE", help="safetensors file to write"),
+        ),
+        command(
+            "teacher-cache",
+            "yamls/continue/sheared-llama-1.3b-distilled.yaml --out data/teacher",
+            *RECIPE,
+            arg("--out", required=True, metavar="DIR", help="of the cache; resumes there"),
+            arg("--tokens", type=_count, default=32, metavar="K", help="ids per position (32)"),
+            arg("--top", action="store_true", help="the most probable, not a sample; biased"),
+            arg("--seed", type=_seed, default=17, metavar="N", help="of the sample (17)"),
+            arg(
+                "--shard-size", type=_bytes, default="64MB", metavar="SIZE", help="of files (64MB)"
+            ),
+            _batch_size(8),
         ),
         command(
             "search",

@@ -237,6 +237,16 @@ def importance(options: Namespace) -> None:
     print(options.out)
 
 
+def teacher_cache(options: Namespace) -> None:
+    """Store a teacher's distributions for a run's rows."""
+    from llmshearing.caching import CacheSettings, make_cache
+
+    method = "top" if options.top else "sampled"
+    settings = CacheSettings(method, options.tokens, options.seed, options.shard_size)
+    make_cache(options.recipe, options.overrides, options.out, settings, options.batch_size)
+    print(f"train from it with distillation.cache={options.out}")
+
+
 def search(options: Namespace) -> None:
     """Find the best shape within budgets of parameters, memory or latency."""
     from llmshearing.config import parse_target

@@ -28,7 +28,10 @@ from llmshearing.quantities import (
 from llmshearing.typed_yaml import PathText, Section, build, error_list, merge, read
 
 # Overriding one removes the other from a recipe.
-EXCLUSIVE = (("mixture.weights", "mixture.start_from"),)
+EXCLUSIVE = (
+    ("mixture.weights", "mixture.start_from"),
+    ("distillation.teacher", "distillation.cache"),
+)
 
 
 class RunSettings(Section):

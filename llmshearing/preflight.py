@@ -22,6 +22,7 @@ from llmshearing.architecture.shape import Shape
 from llmshearing.architecture.target import resolve_target
 from llmshearing.config import EvaluationSettings, Recipe, parse_recipe
 from llmshearing.data.integrity import check_files
+from llmshearing.data.teacher_cache import TeacherCache, misfits
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.huggingface import hub
@@ -56,6 +57,7 @@ class Outline:
     target: Shape | Budget | None = None
     # whose distributions are learned; None without distillation
     teacher: TeacherDirectory | None = None
+    cache: TeacherCache | None = None  # of its distributions, in place of it
     tree: DataTree | None = None  # the data tree; None in a plan without one
     # of the domains at the start, in the run's order; empty if they are not known
     weights: dict[str, float] = field(default_factory=dict)
@@ -78,7 +80,8 @@ class Inputs:
 
     source: Source  # the model directory
     target: Shape | Budget | None  # the shape or the number of parameters to prune to, or None
-    teacher: Source | None  # whose distributions are learned; None without distillation
+    teacher: Source | None  # whose distributions are learned; None without one in memory
+    cache: TeacherCache | None  # of a teacher's distributions, in place of it
     tree: DataTree  # the data tree
     weights: np.ndarray  # of the domains at the start, in the run's order
     references: np.ndarray | None  # losses to reach [k]; None without a file
@@ -104,6 +107,8 @@ def resolve(
     found.attempt(
         lambda: check_files(tree, splits, cached=bool(data.remote), by_hash=by_hash), "data.root"
     )
+    if (cache := found.cache) is not None:
+        found.attempt(lambda: cache.check_files(by_hash=by_hash), "distillation.cache")
     directory = found.directory
     assert directory is not None
     stored, attention = recipe.model.initialize == "pretrained", recipe.model.attention
@@ -128,8 +133,18 @@ def resolve(
     if source is None or found.errors:
         raise UserError(error_list(str(path), found.errors))
     weights = np.array(list(found.weights.values()))
-    target, references = found.target, found.references
-    return recipe, Inputs(source, target, teacher, tree, weights, references, scores, found.notes)
+    inputs = Inputs(
+        source,
+        found.target,
+        teacher,
+        cache,
+        tree,
+        weights,
+        found.references,
+        scores,
+        found.notes,
+    )
+    return recipe, inputs
 
 
 def _read_model(found: Outline, directory: Path, key: str, *, stored: bool = True) -> Source | None:
@@ -195,6 +210,7 @@ def outline(
         if found.teacher is not None and found.tree is not None:
             wrong_teacher = teacher_errors(found.teacher, found.tree)
             found.errors += [f"distillation.teacher: {error}" for error in wrong_teacher]
+        _check_cache(found)
         if found.directory is not None and found.config is not None:
             _check_tokenizer(found, found.directory)
     # Nothing is reported twice: a wrong value was replaced, which may have led to another error.
@@ -310,6 +326,31 @@ def _check_tasks(settings: EvaluationSettings) -> None:
         local_tasks([task.task for task in suite.tasks], Path(settings.documents))
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("found no package lm_eval: `pip install 'llmshearing[eval]'`")
+
+
+def _check_cache(found: Outline) -> None:
+    """Check that a teacher's cache is there and fits the data, the model and the temperature."""
+    settings = found.recipe.distillation
+    if settings is None or (path := settings.cache) is None:
+        return
+    cache = found.cache = found.attempt(lambda: TeacherCache.open(path), "distillation.cache")
+    if cache is None:
+        return
+    errors = []
+    if found.tree is not None and found.weights:
+        errors += misfits(cache, found.tree, found.recipe.data.split)
+    if found.table is not None and found.table.source.vocabulary < cache.vocabulary:
+        errors.append(
+            f"found distributions over {cache.vocabulary} token ids at {path}, expected at most "
+            f"the model's {found.table.source.vocabulary}: make the cache with this model"
+        )
+    if settings.temperature != cache.temperature:
+        errors.append(
+            f"found temperature {cache.temperature:g} at {path}, expected "
+            f"distillation.temperature = {settings.temperature:g}: give the same one, or make the "
+            "cache with it"
+        )
+    found.errors += [f"distillation.cache: {error}" for error in errors]
 
 
 def _check_tokenizer(found: Outline, model: Path) -> None:

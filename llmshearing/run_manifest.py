@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmshearing.checkpoints.manifest import (
+    CacheRecord,
     DataRecord,
     HeldOutRecord,
     RunManifest,
@@ -17,7 +18,7 @@ from llmshearing.quantities import steps
 
 def run_manifest(recipe: Recipe, inputs: Inputs) -> RunManifest:
     """The part of a run's manifest that does not change during the run. All ranks call it."""
-    source, tree = inputs.source, inputs.tree
+    source, tree, cache = inputs.source, inputs.tree, inputs.cache
     train, held_out = (
         {name: info.fingerprint for name, info in tree.split(split).items()}
         for split in (recipe.data.split, recipe.data.eval_split)
@@ -32,10 +33,18 @@ def run_manifest(recipe: Recipe, inputs: Inputs) -> RunManifest:
             fingerprints=train,
             held_out=HeldOutRecord(held_out, recipe.data.eval_rows),
         ),
-        teacher=None if inputs.teacher is None else _teacher_record(inputs.teacher),
+        teacher=_teacher_record(inputs),
+        cache=None if cache is None else CacheRecord(str(cache.root), cache.fingerprint),
         tokens=steps(recipe.run.duration) * recipe.data.global_batch * tree.sequence_length,
     )
 
 
-def _teacher_record(teacher: Source) -> TeacherRecord:
+def _teacher_record(inputs: Inputs) -> TeacherRecord | None:
+    if inputs.cache is not None:
+        return TeacherRecord(**inputs.cache.teacher)
+    return None if inputs.teacher is None else teacher_record(inputs.teacher)
+
+
+def teacher_record(teacher: Source) -> TeacherRecord:
+    """What manifests say of a teacher. All ranks call it."""
     return TeacherRecord(str(teacher.path.resolve()), teacher.config, weights_digest(teacher.path))

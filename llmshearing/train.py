@@ -174,6 +174,7 @@ def build_trainer(
             recipe.run.seed,
             dist.get_global_rank(),
             dist.get_world_size(),
+            inputs.cache,
         )
         loading = DynamicLoading(recipe, inputs.tree, loaders, inputs.references)
     parallelism.before_sharding(model, recipe)

@@ -228,6 +228,18 @@ def finish(folder: Path, tiny_model: Path, tiny_tree: Path, kind: str = "full") 
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def teacher_cache(tmp_path_factory, recipe_file_at) -> Path:
+    """A sample of the tiny model's distributions on the rows that recipes train on."""
+    folder = tmp_path_factory.mktemp("teacher-cache")
+    recipe = recipe_file_at(folder / "run")
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"distillation": {}}))
+    from llmshearing.caching import CacheSettings, make_cache
+
+    make_cache(recipe, (), folder / "cache", CacheSettings(places=16))
+    return folder / "cache"
+
+
 @pytest.fixture
 def run(finished_run, tmp_path) -> Path:
     """A copy to change."""

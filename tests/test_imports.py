@@ -11,7 +11,7 @@ ROOT = Path(llmshearing.__file__).parent
 FLOORS = [
     {"errors", "llmshearing", "processes", "substrate"},
     {"checksums", "files", "progress", "quantities", "tables", "yaml_files"},
-    {"tensor_files", "typed_yaml"},
+    {"ledger", "tensor_files", "typed_yaml"},
     {"architecture", "tasks"},
     {"pruning", "mixture"},
     {"models", "data"},
@@ -25,6 +25,7 @@ FLOORS = [
     {"callbacks"},
     {"optimization", "evaluation", "reports", "planning"},
     {"building", "oneshot_start", "resuming", "run_manifest"},
+    {"caching"},
     {"train"},
     {"search"},
     {"quickstart"},

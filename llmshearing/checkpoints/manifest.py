@@ -60,6 +60,14 @@ class TeacherRecord:
 
 
 @dataclass(frozen=True)
+class CacheRecord:
+    """The cache of a teacher's distributions that a run distils from, in place of the teacher."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class HeldOutRecord:
     """Held-out data: a fingerprint per domain, and the most rows of each that are used."""
 
@@ -112,6 +120,7 @@ class RunManifest:
     mixture: dict[str, Any] = field(default_factory=dict)  # weights, shares and passes per domain
     masks: MaskState | None = None  # the state of the mask schedule; None without pruning
     teacher: TeacherRecord | None = None  # that it distils from; None without distillation
+    cache: CacheRecord | None = None  # of its distributions; None with the teacher in memory
     versions: dict[str, str] = field(default_factory=dict)  # of the packages
     # of a checkpoint, relative to the folder that holds it
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -160,6 +169,8 @@ class RunManifest:
             for one in (self.teacher, now.teacher)
         )
         found += _unequal("teacher", before, after, ["model_type", "hidden_size", "weights"])
+        before, after = ({} if one is None else vars(one) for one in (self.cache, now.cache))
+        found += _unequal("teacher cache", before, after, ["fingerprint"])
         if self.data.held_out and now.data.held_out:
             before, after = self.data.held_out.fingerprints, now.data.held_out.fingerprints
             found += _unequal("held-out data", before, after)

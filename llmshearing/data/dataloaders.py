@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from llmshearing.data.dataset import ERROR, IGNORED, Batch, HeldOutRows, TrainRows
 from llmshearing.data.domains import open_domains
 from llmshearing.data.settings import DataSettings
+from llmshearing.data.teacher_cache import TeacherCache
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.mixture.mixture_plan import MixturePlan
@@ -92,9 +93,16 @@ def build_loaders(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    cache: TeacherCache | None = None,
 ) -> Loaders:
-    """Build the loaders of one rank of a run with the starting weights `start` [k]."""
-    domains = open_domains(tree, data.split, remote=data.remote, by_hash=data.verify == "hash")
+    """Build the loaders of one rank of a run with the starting weights `start` [k].
+
+    With a cache of a teacher, training batches have its columns.
+    """
+    by_hash = data.verify == "hash"
+    domains = open_domains(tree, data.split, remote=data.remote, by_hash=by_hash)
+    names = [rows.name for rows in domains]
+    cached = [] if cache is None else cache.open_domains(names, by_hash=by_hash)
     sampler = Sampler(
         [domain_source(mixture, rows.name, len(rows), rows.block) for rows in domains],
         MixturePlan.start(start),
@@ -102,7 +110,7 @@ def build_loaders(
         window=mixture.window,
         memory=mixture.prefetch + 2,
     )
-    rows = TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler)
+    rows = TrainRows(domains, tree.sequence_length, tree.vocabulary, sampler, cached)
     train = build_train_loader(
         rows,
         global_batch=data.global_batch,
@@ -111,7 +119,6 @@ def build_loaders(
         rank=rank,
         world_size=world_size,
     )
-    names = [rows.name for rows in domains]
     held_out = build_held_out_loaders(data, tree, names, rank, world_size)
     return Loaders(sampler, rows, start, train, held_out)
 

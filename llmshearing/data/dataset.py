@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from llmshearing.data.domains import DomainRows
 from llmshearing.data.schema import LOSS, TOKENS
+from llmshearing.data.teacher_cache import READ_AS
 from llmshearing.errors import UserError
 from llmshearing.mixture.sampler import Sampler
 
@@ -24,7 +25,8 @@ Batch = dict[str, Any]
 class TrainRows(Dataset):
     """The training rows of all domains. An index is (sample number, domain, row).
 
-    The run's sampler is used in the main process only; checkpoints hold its state.
+    The run's sampler is used in the main process only; checkpoints hold its state. `cached` holds
+    a teacher's distributions for the same rows; empty for none.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class TrainRows(Dataset):
         sequence_length: int,
         vocabulary: int,
         sampler: Sampler,
+        cached: Sequence[DomainRows] = (),
     ) -> None:
-        self.domains = list(domains)
+        self.domains, self.cached = list(domains), list(cached)
         self.sequence_length, self.vocabulary, self.sampler = sequence_length, vocabulary, sampler
         self.epoch_begun = 0  # first sample of the epoch; later than 0 once data was used up
 
@@ -46,6 +49,7 @@ class TrainRows(Dataset):
         rows = [(int(domain), int(row)) for _, domain, row in indices]
         try:
             ids, labels = read_rows(self.domains, rows, self.sequence_length, self.vocabulary)
+            teacher = read_cached(self.cached, rows) if self.cached else {}
         except UserError as error:  # not raised: from a worker it would arrive as a traceback
             return {ERROR: str(error)}
         return {
@@ -53,6 +57,7 @@ class TrainRows(Dataset):
             "labels": labels,
             "domain": torch.from_numpy(indices[:, 1].copy()),
             "sample_id": torch.from_numpy(indices[:, 0].copy()),
+            **teacher,
         }
 
     def state_dict(self, num_samples: int, from_beginning: bool = True) -> dict[str, Any]:
@@ -158,6 +163,22 @@ def read_rows(
         domain, row = rows[int(ids.max(1).argmax())]
         raise _misfit(domains[domain], row, f"id {ids.max()}, expected ids below {vocabulary}")
     return torch.from_numpy(ids), torch.from_numpy(np.where(targets, ids, IGNORED))
+
+
+def read_cached(domains: Sequence[DomainRows], rows: Sequence[tuple[int, int]]) -> Batch:
+    """Read a teacher's distributions for rows (domain, row) [B], see `teacher_cache`.
+
+    Returns:
+        Its columns by name, [B, T, K] or [B, T].
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    found = [domains[domain][row] for domain, row in rows]
+    return {
+        name: torch.from_numpy(np.stack([row[name] for row in found]).astype(kind))
+        for name, kind in READ_AS.items()
+    }
 
 
 def _misfit(domain: DomainRows, row: int, what: str) -> UserError:

@@ -24,7 +24,7 @@ from streaming.base.storage import CloudDownloader
 from streaming.base.world import World
 
 from llmshearing.data.integrity import file_problem
-from llmshearing.data.schema import INDEX, MANIFEST
+from llmshearing.data.schema import INDEX, MANIFEST, row_type
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 
@@ -158,7 +158,8 @@ class DomainRows:
             if problem := file_problem(path, file.bytes, file.hashes if self.by_hash else {}):
                 raise ValueError(problem)
             self._checked[number] = modified
-        opened = self._open[number] = _OpenShard(path, len(shard), _row_type(shard))
+        columns = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+        opened = self._open[number] = _OpenShard(path, len(shard), row_type(columns))
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return opened
@@ -207,15 +208,3 @@ def open_domains(
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _row_type(shard: MDSReader) -> np.dtype:
-    """The columns of a row as one record; a ValueError if one is not an array of fixed size."""
-    fields = []
-    for name, encoding in zip(shard.column_names, shard.column_encodings, strict=True):
-        kind, _, rest = encoding.partition(":")
-        dtype, _, shape = rest.partition(":")
-        if kind != "ndarray" or not shape:
-            raise ValueError(f"column {name} is {encoding}, expected ndarray:TYPE:LENGTH")
-        fields.append((name, np.dtype(dtype), tuple(map(int, shape.split(",")))))
-    return np.dtype(fields)

@@ -11,15 +11,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmshearing.data.schema import HASH, INDEX, fingerprint
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 
 HASHED_AT_START_BYTES = 256 << 20
+
+
+class Folder(Protocol):
+    """What was recorded of an MDS folder."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Its rows."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the hashes of its shards, in order."""
+        ...
 
 
 def check_files(
@@ -43,27 +62,36 @@ def find_problems(
 ) -> list[str]:
     """List every file of some splits that is missing, has another size or has changed.
 
-    Splits that the tree does not have are left out. Of a `cached` remote tree only the indexes have
-    to be there. Shards are hashed too if all of them together have at most `hash_limit` bytes.
+    Splits that the tree does not have are left out; the rest is as for `folder_problems`.
+    """
+    parts = (tree.splits.get(split, {}) for split in dict.fromkeys(splits))
+    folders = [info for part in parts for info in part.values()]
+    return folder_problems(folders, cached=cached, hash_limit=hash_limit)
+
+
+def folder_problems(
+    folders: Iterable[Folder], *, cached: bool = False, hash_limit: float = math.inf
+) -> list[str]:
+    """List every file of MDS folders that is missing, has another size or has changed.
+
+    If `cached`, only the indexes have to be there. Shards are hashed too if all of them together
+    have at most `hash_limit` bytes.
     """
     shards: list[tuple[Path, dict[str, Any]]] = []
     problems = []
-    for split in dict.fromkeys(splits):
-        for info in tree.splits.get(split, {}).values():
-            index = info.path / INDEX
-            try:
-                entries = json.loads(index.read_text("utf-8"))["shards"]
-                rows = sum(entry["samples"] for entry in entries)
-                if rows != info.rows:
-                    problems.append(
-                        f"{index}: {rows} rows, expected the {info.rows} of the manifest"
-                    )
-                elif fingerprint(entries) != info.fingerprint:
-                    problems.append(f"{index}: lists other shards than the manifest's")
-                files = [entry["zip_data"] or entry["raw_data"] for entry in entries]
-                shards += [(info.path / file["basename"], file) for file in files]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                problems.append(f"{index}: not a readable index ({error!r})")
+    for info in folders:
+        index = info.path / INDEX
+        try:
+            entries = json.loads(index.read_text("utf-8"))["shards"]
+            rows = sum(entry["samples"] for entry in entries)
+            if rows != info.rows:
+                problems.append(f"{index}: {rows} rows, expected the {info.rows} of the manifest")
+            elif fingerprint(entries) != info.fingerprint:
+                problems.append(f"{index}: lists other shards than the manifest's")
+            files = [entry["zip_data"] or entry["raw_data"] for entry in entries]
+            shards += [(info.path / file["basename"], file) for file in files]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{index}: not a readable index ({error!r})")
     if not cached:
         by_hash = sum(file["bytes"] for _, file in shards) <= hash_limit
         problems += [

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -40,6 +42,19 @@ def columns(sequence_length: int, dtype: str, *, chat: bool) -> dict[str, str]:
     """The MDS columns of a domain, in the order of their names."""
     tokens = {TOKENS: f"ndarray:{dtype}:{sequence_length}"}
     return {LOSS: f"ndarray:uint8:{sequence_length}", **tokens} if chat else tokens
+
+
+def row_type(encodings: Mapping[str, str]) -> np.dtype:
+    """The columns of a row as one record; a ValueError if one is not an array of fixed size."""
+    fields = []
+    for name, encoding in encodings.items():
+        kind, _, rest = encoding.partition(":")
+        dtype, _, shape = rest.partition(":")
+        if kind != "ndarray" or not shape:
+            raise ValueError(f"column {name} is {encoding}, expected ndarray:TYPE:LENGTH")
+        size = tuple(map(int, shape.split(",")))
+        fields.append((name, np.dtype(dtype).newbyteorder("<"), size))
+    return np.dtype(fields)
 
 
 def fingerprint(entries: Sequence[dict[str, Any]]) -> str:

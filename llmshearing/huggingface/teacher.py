@@ -27,7 +27,7 @@ class TeacherDirectory:
 def find_teacher(
     recipe: Recipe, source: Path, locate: Callable[[str], Path]
 ) -> TeacherDirectory | None:
-    """The teacher of a run that trains the model in `source`; None without distillation.
+    """The teacher of a run that trains the model in `source`; None without one in memory.
 
     `locate` leads from a directory or a name on the hub to the directory.
 
@@ -35,7 +35,7 @@ def find_teacher(
         UserError: there is none, or it is the run's own directory.
     """
     settings = recipe.distillation
-    if settings is None:
+    if settings is None or settings.cache is not None:
         return None
     path = locate(settings.teacher) if settings.teacher else _default(recipe, source, locate)
     run = Path(recipe.run.directory).resolve()

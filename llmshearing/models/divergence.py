@@ -6,6 +6,7 @@ teacher, d hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,24 +14,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PIECES = 8  # of a chunk, whose differences exist at the same time
+
+
+class Comparison(NamedTuple):
+    """A model's distributions beside a teacher's.
+
+    Attributes:
+        each: divergences times temperature^2, [n].
+        mix_: given the model's probabilities q [n, V] and the share w of the divergence in the
+            loss, turns q in place into (1 - w) q + w g, where g is the gradient of the divergence
+            times temperature^2 with respect to the model's logits.
+    """
+
+    each: Tensor
+    mix_: Callable[[Tensor, float], object]
+
+    @classmethod
+    def of_slope(cls, each: Tensor, slope: Tensor, temperature: float) -> Comparison:
+        """From divergences [n] and their slope [n, C] by the logits over the temperature."""
+
+        def mix_(q: Tensor, share: float) -> object:
+            return q.mul_(1 - share)[:, : slope.shape[1]].add_(slope, alpha=share * temperature)
+
+        return cls(each * temperature**2, mix_)
+
 
 class Teacher(Protocol):
-    """A source of a teacher's distributions for the tokens of one forward pass."""
+    """A source of a teacher's distributions for the tokens of one forward pass.
+
+    Both distributions are renormalised to the C token ids that both models have: padding of a
+    vocabulary has probability 0.
+    """
 
     vocabulary: int
     """Number of its token ids."""
 
-    def log_probabilities(self, part: slice, ids: int, temperature: float) -> Tensor:
-        """Log-probabilities of the first `ids` token ids for some tokens, renormalised to them.
+    def compare(self, part: slice, logits: Tensor, beta: float, temperature: float) -> Comparison:
+        """Compare a model with the teacher on some tokens.
 
         Args:
             part: tokens of the flattened microbatch.
-            ids: number of token ids.
-            temperature: by which logits are divided.
-
-        Returns:
-            [n, ids] in at least float32; minus infinity where the probability is 0.
+            logits: of the model, [n, V], in at least float32.
+            beta: which divergence, see `divergence_`.
+            temperature: by which the logits of both models are divided.
         """
+        ...
+
+    def compare_logs(self, part: slice, logs: Tensor) -> Comparison:
+        """The same for the forward KL divergence at temperature 1, from log q [n, V]."""
         ...
 
 
@@ -51,6 +83,11 @@ class Distillation(NamedTuple):
     weight: float
     beta: float = 0.0
     temperature: float = 1.0
+
+    def shares(self, logits: Tensor) -> bool:
+        """Whether the divergence needs the q of the cross entropy and nothing else of the model."""
+        whole = logits.shape[1] <= self.teacher.vocabulary
+        return self.beta == 0 and self.temperature == 1 and whole
 
 
 @dataclass(frozen=True)
@@ -105,12 +142,40 @@ class TeacherStates:
         self.transform = transform or LogitTransform()
         self.vocabulary = len(weight)
 
+    def compare(self, part: slice, logits: Tensor, beta: float, temperature: float) -> Comparison:
+        """See `Teacher`."""
+        ids = min(logits.shape[1], self.vocabulary)
+        student = log_softmax_(logits[:, :ids] / temperature)
+        teacher = self.log_probabilities(part, ids, temperature).to(student.dtype)
+        return Comparison.of_slope(*divergence_(teacher, student, beta), temperature)
+
+    def compare_logs(self, part: slice, logs: Tensor) -> Comparison:
+        """See `Teacher`. Few rows at a time, so that the difference takes little memory."""
+        p = self.log_probabilities(part, logs.shape[1], 1.0).to(logs.dtype)
+        rows = -(-len(p) // PIECES)
+        pairs = zip(p.split(rows), logs.split(rows), strict=True)
+        each = torch.cat([(mine - its).mul_(mine.exp_()).sum(-1) for mine, its in pairs])
+        return Comparison(each, lambda q, share: q.sub_(p, alpha=share))
+
     def log_probabilities(self, part: slice, ids: int, temperature: float) -> Tensor:
-        """[n, ids]; see `Teacher`."""
+        """Log-probabilities of the first `ids` token ids for some tokens, renormalised to them.
+
+        Returns:
+            [n, ids] in at least float32.
+        """
         bias = None if self.bias is None else self.bias[:ids]
         logits = F.linear(self.hidden[part].to(self.weight.dtype), self.weight[:ids], bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.transform.apply_(logits).div_(temperature).log_softmax(-1)
+        logits = self.transform.apply_(logits)
+        return log_softmax_(logits if temperature == 1 else logits.div_(temperature))
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """In place: on a processor, another tensor of this size would cost more time than its values.
+
+    Every kernel of torch reads a row before it writes it.
+    """
+    return torch.log_softmax(logits, -1, out=logits)
 
 
 def divergence_(teacher: Tensor, student: Tensor, beta: float) -> tuple[Tensor, Tensor]:

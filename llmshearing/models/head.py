@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from llmshearing.models.blocks import decoder_of
-from llmshearing.models.divergence import Distillation, LogitTransform, divergence_
+from llmshearing.models.divergence import Distillation, LogitTransform, log_softmax_
 from llmshearing.models.gated import GatedLinear, change_class
 from llmshearing.models.metrics import IGNORED
 
@@ -224,19 +224,27 @@ def _chunk(
     logits = form.transform.apply_(logits)
     counted = targets != IGNORED
     safe = targets.where(counted, 0)[:, None]
-    from_teacher, slope = None, None
-    if form.distillation is not None:
-        from_teacher, slope = _compare(logits, form.distillation, part)
-        from_teacher = from_teacher.where(counted, 0.0)
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    losses = (normaliser - logits.gather(1, safe)).squeeze(1).where(counted, 0.0)
+    of_logits = None if work is None else form.transform.slope(logits)
+    compared, share = None, 0.0
+    if (distillation := form.distillation) is not None:
+        share = distillation.weight
+    if distillation is not None and share and distillation.shares(logits):
+        logs = log_softmax_(logits)
+        compared = distillation.teacher.compare_logs(part, logs)
+        losses = logs.gather(1, safe).neg_()
+    else:  # with a share of 0 the loss is the same to the bit as without a teacher
+        if distillation is not None:
+            teacher, _, beta, temperature = distillation
+            compared = teacher.compare(part, logits, beta, temperature)
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        losses = normaliser - logits.gather(1, safe)
+        logs = logits if work is None else logits.sub_(normaliser)
+    losses = losses.squeeze(1).where(counted, 0.0)
     if work is not None:
-        of_logits = form.transform.slope(logits)
-        wrong = logits.sub_(normaliser).exp_()  # probabilities, then minus 1 at the target
-        wrong.scatter_add_(1, safe, wrong.new_full((), -1.0).expand_as(safe))
-        if form.distillation is not None and slope is not None:
-            share, temperature = form.distillation.weight, form.distillation.temperature
-            wrong.mul_(1 - share)[:, : slope.shape[1]].add_(slope, alpha=share * temperature)
+        wrong = logs.exp_()  # probabilities, then minus 1 at the target
+        if compared is not None:
+            compared.mix_(wrong, share)
+        wrong.scatter_add_(1, safe, wrong.new_full((), share - 1).expand_as(safe))
         wrong.masked_fill_(~counted[:, None], 0.0)
         if of_logits is not None:
             wrong.mul_(of_logits)
@@ -245,21 +253,7 @@ def _chunk(
         _add_product(work.weight, narrow, hidden)
         if work.bias is not None:
             work.bias.add_(wrong.sum(0))
-    return losses, from_teacher
-
-
-def _compare(logits: Tensor, distillation: Distillation, part: slice) -> tuple[Tensor, Tensor]:
-    """Divergences times temperature^2 [n], and the slope of the divergence [n, C].
-
-    Both distributions are renormalised to the C token ids that both models have: padding of a
-    vocabulary has probability 0. The slope is with respect to the logits over the temperature.
-    """
-    temperature = distillation.temperature
-    ids = min(logits.shape[1], distillation.teacher.vocabulary)
-    student = (logits[:, :ids] / temperature).log_softmax(-1)
-    teacher = distillation.teacher.log_probabilities(part, ids, temperature)
-    each, slope = divergence_(teacher.to(student.dtype), student, distillation.beta)
-    return each * temperature**2, slope
+    return losses, None if compared is None else compared.each.where(counted, 0.0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

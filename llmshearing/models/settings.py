@@ -16,6 +16,8 @@ class DistillationSettings(Section):
     teacher: PathText | None = None
     """A Hugging Face directory, or `org/name[@revision]` of the hub, with the same tokenizer. By
     default the source itself when pruning, and the unpruned model when training an exported one."""
+    cache: PathText | None = None
+    """A directory made by `llmshearing teacher-cache` for this data, in place of a teacher."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """KL(teacher || model), KL(model || teacher), or the generalised Jensen-Shannon divergence."""
     beta: float = Field(default=0.5, gt=0, lt=1)
@@ -35,6 +37,29 @@ class DistillationSettings(Section):
     teacher_sharding: Literal["run", "offload"] = "run"
     """`run` places the teacher like the model, sharded or whole on every rank; `offload` keeps it
     in host memory between its forward passes."""
+
+    def rules(self) -> list[str]:
+        """Refuse what a cache leaves no choice about."""
+        if self.cache is None:
+            return []
+        given = ("teacher", self.teacher), ("teacher_precision", self.teacher_precision)
+        errors = [
+            f"distillation.cache: found with distillation.{name}, expected one of them: the cache "
+            "takes the place of a teacher"
+            for name, value in given
+            if value is not None
+        ]
+        if self.divergence != "forward_kl":
+            errors.append(
+                f"distillation.divergence: found {self.divergence} with distillation.cache, "
+                "expected forward_kl: the others need the teacher's whole distributions"
+            )
+        if self.teacher_sharding != "run":
+            errors.append(
+                f"distillation.teacher_sharding: found {self.teacher_sharding} with "
+                "distillation.cache, which has no teacher in memory; leave it out"
+            )
+        return errors
 
     def narrow_teacher(self, precision: str) -> bool:
         """Whether the teacher is bf16, in a run of the given `model.precision`."""

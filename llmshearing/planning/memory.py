@@ -53,6 +53,8 @@ class TeacherJob:
     number: int  # bytes of a weight and of an activation
     offloaded: bool  # whether its weights wait in host memory between its forward passes
     divergence: str  # its name in the recipe
+    # whether that needs no distribution of the model beside that of the cross entropy
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,9 @@ def _chunk_bytes(job: Job, batch: Batch, teacher: TeacherJob | None = None) -> i
     """
     chunk = min(job.loss_chunk or batch.tokens, batch.tokens)
     narrow = 0 if job.numbers.compute == 4 else job.numbers.compute
-    most = 8 + narrow if teacher is None else DIVERGENCE_BYTES[teacher.divergence]
+    most = 8 + narrow
+    if teacher is not None:  # shared: its distribution, the model's, and an eighth of a difference
+        most = 8 + max(1, narrow) if teacher.shared else DIVERGENCE_BYTES[teacher.divergence]
     return chunk * job.table.source.vocabulary * most
 
 

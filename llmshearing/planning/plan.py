@@ -159,6 +159,9 @@ def _teacher(inputs: PlanInputs) -> TeacherJob | None:
         number=2 if settings.narrow_teacher(inputs.recipe.model.precision) else 4,
         offloaded=settings.teacher_sharding == "offload",
         divergence=settings.divergence,
+        shared=settings.divergence == "forward_kl"
+        and settings.temperature == 1
+        and inputs.table.source.vocabulary <= inputs.teacher.source.vocabulary,
     )
 
 

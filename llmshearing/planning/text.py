@@ -82,6 +82,8 @@ def _run(plan: RunPlan) -> Table:
         where = ", in host memory between its passes" if job.teacher.offloaded else ""
         shape = _shape(taught.source, taught.parameter_count(taught.source))
         rows.append(("teacher", f"{shape}; {numbers}{where}"))
+    elif (distillation := inputs.recipe.distillation) is not None:
+        rows.append(("teacher", f"none in memory: {distillation.cache}"))
     memory = "" if device.memory is None else f" of {gib(device.memory):.1f} GiB"
     recompute = "blocks recomputed" if job.checkpointing else "nothing recomputed"
     rows += [

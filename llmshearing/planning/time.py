@@ -107,7 +107,7 @@ def measured_speed(run: Path, device: Device) -> Speed:
     table = family_of(config).table(config)
     length = manifest.data.sequence_length
     operations = training_flops_per_token(table, length)
-    if (teacher := manifest.teacher) is not None:
+    if (teacher := manifest.teacher) is not None and manifest.cache is None:
         taught = family_of(teacher.config).table(teacher.config)
         operations += forward_flops_per_token(taught, length)
     achieved = rate * operations

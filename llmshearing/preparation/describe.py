@@ -19,7 +19,9 @@ from llmshearing.data.schema import (
     LOSS,
     TOKENIZER_FOLDER,
     TOKENS,
+    columns,
     fingerprint,
+    row_type,
     tokenizer_file,
     tokenizer_fingerprint,
 )
@@ -118,8 +120,8 @@ def shard_rows(tree: DataTree, info: DomainInfo, number: int) -> np.ndarray:
     """Map the rows of a shard."""
     path = info.path / mds_files.shard_name(number)
     rows, begin = np.fromfile(path, "<u4", 2).tolist()
-    layout = mds_files.ShardFormat(tree.sequence_length, tree.token_dtype, info.chat, 0)
-    return np.memmap(path, layout.row, mode="r", offset=begin, shape=(rows,))
+    row = row_type(columns(tree.sequence_length, tree.token_dtype, chat=info.chat))
+    return np.memmap(path, row, mode="r", offset=begin, shape=(rows,))
 
 
 def samples(tree: DataTree, number: int, domain: str | None) -> Iterator[str]:

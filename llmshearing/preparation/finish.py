@@ -15,9 +15,11 @@ from llmshearing import files
 from llmshearing.data.schema import (
     FORMAT_VERSION,
     INDEX,
+    LOSS,
     MANIFEST,
     SPLITS,
     TOKENIZER_FOLDER,
+    columns,
     fingerprint,
 )
 from llmshearing.errors import UserError
@@ -61,11 +63,11 @@ def finish(
     for stream, entries in zip(streams, packed, strict=True):
         described[stream.cut.split][stream.domain] = {
             "rows": stream.rows,
-            "tokens": stream.rows * stream.layout.sequence_length,
+            "tokens": stream.rows * stream.sequence_length,
             "documents": stream.documents,
-            "dropped_tokens": stream.tokens % stream.layout.sequence_length,
+            "dropped_tokens": stream.tokens % stream.sequence_length,
             "fingerprint": fingerprint(entries),
-            "chat": stream.layout.chat,
+            "chat": LOSS in stream.layout.columns,
             "shards": stream.shards,
             "asked_tokens": stream.cut.asked,
             "lacking_tokens": stream.cut.lacks,
@@ -109,11 +111,9 @@ def _stream(
         documents += int(mask.sum())
         paths.append(file.path)
         before.append(before[-1] + int(file.lengths[mask].sum()))
+    length, dtype = plan.recipe.sequence_length, plan.settings.dtype
     layout = mds_files.ShardFormat(
-        plan.recipe.sequence_length,
-        plan.settings.dtype,
-        domain.reads.chat,
-        byte_size(plan.recipe.shard_bytes),
+        columns(length, dtype, chat=domain.reads.chat), byte_size(plan.recipe.shard_bytes)
     )
     return packing.Stream(
         domain.name, cut, excluded, tuple(paths), tuple(before), documents, layout
@@ -131,7 +131,7 @@ def _with_rows(streams: list[packing.Stream]) -> list[packing.Stream]:
         if not stream.rows and not (stream.cut.split in in_use and _may_be_empty(stream, budgets))
     ]
     if empty:
-        length = streams[0].layout.sequence_length
+        length = streams[0].sequence_length
         listed = "".join(
             f"\n  {stream.folder}: {stream.documents:,} documents, {stream.tokens:,} tokens"
             for stream in empty

@@ -14,37 +14,33 @@ from typing import Any
 
 import numpy as np
 
-from llmshearing.data.schema import HASH, LOSS, TOKENS, columns
+from llmshearing.data.schema import HASH, row_type
 
 
 @dataclass(frozen=True)
 class ShardFormat:
     """Layout of the shards of a domain."""
 
-    sequence_length: int  # tokens per row
-    dtype: str  # of the tokens
-    chat: bool  # whether rows have the column `loss`
+    columns: dict[str, str]  # Streaming's encodings by name, in the order of the names
     size_limit: int  # bytes of a shard
 
     @property
     def row(self) -> np.dtype:
         """The layout of a row: its columns in the order of their names."""
-        tokens = (TOKENS, np.dtype(self.dtype).newbyteorder("<"), self.sequence_length)
-        return np.dtype([(LOSS, "u1", self.sequence_length), tokens] if self.chat else [tokens])
+        return row_type(self.columns)
 
     @property
     def config(self) -> dict[str, Any]:
         """What Streaming records in each shard and in the index."""
-        encodings = columns(self.sequence_length, self.dtype, chat=self.chat)
         return {
             "version": 2,
             "format": "mds",
             "compression": None,
             "hashes": [HASH],
             "size_limit": self.size_limit,
-            "column_names": list(encodings),
-            "column_encodings": list(encodings.values()),
-            "column_sizes": [self.row[name].itemsize for name in encodings],
+            "column_names": list(self.columns),
+            "column_encodings": list(self.columns.values()),
+            "column_sizes": [self.row[name].itemsize for name in self.columns],
         }
 
     @property

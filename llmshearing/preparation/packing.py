@@ -6,6 +6,7 @@ fixed range of that stream, so any process can write any shard, with the same by
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,9 +43,14 @@ class Stream:
         return self.before[-1]
 
     @property
+    def sequence_length(self) -> int:
+        """Tokens per row."""
+        return math.prod(self.layout.row[TOKENS].shape)
+
+    @property
     def rows(self) -> int:
         """Whole rows in the stream."""
-        return self.tokens // self.layout.sequence_length
+        return self.tokens // self.sequence_length
 
     @property
     def shards(self) -> int:
@@ -78,7 +84,7 @@ def pack(stream: Stream, index: int, root: Path, work: Path) -> dict[str, Any]:
 
 def _rows(stream: Stream, first: int, count: int) -> np.ndarray:
     """Return `count` rows of the stream from row `first` on."""
-    layout, length = stream.layout, stream.layout.sequence_length
+    layout, length = stream.layout, stream.sequence_length
     columns = {
         name: np.empty(count * length, layout.row[name].base) for name in layout.row.names or ()
     }
@@ -95,7 +101,7 @@ def _rows(stream: Stream, first: int, count: int) -> np.ndarray:
 
 def _stretches(stream: Stream, begin: int, end: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns of tokens `begin` to `end` of the stream in pieces that lie together."""
-    dtype = stream.layout.dtype
+    dtype = stream.layout.row[TOKENS].base.name
     first = int(np.searchsorted(stream.before, begin, side="right")) - 1
     for path, before, after in zip(
         stream.files[first:], stream.before[first:], stream.before[first + 1 :], strict=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmshearing.search.ledger import Ledger
+from llmshearing.ledger import Ledger
 from llmshearing.search.scoring import Parent
 
 Layers = tuple[int, ...]

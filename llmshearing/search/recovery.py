@@ -16,9 +16,9 @@ from llmshearing import parallelism, preflight
 from llmshearing.architecture.target import SIZES
 from llmshearing.checkpoints.layout import FOLDER
 from llmshearing.checkpoints.manifest import RUN_FILE, RunManifest
+from llmshearing.ledger import Ledger
 from llmshearing.oneshot_start import CUT
 from llmshearing.pruning.scores import save_scores
-from llmshearing.search.ledger import Ledger
 from llmshearing.search.search import Candidate
 from llmshearing.train import train
 

@@ -14,10 +14,10 @@ from llmshearing.config import Recipe
 from llmshearing.errors import UserError
 from llmshearing.evaluation.ranks import rank_and_count
 from llmshearing.huggingface.source import read_source
+from llmshearing.ledger import Ledger, recorded
 from llmshearing.quantities import steps
-from llmshearing.search.ledger import Ledger
 from llmshearing.search.output import write_results
-from llmshearing.search.search import TRAIN_SPLIT, SearchSettings, recorded, search
+from llmshearing.search.search import TRAIN_SPLIT, SearchSettings, search
 from llmshearing.tables import Table
 from llmshearing.typed_yaml import build, error_list, merge
 

@@ -6,10 +6,7 @@ exchange their results there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +26,11 @@ from llmshearing.evaluation.latency import BlockTimes, largest_of, shapes_to_tim
 from llmshearing.evaluation.ranks import own_device, rank_and_count
 from llmshearing.evaluation.score_units import measure_importance
 from llmshearing.export.oneshot import SourceWeights, cut_in_memory, kept_units
-from llmshearing.files import lock_directory, write_bytes, write_text
+from llmshearing.files import write_bytes
 from llmshearing.huggingface.source import Source, load_model
+from llmshearing.ledger import Ledger, check_same, owned, wait_for
 from llmshearing.pruning.scores import Scores, load_scores
 from llmshearing.search.depth import Depth, best_layers
-from llmshearing.search.ledger import POLL_SECONDS, Ledger
 from llmshearing.search.scoring import Parent, Score, held_out_batches
 from llmshearing.typed_yaml import error_list
 
@@ -113,8 +110,8 @@ def search(
     if errors:
         raise UserError(error_list("--target", errors))
     rank, ranks = rank_and_count()
-    with lock_directory(out) if rank == 0 else contextlib.nullcontext():  # for all ranks
-        _check_same(out / IDENTITY, _identity(source, tree, target, settings), rank)
+    with owned(out, rank):
+        check_same(out / IDENTITY, "search", _identity(source, tree, target, settings), rank)
         ledger, scores = Ledger(out, rank, ranks), _importance(source, data, out, settings, rank)
         within = space.within(table, _latency(source, space, ledger))
         if not within:
@@ -199,21 +196,6 @@ def _identity(
     }
 
 
-def _check_same(file: Path, identity: dict[str, Any], rank: int) -> None:
-    """Record what is searched, or compare it with the record of the search that is resumed.
-
-    Raises:
-        UserError: that is another one.
-    """
-    now = json.loads(json.dumps(identity))
-    was = json.loads(recorded(file, json.dumps(now, indent=2), rank))
-    if different := sorted(name for name in now if was.get(name) != now[name]):
-        raise UserError(
-            f"{file.parent} has a search with another {', '.join(different)}: give another --out, "
-            "or the arguments of that search to resume it"
-        )
-
-
 def _importance(
     source: Source, data: Path, out: Path, settings: SearchSettings, rank: int
 ) -> Scores:
@@ -231,19 +213,5 @@ def _importance(
                 batch_size=settings.batch_size,
                 out=file,
             )
-    _wait_for(file)
+    wait_for(file)
     return load_scores(file, source.table)
-
-
-def recorded(file: Path, text: str, rank: int) -> str:
-    """The content of a file, which rank 0 writes if an earlier start did not."""
-    if rank == 0 and not file.exists():
-        write_text(file, text)
-    _wait_for(file)
-    return file.read_text(encoding="utf-8")
-
-
-def _wait_for(file: Path) -> None:
-    """Wait until rank 0 has written a file."""
-    while not file.exists():
-        time.sleep(POLL_SECONDS)

@@ -46,6 +46,14 @@ def recipe(request, recipe_file, pruned):
     return recipe_file
 
 
+@pytest.fixture(params=["teacher", "cache"])
+def half(request):
+    """Half of each loss, from the teacher in memory or from its cache."""
+    if request.param == "teacher":
+        return (HALF,)
+    return (HALF, f"distillation.cache={request.getfixturevalue('teacher_cache')}")
+
+
 def test_the_losses_are_logged_apart_and_the_weights_follow_their_mix(recipe, tmp_path):
     lines = run_here(recipe, "distillation.weight=0.3", "run.duration=3ba")
     stage = "lagrangian" if "target" in json.loads(recipe.read_text()) else None
@@ -62,9 +70,9 @@ def test_the_losses_are_logged_apart_and_the_weights_follow_their_mix(recipe, tm
     assert "  divergence " in log
 
 
-def test_microbatches_do_not_change_the_losses(recipe, tmp_path):
+def test_microbatches_do_not_change_the_losses(recipe, half, tmp_path):
     runs = [
-        run_here(recipe, HALF, "run.duration=4ba", f"data.microbatch={8 // parts}",
+        run_here(recipe, *half, "run.duration=4ba", f"data.microbatch={8 // parts}",
                  f"run.directory={tmp_path}/m{parts}")
         for parts in (1, 2, 4)
     ]  # fmt: skip
@@ -84,11 +92,11 @@ def test_a_weight_of_zero_is_a_run_without_a_teacher_bit_for_bit(recipe, tmp_pat
     assert equal_tensors(tmp_path / "run", tmp_path / "plain")
 
 
-def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe, tmp_path):
-    whole = run_here(recipe, HALF, "run.keep_checkpoints=-1", "run.log_interval=3ba")
+def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe, half, tmp_path):
+    whole = run_here(recipe, *half, "run.keep_checkpoints=-1", "run.log_interval=3ba")
     resumed = tmp_path / "resumed"
     take_over(tmp_path / "run", resumed, 4, "full")
-    run_here(recipe, HALF, f"run.directory={resumed}", "run.log_interval=3ba")
+    run_here(recipe, *half, f"run.directory={resumed}", "run.log_interval=3ba")
     again = metrics(resumed)
     for name in whole[-1]["metrics"]:
         if not name.startswith("throughput"):
@@ -98,25 +106,28 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(recipe, tmp_path):
 
 
 @pytest.fixture
-def alone(recipe):
+def alone(recipe, half):
     """The metrics of one process."""
-    return run_here(recipe, HALF, "run.duration=4ba")
+    return run_here(recipe, *half, "run.duration=4ba")
 
 
 @pytest.mark.world_size(2)
 @pytest.mark.parametrize(
-    "mode",
+    ("half", "mode"),
     [
-        ("parallelism=ddp",),
-        ("parallelism=fsdp2",),
-        ("parallelism=fsdp2", "shard_ranks=1"),
-        ("parallelism=fsdp2", "distillation.teacher_sharding=offload"),
+        ("teacher", ("parallelism=ddp",)),
+        ("teacher", ("parallelism=fsdp2",)),
+        ("teacher", ("parallelism=fsdp2", "shard_ranks=1")),
+        ("teacher", ("parallelism=fsdp2", "distillation.teacher_sharding=offload")),
+        ("cache", ("parallelism=ddp",)),
+        ("cache", ("parallelism=fsdp2",)),
     ],
-    ids=["ddp", "fsdp2", "replicas", "offload"],
+    ids=["ddp", "fsdp2", "replicas", "offload", "cache-ddp", "cache-fsdp2"],
+    indirect=["half"],
 )
-def test_two_ranks_equal_one_process(alone, recipe, tmp_path, mode):
+def test_two_ranks_equal_one_process(alone, recipe, half, tmp_path, mode):
     run = tmp_path / "ranks"
-    Ranks(2, run, recipe, HALF, "run.duration=4ba", *mode).finish()
+    Ranks(2, run, recipe, *half, "run.duration=4ba", *mode).finish()
     found = metrics(run)
     for name in (*NAMES, "metrics/prose/loss", "distillation/divergence/prose"):
         expected = series(alone, name)

@@ -12,6 +12,7 @@ from ranks import Ranks
 from recording import losses, seen
 from runs import metrics, series
 
+from llmshearing.caching import CacheSettings, make_cache
 from llmshearing.checkpoints.layout import FOLDER, PARTIAL, whole_checkpoints
 from llmshearing.checkpoints.tensors import open_checkpoint
 
@@ -20,8 +21,11 @@ WAYS = ("writing", "one", "all")  # all while a checkpoint is written, one rank,
 
 
 @pytest.fixture
-def recipe(recipe_file, tmp_path):
-    """Dynamic batch loading with two workers; `target` decides the stage."""
+def recipe(recipe_file, tiny_model, tmp_path):
+    """Dynamic batch loading with two workers; `target` decides the stage.
+
+    It learns half from a teacher if `source` is `teacher` or `cache`.
+    """
     references = tmp_path / "references.yaml"
     references.write_text(yaml.safe_dump({"losses": {"prose": 4.0, "code": 4.9, "letters": 3.0}}))
     given = json.loads(recipe_file.read_text())
@@ -34,11 +38,17 @@ def recipe(recipe_file, tmp_path):
         "ceiling": 0.6,
     }
 
-    def write(stage):
+    def write(stage, source=None):
         given["data"]["split"] = stage
         if stage == "continue":
             del given["target"]
+        if source is not None:
+            given["distillation"] = {"teacher": str(tiny_model), "weight": 0.5}
         recipe_file.write_text(json.dumps(given))
+        if source == "cache":
+            make_cache(recipe_file, (), tmp_path / "cache", CacheSettings(places=16))
+            given["distillation"] = {"cache": str(tmp_path / "cache"), "weight": 0.5}
+            recipe_file.write_text(json.dumps(given))
         return recipe_file
 
     return write
@@ -121,11 +131,22 @@ def same(whole, killed):
     assert not list(killed.glob(f"{FOLDER}/.*"))
 
 
-def test_a_run_killed_twice_equals_the_uninterrupted_run(start, recipe):
+@pytest.mark.parametrize(
+    ("stage", "source"),
+    [
+        ("prune", None),
+        *(
+            pytest.param(stage, source, marks=pytest.mark.slow)
+            for stage in ("prune", "continue")
+            for source in ("teacher", "cache")
+        ),
+    ],
+)
+def test_a_run_killed_twice_equals_the_uninterrupted_run(start, recipe, stage, source):
     # evaluate before each checkpoint: starting the evaluation loaders draws from the generators
     overrides = ("run.checkpoint=sharded", "parallelism=fsdp2", "data.workers=0")
     overrides += ("run.eval_interval=2ba",)
-    survive(start, recipe("prune"), random.Random(5), 8, 2, *overrides)
+    survive(start, recipe(stage, source), random.Random(5), 8, 2, *overrides)
 
 
 @pytest.mark.slow

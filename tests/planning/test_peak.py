@@ -53,12 +53,16 @@ def training(family, *, masked, recompute, passes, divergence=None):
         checkpointing=recompute,
         gpu=False,
         loss_chunk=CHUNK,
-        teacher=divergence and TeacherJob(table, 4, offloaded=False, divergence=divergence),
+        teacher=divergence
+        and TeacherJob(
+            table, 4, offloaded=False, divergence=divergence, shared=divergence == "forward_kl"
+        ),
     )
     model = ShearingModel(decoder, masks, 1, CHUNK)
     if divergence is not None:
         beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}[divergence]
         model.distiller = Distiller(FrozenTeacher(stock_model(config)), beta, 1.0, 1)
+        model.distiller.weight = 0.5
     return model, job
 
 

@@ -11,7 +11,7 @@ from llmshearing.preparation import mds_files
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
 def test_bytes_equal_those_of_mdswriter(tmp_path, chat, dtype):
-    layout = mds_files.ShardFormat(8, dtype, chat=chat, size_limit=1000)
+    layout = mds_files.ShardFormat(columns(8, dtype, chat=chat), size_limit=1000)
     draw = np.random.default_rng(0)
     rows = np.zeros(100, layout.row)
     rows["tokens"] = draw.integers(0, 60_000, (100, 8))

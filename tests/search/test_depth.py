@@ -5,9 +5,9 @@ import itertools
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmshearing.ledger import Ledger
 from llmshearing.models.metrics import shifted
 from llmshearing.search.depth import best_layers
-from llmshearing.search.ledger import Ledger
 from llmshearing.search.scoring import Batch, Parent
 
 

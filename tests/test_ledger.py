@@ -2,7 +2,7 @@
 
 import threading
 
-from llmshearing.search.ledger import Ledger
+from llmshearing.ledger import Ledger
 
 
 def test_results_are_measured_once(tmp_path):
