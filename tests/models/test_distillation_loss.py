@@ -49,9 +49,18 @@ def test_padding_takes_no_part_in_the_divergence_whatever_its_logits(beta):
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_soft_caps_and_scales_of_both_families_are_honoured(dtype, beta, temperature):
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        (STUDENT, TEACHER),
+        (LogitTransform(scale=0.5), LogitTransform(scale=2.0)),
+        (LogitTransform(softcap=3.0), LogitTransform(softcap=5.0)),
+    ],
+    ids=["both", "scale", "softcap"],
+)
+def test_soft_caps_and_scales_of_both_families_are_honoured(dtype, beta, temperature, transforms):
     case = Case(dtype)
-    case.student_transform, case.teacher_transform = STUDENT, TEACHER
+    case.student_transform, case.teacher_transform = transforms
     case.check(CLOSE[dtype], 7, beta, temperature, 0.3)
 
 
@@ -61,6 +70,8 @@ def test_the_transform_is_read_from_the_fields_of_the_families():
         final_logit_softcapping = 30.0
 
     assert LogitTransform.of(Config()) == LogitTransform(1 / 8, 30.0)
+    Config.logit_scale = 4.0
+    assert LogitTransform.of(Config()) == LogitTransform(1 / 2, 30.0)
     assert LogitTransform.of(object()) == LogitTransform()
 
 
@@ -195,6 +206,27 @@ def test_whole_gated_models_have_the_gradients_of_the_reference(variant, beta):
     wanted = torch.autograd.grad(expected[0], leaves, retain_graph=True)  # of the gates
     for one, other in zip(torch.autograd.grad(found.total, leaves), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_the_losses_per_token_have_no_gradient():
+    found = Case(torch.float64).found(7, 0.0, 1.0, 0.5)
+    assert found.total.requires_grad
+    assert not found.cross_entropy.requires_grad
+    assert not found.divergence.requires_grad
+
+
+@pytest.mark.parametrize("beta", BETAS.values(), ids=BETAS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_narrow_teacher_is_compared_in_the_precision_of_the_model(beta, temperature):
+    """Its hidden states may be wider than its head, as after a norm in float32."""
+    case = Case(torch.float64)
+    case.teacher_weight, case.teacher_bias = case.teacher_weight.bfloat16(), None
+    rounded = case.teacher_hidden.bfloat16(), case.teacher_weight
+    found = case.found(7, beta, temperature, 0.3)
+    case.teacher_hidden, case.teacher_weight = (one.double() for one in rounded)
+    wanted = case.found(7, beta, temperature, 0.3)
+    assert found.divergence.dtype == torch.float64
+    torch.testing.assert_close(found.divergence, wanted.divergence, rtol=0.1, atol=0.1)
 
 
 def test_no_gradient_reaches_the_teacher():

@@ -51,6 +51,14 @@ def losses(case, teacher, weight=0.7, temperature=1.0, chunk=7):
     return case.head.losses(case.hidden, case.targets, given)
 
 
+def even_case():
+    """A teacher whose ids are all drawn now and then."""
+    case = Case(torch.float64)
+    case.teacher_weight *= 0.3
+    case.teacher_bias *= 0.3
+    return case
+
+
 def gradients(case, found):
     return torch.autograd.grad(found.total, case.leaves)
 
@@ -70,9 +78,10 @@ def test_drawn_ids_are_distinct_and_their_estimates_add_up_to_one(scale, places)
 def test_expected_estimates_are_the_probabilities(places):
     p = distributions(rows=1).expand(DRAWS, -1)
     found = dense(*sample(p, places, uniform(DRAWS)), 40)
-    error = found.std(0) / DRAWS**0.5
-    assert ((found.mean(0) - p[0]).abs() <= 4 * error + 1e-12).all()
-    assert (error > 0).sum() > 10  # the rest is certain
+    uncertain = found[found > 0].min()  # the estimate of every id that is not certain
+    error = (p[0] * uncertain / DRAWS) ** 0.5
+    assert ((found.mean(0) - p[0]).abs() <= 4 * error).all()
+    assert (found.std(0) > 0).sum() > 10  # the rest is certain, or rare
 
 
 def test_the_points_of_a_sample_cover_every_id_by_its_probability():
@@ -107,7 +116,7 @@ def test_float32_probabilities_of_a_large_vocabulary_are_drawn_within_it():
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_the_expected_gradient_of_a_sample_is_that_of_the_whole_distribution(weight):
-    case = Case(torch.float64)
+    case = even_case()
     wanted = gradients(case, case.found(7, 0.0, 1.0, weight))
     seeds = range(300)
     found = [
@@ -123,7 +132,7 @@ def test_the_expected_gradient_of_a_sample_is_that_of_the_whole_distribution(wei
 
 
 def test_the_expected_divergence_of_a_sample_is_that_of_the_whole_distribution():
-    case = Case(torch.float64)
+    case = even_case()
     wanted = case.found(7, 0.0, 1.0, 1.0).divergence
     found = torch.stack(
         [
