@@ -4,8 +4,6 @@ The work is cut into shards, which do not depend on the number of processes. A s
 when it is complete, so after a kill only shards that were being made are made again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging
