@@ -169,12 +169,12 @@ class _LinearLoss(torch.autograd.Function):
             found = [_chunk(hidden[p].to(compute), head, targets[p], form, p, work) for p in parts]
         cross_entropy = torch.cat([one for one, _ in found])
         total, divergence = cross_entropy.sum(), None
-        ctx.mark_non_differentiable(cross_entropy)
         if form.distillation is not None:
             divergence = torch.cat([one for _, one in found if one is not None])
             share = form.distillation.weight
             total = (1 - share) * total + share * divergence.sum()
-            ctx.mark_non_differentiable(divergence)
+        per_token = [cross_entropy] if divergence is None else [cross_entropy, divergence]
+        ctx.mark_non_differentiable(*per_token)  # a second call would replace the first
         ctx.work = work
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total, cross_entropy, divergence

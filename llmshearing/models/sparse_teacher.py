@@ -46,9 +46,10 @@ def sample(probabilities: Tensor, places: int, draws: Tensor) -> tuple[Tensor, T
     factor = factors.gather(1, first).where(uncertain.any(-1, keepdim=True), ALL_CERTAIN)
     included = (factor * p).clamp(max=1)
     points = draws[:, None] + torch.arange(places, device=p.device)
-    ids = torch.searchsorted(included.cumsum(-1), points, right=True).clamp(max=p.shape[1] - 1)
-    chance = included.gather(1, ids)
-    return ids, (p.gather(1, ids) / chance).where(chance > 0, 0.0)
+    ends = included.cumsum(-1)
+    ids = torch.searchsorted(ends, points, right=True).clamp(max=p.shape[1] - 1)
+    estimates = p.gather(1, ids) / included.gather(1, ids)
+    return ids, estimates.where(points < ends[:, -1:], 0.0)
 
 
 def most_probable(probabilities: Tensor, places: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class FrozenTeacher:
         """Run the decoder; the logits are computed later, chunk by chunk."""
         tokens, decoder = batch["input_ids"], decoder_of(self.model)
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-            with lent(decoder, tokens.device):
+            with _lent(decoder, tokens.device):
                 hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
             if isinstance(decoder, FSDPModule):
                 decoder.reshard()  # FSDP2 leaves the root's parameters gathered
@@ -69,7 +69,7 @@ class Distiller:
 
 
 @contextlib.contextmanager
-def lent(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def _lent(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Bring a module that waits on the host to the device; its copy there is dropped afterwards."""
     away = {
         p: p.data for p in module.parameters() if p.device != device and not isinstance(p, DTensor)
