@@ -102,7 +102,8 @@ def test_a_cache_killed_while_it_is_made_is_finished_to_the_same_bytes(
         return start_ranks(ranks, tmp_path / "logs", [*map(str, arguments), *small], run=main)
 
     def done():
-        return [line for file in out.glob("shards-*.jsonl") for line in file.open()]
+        files = out.glob("shards-*.jsonl")
+        return [line for file in files for line in file.read_text().splitlines()]
 
     processes = start()
     deadline = time.monotonic() + 100
