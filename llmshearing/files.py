@@ -76,12 +76,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file.
-
-    Raises:
-        UserError: it holds something else.
-        OSError: it cannot be read.
-    """
+    """The object of a JSON file; a UserError if it holds something else."""
     refuse_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

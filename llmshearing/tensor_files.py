@@ -32,11 +32,7 @@ def write_tensors(path: str | Path, tensors: Arrays, about: Mapping[str, str] = 
 
 
 def read_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Read arrays.
-
-    Raises:
-        UserError: there is no such file, or its content is not what was written.
-    """
+    """Read arrays; a UserError if there is no such file or its content has changed."""
     path = Path(path)
     try:
         refuse_pointer(path)

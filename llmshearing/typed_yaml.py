@@ -70,11 +70,7 @@ PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 def load(model: type[S], path: str | Path, overrides: Sequence[str] = (), **options: Any) -> S:
-    """Read a YAML file and `key=value` overrides as a model; `options` as of `read`.
-
-    Raises:
-        UserError: lists every error.
-    """
+    """Read a YAML file with overrides (`options` as of `read`); a UserError lists every error."""
     given, errors = read(model, path, overrides, **options)
     made, found = build(model, given)
     if made is None or errors or found:

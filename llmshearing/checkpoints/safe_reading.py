@@ -58,11 +58,7 @@ class SafeReader(FileSystemReader):
     """
 
     def read_metadata(self) -> Metadata:
-        """The index: which tensor is where.
-
-        Raises:
-            UserError: it is damaged, or contains something else.
-        """
+        """The index: which tensor is where; a UserError if it is damaged or has anything else."""
         folder = Path(self.path)
         files = {Path(name).name for name in read_manifest(folder).files}
         try:

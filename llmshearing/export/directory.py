@@ -36,11 +36,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Format:
-    """How weights are stored.
-
-    Raises:
-        UserError: one of them is unknown.
-    """
+    """How weights are stored; a UserError if a value is unknown."""
 
     dtype: str = "float32"  # `float32`, `bfloat16` or `float16`
     max_shard_size: str = "5GB"  # of a weight file, such as `5GB`

@@ -91,11 +91,7 @@ def _origin(source: SourceRecord) -> str:
 
 
 def decide(checkpoint: Checkpoint, table: CouplingTable) -> Decision:
-    """The kept units and the deterministic gates of a checkpoint's masks.
-
-    Raises:
-        UserError: the run prunes to a budget and has no shape yet.
-    """
+    """The kept units and the gates of a checkpoint's masks; a UserError while it has no shape."""
     logits = {Axis(name): value for name, value in checkpoint.mask_logits().items()}
     if not logits:
         return Decision({}, {}, {}, frozen=True)

@@ -20,11 +20,7 @@ from llmshearing.files import write_json
 
 
 def stock_config(fields: Mapping[str, Any]) -> PretrainedConfig:
-    """The stock config of fields as `read_config` returns them.
-
-    Raises:
-        UserError: Transformers refuses them.
-    """
+    """The stock config of fields of `read_config`; a UserError if Transformers refuses them."""
     try:
         return AutoConfig.for_model(**fields)
     except Exception as error:  # of any kind, from the constructors of the configs

@@ -92,11 +92,7 @@ class MixtureController:
         return step >= self.first and step % self.interval == 0 and step != self.updated
 
     def observe_held_out(self, step: int, sample: int, losses: Sequence[float]) -> None:
-        """Take held-out losses [k] if they are the signal.
-
-        Raises:
-            UserError: one of them is not finite.
-        """
+        """Take held-out losses [k] if they are the signal; a UserError if one is not finite."""
         for name, loss in zip(self.domains, losses, strict=True):
             if not np.isfinite(loss):
                 raise UserError(

@@ -63,11 +63,7 @@ def _saved(folder: Path, what: str) -> list[Path]:
 
 
 def batches(path: Path) -> Iterator[Any]:
-    """The record batches of an Arrow file.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """The record batches of an Arrow file; a UserError if it is damaged."""
     import pyarrow
 
     try:

@@ -135,11 +135,7 @@ class Reads:
         return value
 
     def columns(self, known: Sequence[str], path: object) -> list[str]:
-        """Return which columns of a table to read.
-
-        Raises:
-            UserError: one is missing.
-        """
+        """Return which columns of a table to read; a UserError if one is missing."""
         fields = PAIRS[self.pair][:2] if self.pair else (self.field,)
         names = {*fields, *(path[0] for path, _ in self.where)}
         needed = {name if name in known else name.partition(".")[0] for name in names}
