@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from transformers import AutoConfig
 from llmshearing.architecture.axes import Axis
 from llmshearing.architecture.coupling import CouplingTable
 from llmshearing.architecture.families import family_of
-from llmshearing.checkpoints.layout import FILES, FORMAT
-from llmshearing.checksums import record_files, sealed
+from llmshearing.checkpoints.manifest import DataRecord, RunManifest, SourceRecord
+from llmshearing.checksums import record_files
 from llmshearing.data.schema import tokenizer_fingerprint
-from llmshearing.files import write_json
+from llmshearing.pruning.schedule import MaskState
 
 HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 2048, 5504, 16, 32000
 
@@ -77,23 +77,22 @@ def build_run(folder: Path, config: dict[str, Any], masked: bool) -> Path:
     checkpoint.parent.mkdir(parents=True)
     moments = {name: torch.zeros(1 << 20) for name in ("exp_avg", "exp_avg_sq")}
     torch.save({"state": {"model": state, "optimizers": moments}}, checkpoint)
-    manifest = {
-        "recipe": {"pruning": {"distribution": "paper"}, "data": {"global_batch": 1}},
-        "source": {"path": str(tokenizer), "config": config, "shape": asdict(source)},
-        "target": None if target is None else asdict(target),
-        "data": {
-            "sequence_length": 1,
-            "tokenizer": {"fingerprint": tokenizer_fingerprint(tokenizer)},
-            "fingerprints": {},
-        },
-        "masks": {"sharpness": 1.0, "frozen": False} if masked else None,
-        "mixture": {},
-        "tokens": 1,
-        "batch": 1,
-        "format": FORMAT,
-        FILES: record_files({checkpoint.name: checkpoint}),
-    }
-    write_json(checkpoint.with_suffix(".json"), sealed(manifest))
+    manifest = RunManifest(
+        recipe={"pruning": {"distribution": "paper"}, "data": {"global_batch": 1}},
+        source=SourceRecord(str(tokenizer), source, config),
+        data=DataRecord(
+            root="",
+            sequence_length=1,
+            tokenizer={"fingerprint": tokenizer_fingerprint(tokenizer)},
+            fingerprints={},
+        ),
+        tokens=1,
+        target=target,
+        batch=1,
+        masks=MaskState(frozen=False) if masked else None,
+        files=record_files({checkpoint.name: checkpoint}),
+    )
+    manifest.write(checkpoint.with_suffix(".json"))
     return run
 
 

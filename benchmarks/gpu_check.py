@@ -222,7 +222,7 @@ def train(arguments: list[str]) -> None:
     from composer.utils import dist
 
     from llmshearing import parallelism, preflight
-    from llmshearing.logs import set_up_log
+    from llmshearing.progress import set_up_log
     from llmshearing.train import build_trainer
 
     recipe, inputs = preflight.resolve(arguments[0], arguments[1:], dist.get_world_size())
