@@ -3,8 +3,6 @@
 Commands are imported when one is called, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import logging

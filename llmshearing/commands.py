@@ -1,7 +1,5 @@
 """What each command does: call one function with the options, and print its result."""
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -250,7 +248,7 @@ def teacher_cache(options: Namespace) -> None:
 def search(options: Namespace) -> None:
     """Find the best shape within budgets of parameters, memory or latency."""
     from llmshearing.config import parse_target
-    from llmshearing.search.run import Recovery, run
+    from llmshearing.search.command import Recovery, run
     from llmshearing.search.search import SearchSettings
 
     importance = options.importance

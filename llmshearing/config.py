@@ -1,7 +1,5 @@
 """The training recipe: its sections, and the rules between them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal

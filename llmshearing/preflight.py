@@ -4,8 +4,6 @@ What needs no torch comes first, so that a misspelled key is reported within a s
 is right are data files hashed, and weights and scores read.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ from llmshearing.data.teacher_cache import TeacherCache, misfits
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.huggingface import hub
-from llmshearing.huggingface.teacher import TeacherDirectory, find_teacher, teacher_errors
+from llmshearing.huggingface.teacher_directory import TeacherDirectory, find_teacher, teacher_errors
 from llmshearing.mixture.mixture_file import read_mixture
 from llmshearing.mixture.references import References
 from llmshearing.mixture.settings import problems, starting_weights
@@ -78,14 +76,14 @@ class Outline:
 class Inputs:
     """What a run reads, checked."""
 
-    source: Source  # the model directory
+    source: "Source"  # the model directory
     target: Shape | Budget | None  # the shape or the number of parameters to prune to, or None
-    teacher: Source | None  # whose distributions are learned; None without one in memory
+    teacher: "Source | None"  # whose distributions are learned; None without one in memory
     cache: TeacherCache | None  # of a teacher's distributions, in place of it
     tree: DataTree  # the data tree
     weights: np.ndarray  # of the domains at the start, in the run's order
     references: np.ndarray | None  # losses to reach [k]; None without a file
-    scores: Scores | None  # importance of the source's units, if the masks start from one
+    scores: "Scores | None"  # importance of the source's units, if the masks start from one
     notes: list[str]  # what could not be checked, one sentence each
 
 
@@ -147,7 +145,9 @@ def resolve(
     return recipe, inputs
 
 
-def _read_model(found: Outline, directory: Path, key: str, *, stored: bool = True) -> Source | None:
+def _read_model(
+    found: Outline, directory: Path, key: str, *, stored: bool = True
+) -> "Source | None":
     """Read a model's config, and check its weights by their headers if any are stored."""
     from llmshearing.huggingface.source import check_source, read_source
     from llmshearing.huggingface.weight_files import are_still_on_the_hub

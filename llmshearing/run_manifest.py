@@ -1,7 +1,5 @@
 """What a run's manifest records before the run starts."""
 
-from __future__ import annotations
-
 from llmshearing.checkpoints.manifest import (
     CacheRecord,
     DataRecord,

@@ -4,8 +4,6 @@ Example:
     composer -n 2 -m llmshearing.train yamls/prune/tiny-llama-to-half.yaml data.root=data/sample
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

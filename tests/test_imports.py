@@ -1,6 +1,7 @@
 """The rooms import one way, and the ground floors do without torch and Composer."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,9 @@ def test_what_a_command_must_not_wait_for(module, forbidden):
     assert "llmshearing.errors" in found
     heavy = {name: importer for name, importer in found.items() if name.split(".")[0] in forbidden}
     assert not heavy
+
+
+def test_no_two_modules_share_a_name_unless_they_are_the_same_idea():
+    """Each package with a section of the recipe has its `settings.py`."""
+    names = Counter(path.name for path in FILES)
+    assert {name for name, count in names.items() if count > 1} == {"__init__.py", "settings.py"}

@@ -4,8 +4,6 @@ A manifest has a `format` and a `checksum` of its own content. Format 0, from be
 format, has neither. It is read as far as it goes, and never written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -86,7 +84,7 @@ class DataRecord:
     fingerprints: dict[str, str]  # of the split that is trained on, by domain
     held_out: HeldOutRecord | None = None  # of the split that is evaluated; None in old manifests
 
-    def evaluates_like(self, other: DataRecord) -> bool:
+    def evaluates_like(self, other: "DataRecord") -> bool:
         """Whether held-out losses on both can be compared: the same rows of the same tokens."""
         mine, its = (
             (data.held_out, data.sequence_length, data.tokenizer.get("fingerprint"))
@@ -128,7 +126,7 @@ class RunManifest:
     format: int = FORMAT  # of the manifest
 
     @classmethod
-    def read(cls, path: Path) -> RunManifest:
+    def read(cls, path: Path) -> "RunManifest":
         """Read a file.
 
         Raises:
@@ -140,7 +138,7 @@ class RunManifest:
         """Write a file, whole or not at all."""
         write_json(path, sealed(dataclasses.asdict(self)))
 
-    def differences(self, now: RunManifest) -> list[str]:
+    def differences(self, now: "RunManifest") -> list[str]:
         """What keeps a checkpoint with this manifest from being resumed by the run `now`.
 
         Returns:
@@ -196,7 +194,7 @@ class ExportManifest:
     format: int = FORMAT  # of the manifest
 
     @classmethod
-    def read(cls, directory: Path) -> ExportManifest | None:
+    def read(cls, directory: Path) -> "ExportManifest | None":
         """Read the manifest of a directory; None if it has none.
 
         Raises:

@@ -1,7 +1,5 @@
 """The loaders for Composer: endless training batches, and every held-out row once."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Batches of rows of domains: what workers read, and the state that checkpoints hold."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

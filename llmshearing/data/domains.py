@@ -4,8 +4,6 @@ Streaming reads the index, downloads and decompresses. Its dataset is not used: 
 memory behind when a run is killed, and keeps an entry per row.
 """
 
-from __future__ import annotations
-
 import bisect
 import json
 import logging

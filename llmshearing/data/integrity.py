@@ -6,8 +6,6 @@ every byte, about 1.5 GB/s per core: so a small selection of splits is hashed be
 each shard of a large one when a process first reads a row of it (`DomainRows`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

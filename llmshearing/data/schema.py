@@ -9,8 +9,6 @@ A row holds `sequence_length` token ids in the column `tokens`, and for chat dat
 `loss` a 1 for each token that counts as a target.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,6 @@ probabilities in `teacher_probabilities`, and the entropy of the whole distribut
 `teacher_entropy`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -77,7 +75,7 @@ class TeacherCache:
     fingerprint: str  # SHA-256 of all of this except paths
 
     @classmethod
-    def open(cls, root: str | Path) -> TeacherCache:
+    def open(cls, root: str | Path) -> "TeacherCache":
         """Read the manifest; a UserError if there is none, or the cache is not finished."""
         root = Path(root)
         if not (root / MANIFEST).is_file():

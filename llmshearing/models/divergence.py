@@ -4,8 +4,6 @@ Shape legend: n tokens of a chunk, N tokens, C token ids that both models have, 
 teacher, d hidden width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +29,7 @@ class Comparison(NamedTuple):
     mix_: Callable[[Tensor, float], object]
 
     @classmethod
-    def of_slope(cls, each: Tensor, slope: Tensor, temperature: float) -> Comparison:
+    def of_slope(cls, each: Tensor, slope: Tensor, temperature: float) -> "Comparison":
         """From divergences [n] and their slope [n, C] by the logits over the temperature."""
 
         def mix_(q: Tensor, share: float) -> object:
@@ -98,7 +96,7 @@ class LogitTransform:
     softcap: float | None = None
 
     @classmethod
-    def of(cls, config: Any) -> LogitTransform:
+    def of(cls, config: Any) -> "LogitTransform":
         """From a Transformers config."""
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
         divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite

@@ -11,8 +11,6 @@ states and output weight, so the teacher's logits do not exist as a whole either
 Shape legend: N tokens, d hidden width, V vocabulary, B batch, T tokens of a row.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -201,7 +199,7 @@ class _Gradients(NamedTuple):
     bias: Tensor | None
 
     @classmethod
-    def like(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> _Gradients:
+    def like(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> "_Gradients":
         wide = torch.promote_types(weight.dtype, torch.float32)
         return cls(
             torch.empty_like(hidden),

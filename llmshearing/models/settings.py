@@ -1,7 +1,5 @@
 """The `distillation` section of a recipe: a teacher, and its part of the loss."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

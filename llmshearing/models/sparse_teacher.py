@@ -11,8 +11,6 @@ as probability 0.
 Shape legend: n tokens, C token ids of the teacher, K places, B batch, T tokens of a row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
@@ -76,7 +74,7 @@ class CachedTeacher:
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
 
-    def on(self, batch: Mapping[str, Tensor]) -> SparseDistributions:
+    def on(self, batch: Mapping[str, Tensor]) -> "SparseDistributions":
         """The distributions of a microbatch."""
         ids, probabilities = batch["teacher_ids"], batch["teacher_probabilities"]
         flat = (one.flatten(0, 1) for one in (ids, probabilities, batch["teacher_entropy"]))

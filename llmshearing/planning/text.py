@@ -1,7 +1,5 @@
 """A plan as tables for a terminal, and as plain values for JSON."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any, TextIO
 

@@ -1,7 +1,5 @@
 """Steps, tokens and hours of a run, from a given or a measured utilisation."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass
 from pathlib import Path

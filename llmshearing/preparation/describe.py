@@ -3,8 +3,6 @@
 Every shard is hashed. A lost `index.json` is rebuilt from its shards if they are the recorded ones.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The end of a preparation: shards, indexes, and last the manifest."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

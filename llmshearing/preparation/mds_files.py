@@ -4,8 +4,6 @@ MDSWriter takes one sample at a time through Python and keeps what it has writte
 the end. Rows of fixed length need neither: a shard is a header and an array.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

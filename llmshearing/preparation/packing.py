@@ -4,8 +4,6 @@ The tokens of a split of a domain, in the order of its text, form one long strea
 fixed range of that stream, so any process can write any shard, with the same bytes.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

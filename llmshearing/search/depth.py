@@ -1,7 +1,5 @@
 """Which layers to keep at each depth, by the loss after removing others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

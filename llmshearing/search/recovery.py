@@ -4,8 +4,6 @@ Each training is a run of `llmshearing.train` from the source with `pruning.meth
 ranks together.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

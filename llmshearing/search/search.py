@@ -4,8 +4,6 @@ Every result is kept in the output directory, so a killed search resumes, and th
 exchange their results there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

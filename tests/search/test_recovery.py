@@ -7,8 +7,8 @@ from runs import run_here
 
 from llmshearing.errors import UserError
 from llmshearing.preflight import resolve
+from llmshearing.search.command import Recovery, run
 from llmshearing.search.recovery import halvings
-from llmshearing.search.run import Recovery, run
 
 SMALL = [
     "data.global_batch=4",

@@ -1,7 +1,5 @@
 """The command `llmshearing search`: search, recover the best few, write what was found."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which model teaches a run, and whether it can. Nothing here needs torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
