@@ -51,14 +51,11 @@ CHUNK = 128  # positions whose probabilities exist at the same time
 class CacheSettings:
     """What decides a cache, besides the recipe."""
 
-    method: Literal["sampled", "top"] = "sampled"
-    """A sample, or the most probable ids."""
-    places: int = 32
-    """Ids of each position."""
-    seed: int = 17
-    """Of the sample."""
+    method: Literal["sampled", "top"] = "sampled"  # a sample, or the most probable ids
+    places: int = 32  # ids of each position
+    seed: int = 17  # of the sample
+    # size of a shard, about; it is the piece of work that a kill can cost
     shard_bytes: int = 64 << 20
-    """Size of a shard, about; it is the piece of work that a kill can cost."""
 
 
 def make_cache(

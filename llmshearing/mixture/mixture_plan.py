@@ -101,10 +101,8 @@ def _apportioned(weights: np.ndarray) -> tuple[int, ...]:
 class DomainScheduler:
     """Picks the domain of one sample after the other.
 
-    Args:
-        weights: quantised, see `SCALE`.
-        deficit: samples that each domain lacks, weight * n - picked, in multiples of 1 / SCALE; all
-            0 at the start of a segment.
+    Weights are quantised, see `SCALE`. The deficit of a domain is what it lacks, weight * n -
+    picked, in multiples of 1 / SCALE; all are 0 at the start of a segment.
     """
 
     def __init__(self, weights: Sequence[int], deficit: Sequence[int]) -> None:

@@ -40,12 +40,9 @@ class RowOrder:
     def row(
         self, seed: int, domain: NDArray[np.int64], position: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Rows at positions of the domains' endless sequences of passes.
+        """Rows at positions [n], 0 or more, of the endless sequences of passes of domains [n].
 
-        Args:
-            seed: the run's.
-            domain: numbers of domains [n].
-            position: [n], each 0 or more; position // rows is the pass.
+        The pass is position // rows.
 
         Returns:
             Rows [n]; the positions of one pass of a domain give every row once.

@@ -16,16 +16,12 @@ PIECES = 8  # of a chunk, whose differences exist at the same time
 
 
 class Comparison(NamedTuple):
-    """A model's distributions beside a teacher's.
+    """A model's distributions next to a teacher's."""
 
-    Attributes:
-        each: divergences times temperature^2, [n].
-        mix_: given the model's probabilities q [n, V] and the share w of the divergence in the
-            loss, turns q in place into (1 - w) q + w g, where g is the gradient of the divergence
-            times temperature^2 with respect to the model's logits.
-    """
-
-    each: Tensor
+    each: Tensor  # divergences times temperature^2, [n]
+    # given the model's probabilities q [n, V] and the share w of the divergence in the loss, turns
+    # q in place into (1 - w) q + w g, where g is the gradient of the divergence times temperature^2
+    # with respect to the model's logits
     mix_: Callable[[Tensor, float], object]
 
     @classmethod
@@ -69,18 +65,12 @@ class Distillation(NamedTuple):
 
     The loss of a token is (1 - weight) CE + weight temperature^2 D. The square keeps the size of
     D's gradient, which falls with temperature^2 (Hinton et al. 2015).
-
-    Attributes:
-        teacher: the teacher's distributions for this microbatch.
-        weight: of the divergence, from 0 to 1.
-        beta: which divergence, see `divergence_`.
-        temperature: by which the logits of both models are divided.
     """
 
-    teacher: Teacher
-    weight: float
-    beta: float = 0.0
-    temperature: float = 1.0
+    teacher: Teacher  # the teacher's distributions for this microbatch
+    weight: float  # of the divergence, from 0 to 1
+    beta: float = 0.0  # which divergence, see `divergence_`
+    temperature: float = 1.0  # by which the logits of both models are divided
 
     def shares(self, logits: Tensor) -> bool:
         """Whether the divergence needs the q of the cross entropy and nothing else of the model."""

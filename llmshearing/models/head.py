@@ -30,16 +30,13 @@ class TokenLosses(NamedTuple):
 
     It is a tuple because FSDP2 looks for the tensors that need its backward hooks in tuples. The
     losses per token are in nats, without gradient, and 0 at positions without a target.
-
-    Attributes:
-        total: what is trained, summed over all targets: a scalar with gradient. The cross entropy,
-            or its mix with the divergence.
-        cross_entropy: per token, [B, T].
-        divergence: from the teacher per token, times temperature^2, [B, T]; None without a teacher.
     """
 
+    # what is trained, summed over all targets: a scalar with gradient. The cross entropy, or its
+    # mix with the divergence
     total: Tensor
-    cross_entropy: Tensor
+    cross_entropy: Tensor  # per token, [B, T]
+    # from the teacher per token, times temperature^2, [B, T]; None without a teacher
     divergence: Tensor | None
 
 
@@ -107,9 +104,7 @@ class _WithLosses:
 def insert_loss_head(model: PreTrainedModel, chunk: int) -> None:
     """Let a model compute losses, in place: `model(tokens, targets=...)` is a `TokenLosses`.
 
-    Args:
-        model: a stock Transformers model, gated or not.
-        chunk: tokens whose logits exist at the same time; 0 for all.
+    The logits of `chunk` tokens exist at the same time; 0 means of all.
     """
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)

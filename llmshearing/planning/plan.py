@@ -68,15 +68,10 @@ def make_plan(
     run: Path | None = None,
     sequence_length: int | None = None,
 ) -> RunPlan:
-    """Plan a recipe.
+    """Plan a recipe with its overrides on a machine.
 
-    Args:
-        path: the recipe.
-        overrides: `key=value` with dotted keys.
-        machine: devices.
-        mfu: model FLOPs utilisation, a fraction. Without it and without `run`, 0.3 is assumed.
-        run: directory of a run whose speed is used.
-        sequence_length: tokens in a row, for a recipe without data.
+    The speed is that of the directory `run`, or follows from `mfu`, the model FLOPs utilisation, by
+    default 0.3. `sequence_length` (tokens in a row) is used if there is no data.
 
     Raises:
         UserError: the recipe, a number or the run directory is wrong; lists every error.

@@ -41,14 +41,8 @@ def run(
 ) -> Table | None:
     """Search, and write the results to `out`.
 
-    Args:
-        model: a directory, or `org/name[@revision]` of the hub.
-        data: the root of a data tree.
-        target: budgets, and limits of sizes.
-        out: directory for all results.
-        settings: how to search.
-        recovery: trains the best candidates; None for none.
-        overrides: `key=value` for the recipe of these trainings and of the best shape.
+    `recovery` trains the best candidates before they are compared again; `overrides` are for the
+    recipe of these trainings and of the best shape.
 
     Returns:
         The table; None on other ranks than 0.

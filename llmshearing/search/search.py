@@ -91,12 +91,7 @@ def search(
 
     Several processes that a launcher started share the work, and each returns the result.
 
-    Args:
-        model: a directory, or `org/name[@revision]` of the hub.
-        data: the root of a data tree.
-        target: budgets, and limits of sizes.
-        out: directory for all results; the same search resumes there.
-        settings: how to search.
+    `out` gets all results, and the same search resumes there.
 
     Raises:
         UserError: no model or data, no shape within the budgets, or `out` has another search.
