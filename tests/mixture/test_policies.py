@@ -65,12 +65,13 @@ def test_a_ceiling_stops_a_domain_and_the_others_keep_their_ratios():
     np.testing.assert_allclose(weights[others], expected, atol=1e-12)
 
 
-def test_eta_scales_the_step_of_its_domain():
+@pytest.mark.parametrize("policy", ["paper", "released"])
+def test_eta_scales_the_step_of_its_domain(policy):
     eta = np.ones(7)
     eta[WIKI] = 0.5
-    slow = update("paper", START, gap(0.2), REFERENCES, replace(Limits.none(START), eta=eta))
+    slow = update(policy, START, gap(0.2), REFERENCES, replace(Limits.none(START), eta=eta))
     np.testing.assert_allclose(
-        slow, update("paper", START, gap(0.1), REFERENCES, Limits.none(START)), atol=1e-12
+        slow, update(policy, START, gap(0.1), REFERENCES, Limits.none(START)), atol=1e-12
     )
 
 
