@@ -55,10 +55,9 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Pages of the API out of the docstrings: build/docs/index.html. The types of a NamedTuple's fields
-# are strings, which pdoc cannot follow and warns of.
+# Pages of the API out of the docstrings, with the source: build/docs/index.html.
 docs: $(VENV)/.dev
-	PDOC_ALLOW_EXEC=1 $(VENV)/bin/python -W "ignore:Error parsing type annotation ForwardRef" -m pdoc \
+	PDOC_ALLOW_EXEC=1 $(VENV)/bin/python -m pdoc \
 		--docformat google --output-directory build/docs llmshearing
 
 clean:

@@ -23,7 +23,7 @@ from llmshearing.quantities import (
     WallTime,
     steps,
 )
-from llmshearing.typed_yaml import PathText, Section, build, error_list, merge, read
+from llmshearing.typed_yaml import PathText, Section, build, error_list, load, merge, read
 
 # Overriding one removes the other from a recipe.
 EXCLUSIVE = (
@@ -259,10 +259,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: lists every unknown key, wrong type, missing value and impossible value.
     """
-    recipe, errors = parse_recipe(path, overrides)
-    if errors:
-        raise UserError(error_list(str(path), errors))
-    return recipe
+    return load(Recipe, path, overrides, exclusive=EXCLUSIVE)
 
 
 def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:

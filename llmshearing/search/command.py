@@ -57,7 +57,12 @@ def run(
         from llmshearing.search.recovery import halvings, recover
 
         file = out / RECOVERY
-        _keep(file, recipe, rank)
+        text = yaml.safe_dump(recipe, sort_keys=False)
+        if recorded(file, text, rank) != text:
+            raise UserError(
+                f"{out} has trainings with another {file.name}: give the same --recovery, or "
+                "another --out"
+            )
         best = [found.candidates[name] for name in found.ranking[: recovery.finalists]]
         rounds = halvings(len(best), steps(recovery.duration))
         recovered = recover(best, file, rounds, Ledger(out, rank, ranks))
@@ -90,13 +95,3 @@ def base_recipe(
     if errors:
         raise UserError(error_list("--recovery", errors))
     return recipe
-
-
-def _keep(file: Path, recipe: dict[str, Any], rank: int) -> None:
-    """Write the recipe of the trainings, or compare it with that of the trainings so far."""
-    text = yaml.safe_dump(recipe, sort_keys=False)
-    if recorded(file, text, rank) != text:
-        raise UserError(
-            f"{file.parent} has trainings with another {file.name}: give the same --recovery, or "
-            "another --out"
-        )
