@@ -16,17 +16,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from llmshearing.data.domains import DomainRows
 from llmshearing.data.integrity import HASHED_AT_START_BYTES, folder_problems
 from llmshearing.data.schema import MANIFEST, token_dtype
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
 from llmshearing.files import read_json
+
+if TYPE_CHECKING:
+    from llmshearing.data.domains import DomainRows
 
 FORMAT = 1
 IDENTITY = "cache.json"
@@ -118,8 +120,10 @@ class TeacherCache:
                 f"when it was made: copy it again, or make it again ({listed})"
             )
 
-    def open_domains(self, names: Sequence[str], *, by_hash: bool = True) -> list[DomainRows]:
+    def open_domains(self, names: Sequence[str], *, by_hash: bool = True) -> "list[DomainRows]":
         """The rows of some domains."""
+        from llmshearing.data.domains import DomainRows  # with torch, which a check can do without
+
         return [DomainRows(name, self.domains[name].path, by_hash=by_hash) for name in names]
 
 
