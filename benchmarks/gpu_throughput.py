@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmshearing.architecture.families import family_of
 from llmshearing.architecture.flops import FORMULA, peak_flops, training_flops_per_token
 from llmshearing.config import ModelSettings
+from llmshearing.models.blocks import recompute_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.pruning.masks import Masks
 from llmshearing.pruning.schedule import MaskState
@@ -71,7 +72,7 @@ def build(shape: str, kind: str, options: argparse.Namespace) -> tuple[torch.nn.
     with torch.device(options.device):
         decoder = AutoModelForCausalLM.from_config(config).train()
     if options.recompute:
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_blocks(decoder)
     if kind == "stock":
         return (
             decoder,

@@ -25,7 +25,7 @@ from llmshearing.config import Recipe
 from llmshearing.data.dataloaders import Loaders
 from llmshearing.huggingface.source import Source, empty_model, fill, load_model, whole
 from llmshearing.huggingface.weight_files import WeightFiles
-from llmshearing.models.blocks import compile_blocks
+from llmshearing.models.blocks import compile_blocks, recompute_blocks
 from llmshearing.models.settings import DistillationSettings
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.models.sparse_teacher import CachedTeacher
@@ -55,7 +55,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> ShearingModel:
     else:
         decoder = load_model(inputs.source, attention=settings.attention, random=random)
     if settings.activation_checkpointing and not parallelism.is_sharded(recipe):
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_blocks(decoder)
     masks = None
     if inputs.target is not None:
         masks = build_masks(inputs.source.table, inputs.target, recipe.pruning, recipe.run.seed)

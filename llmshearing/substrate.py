@@ -8,7 +8,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from inspect import signature
 from typing import Any
 
@@ -62,12 +62,14 @@ def keep_float32(module: nn.Module) -> None:
     """Exempt a module sharded by FSDP2 from mixed precision.
 
     Composer gives the same precision policy to all modules that it shards, but masks must stay
-    float32. FSDP2 reads the policy when the first forward pass initialises the parameter group.
+    float32. When the first forward pass initialises the parameter group, FSDP2 reads the group's
+    policy on torch 2.7, and each parameter's own on later versions.
     """
     if isinstance(module, FSDPModule):
         group = module._get_fsdp_state()._fsdp_param_group
         if group is not None:
-            group.mp_policy = MixedPrecisionPolicy()
+            for holder in (group, *group.fsdp_params):
+                holder.mp_policy = MixedPrecisionPolicy()
 
 
 def leave_unsharded(module: nn.Module) -> None:
@@ -167,3 +169,15 @@ def ignored_weights(model: nn.Module) -> list[str]:
     """Patterns of names that old weight files hold in excess, as Transformers lists them."""
     found: Any = model
     return list(found._keys_to_ignore_on_load_unexpected or [])
+
+
+def set_date(template: str, date: datetime) -> None:
+    """Let a chat template that prints today's date print this one.
+
+    Transformers 5 gives templates no functions of the caller, only its own, which reads the clock.
+    Each template is compiled once in a process, so the date lasts.
+    """
+    from transformers.utils import chat_template_utils
+
+    compiled = chat_template_utils._compile_jinja_template(template)
+    compiled.globals["strftime_now"] = date.strftime

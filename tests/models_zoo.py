@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -295,3 +296,26 @@ def build(variant: Variant, seed: int = 0) -> tuple[PreTrainedModel, CouplingTab
                 parameter.add_(0.3 * torch.randn_like(parameter))
     config = complete_fields(model.config)
     return model, family_of(config).table(config)
+
+
+def random_variant(seed: int) -> Variant:
+    """A variant with other sizes, each at least as large as `equivalence.py` shrinks it to."""
+    draw = random.Random(seed)
+    chosen = draw.choice([*variants(), *extras()])
+    sizes: dict[str, Any] = {
+        "intermediate_size": draw.randrange(10, 40),
+        "vocab_size": draw.randrange(37, 60),  # ids of tests are below 37
+    }
+    if not any(isinstance(value, list) for value in chosen.config.values()):  # a value per layer
+        sizes["num_hidden_layers"] = draw.randrange(2, 5)
+    if "head_dim" in chosen.config:
+        groups, per_group = draw.choice([4, 5]), draw.choice([2, 3])
+        grouped = chosen.config.get("num_attention_heads") != chosen.config["num_key_value_heads"]
+        heads = groups * per_group if grouped else groups
+        sizes |= {
+            "num_key_value_heads": groups,
+            "num_attention_heads": heads,
+            "head_dim": draw.choice([4, 6, 8]),
+            "hidden_size": heads * draw.choice([4, 5]),
+        }
+    return Variant(chosen.family, f"{seed}-{chosen.name}", chosen.config | sizes)

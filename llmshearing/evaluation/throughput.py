@@ -150,7 +150,9 @@ def generate(
     after_prompt()
     first = now(model)
     for _ in range(new_tokens - 1):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        # `past_key_values`, or `cache` in later versions of Transformers
+        kept = {name: output[name] for name in ("past_key_values", "cache") if name in output}
+        output = model(input_ids=token, use_cache=True, **kept)
         token = output.logits[:, -1:].argmax(-1)
     return first - begin, now(model) - first
 

@@ -29,6 +29,14 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
+def recompute_blocks(model: PreTrainedModel) -> None:
+    """Keep the inputs of each decoder block alone; the backward pass computes the rest again."""
+    stock: Any = model
+    name = "activation_checkpointing_enable"  # its name in later versions of Transformers
+    enable = getattr(stock, name, None) or stock.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
     """Compile each decoder block as one graph with static shapes; a graph break is an error.
 

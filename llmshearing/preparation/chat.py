@@ -94,7 +94,7 @@ class ChatEncoder:
         answering = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         whole, marked = self._rendered(messages, tools)
         if GENERATION.search(self._template(tools)):
-            if len(marked) < len(answering):  # transformers loses one at the very beginning
+            if len(marked) < len(answering):  # Transformers 4 loses one at the very beginning
                 raise ValueError("the chat template marks fewer answers than there are")
             return (Dialogue(whole, marked),)
         parts: list[Dialogue] = []
@@ -173,10 +173,13 @@ class ChatEncoder:
         """Apply the chat template; return the text and what the template marks as generated."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        from llmshearing.substrate import set_date
+
         template = self._template(tools)
-        options |= {"chat_template": template, "tools": tools, "strftime_now": DATE.strftime}
+        options |= {"chat_template": template, "tools": tools}
         options["return_assistant_tokens_mask"] = bool(GENERATION.search(template))
         try:
+            set_date(template, DATE)
             texts, marked = render_jinja_template([messages], **self._tokens, **options)
         except Exception as error:  # a template raises whatever its expressions do
             raise ValueError(

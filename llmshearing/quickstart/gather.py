@@ -67,11 +67,10 @@ def train_tokenizer(
         minloglevel=2,
     )
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "tokenizer.model"
-    file.write_bytes(model.getvalue())
+    (out / "tokenizer.model").write_bytes(model.getvalue())
     # Without the prefix space the fast tokenizer disagrees with SentencePiece.
-    fast = LlamaTokenizerFast(str(file), add_prefix_space=True, legacy=False, from_slow=True)
-    fast.save_pretrained(out)
+    options = {"add_prefix_space": True, "legacy": False, "add_bos_token": True}
+    LlamaTokenizerFast.from_pretrained(out, **options).save_pretrained(out)
 
 
 def _lines(domains: Sequence[Sequence[str]]) -> Iterator[str]:

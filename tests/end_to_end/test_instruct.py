@@ -228,9 +228,13 @@ def test_the_tuned_model_gives_the_trained_answers(chat_model, chat_tree, tmp_pa
     tokenizer = AutoTokenizer.from_pretrained(tuned)
     model = AutoModelForCausalLM.from_pretrained(tuned).eval()
     for question, answer in ANSWERS.items():
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt"
+        batch = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )
+        prompt = batch["input_ids"]
         found = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, pad_token_id=0
         )

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from llmshearing.architecture.families import family_of
 from llmshearing.huggingface.stock import complete_fields, stock_model
+from llmshearing.models.blocks import recompute_blocks
 from llmshearing.models.shearing import ShearingModel
 from llmshearing.models.teacher import Distiller, FrozenTeacher
 from llmshearing.planning.memory import Job, TeacherJob, plan_memory
@@ -36,7 +37,7 @@ def training(family, *, masked, recompute, passes, divergence=None):
     config = AutoConfig.for_model(family, **CONFIG)
     decoder = stock_model(config).train()
     if recompute:
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_blocks(decoder)
     fields = complete_fields(config)
     table = family_of(fields).table(fields)
     target = replace(table.source, hidden=64, layers=3, intermediate=172) if masked else None

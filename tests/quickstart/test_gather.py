@@ -28,6 +28,7 @@ def test_auto_tokenizer_gives_the_same_ids_as_sentencepiece(trained):
         assert auto.encode(text, add_special_tokens=False) == ids
         assert pieces.decode(ids) == text
     assert (auto.bos_token_id, auto.eos_token_id) == (1, 2)
+    assert auto.encode(TEXT[1]) == [1, *pieces.encode(TEXT[1])]
 
 
 def test_the_same_text_gives_the_same_tokenizer(trained, tmp_path):
