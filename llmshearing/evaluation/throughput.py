@@ -150,9 +150,8 @@ def generate(
     after_prompt()
     first = now(model)
     for _ in range(new_tokens - 1):
-        # `past_key_values`, or `cache` in later versions of Transformers
-        kept = {name: output[name] for name in ("past_key_values", "cache") if name in output}
-        output = model(input_ids=token, use_cache=True, **kept)
+        cache = "cache" if "cache" in output else "past_key_values"  # renamed by Transformers 5
+        output = model(input_ids=token, use_cache=True, **{cache: output[cache]})
         token = output.logits[:, -1:].argmax(-1)
     return first - begin, now(model) - first
 
