@@ -70,7 +70,8 @@ def train_tokenizer(
     (out / "tokenizer.model").write_bytes(model.getvalue())
     # Without the prefix space the fast tokenizer disagrees with SentencePiece.
     options = {"add_prefix_space": True, "legacy": False, "add_bos_token": True}
-    LlamaTokenizerFast.from_pretrained(out, **options).save_pretrained(out)
+    tokenizer = LlamaTokenizerFast.from_pretrained(out, trust_remote_code=False, **options)
+    tokenizer.save_pretrained(out)
 
 
 def _lines(domains: Sequence[Sequence[str]]) -> Iterator[str]:
