@@ -68,7 +68,8 @@ def keep_float32(module: nn.Module) -> None:
     if isinstance(module, FSDPModule):
         group = module._get_fsdp_state()._fsdp_param_group
         if group is not None:
-            for holder in (group, *group.fsdp_params):
+            holders: list[Any] = [group, *group.fsdp_params]
+            for holder in holders:
                 holder.mp_policy = MixedPrecisionPolicy()
 
 

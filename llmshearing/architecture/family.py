@@ -97,6 +97,9 @@ class Family:
     heads_divide_hidden: Callable[[Mapping[str, Any]], bool] = lambda _: False
     # the family's names of rotary settings, as in `ROPE_NAMES`
     rope_names: Mapping[str, str] = field(default_factory=lambda: ROPE_NAMES)
+    # whether Transformers 5 reads the older form of rotary settings for full attention only, and
+    # gives the default base to sliding layers
+    needs_newer_rope: bool = False
     rope_keys: frozenset[str] = frozenset()  # keys of a rotary scaling that only this family reads
     head: str = "lm_head"  # name of its output head in weight files
 

@@ -108,6 +108,16 @@ def with_older_rope(
     return fields | older
 
 
+def with_newer_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in the older form with the newer one added, per kind of layer.
+
+    Transformers 4 ignores the newer form. Only full attention is scaled.
+    """
+    plain = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    full = plain | _typed(config.get("rope_scaling") or {})
+    return {**config, "rope_parameters": dict(zip(LAYER_TYPES, (full, plain), strict=True))}
+
+
 def _older(parameters: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     scaling = _typed(parameters)
     bases = {names[name]: scaling.pop(name) for name in ROPE_NAMES if name in scaling}

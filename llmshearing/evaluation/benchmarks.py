@@ -169,7 +169,7 @@ def fingerprint(model_directory: Path) -> str:
     digest = xxhash.xxh3_64()
     for file in sorted(path for path in model_directory.iterdir() if path.is_file()):
         state = file.stat()
-        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n")
+        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -14,13 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from llmshearing import substrate
 from llmshearing.architecture.families import family_of
-from llmshearing.architecture.rope import with_older_rope
+from llmshearing.architecture.rope import with_newer_rope, with_older_rope
 from llmshearing.errors import UserError
 from llmshearing.files import write_json
 
 
 def stock_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     """The stock config of fields of `read_config`; a UserError if Transformers refuses them."""
+    if family_of(fields).needs_newer_rope and "rope_theta" in fields:
+        fields = with_newer_rope(fields)
     try:
         return AutoConfig.for_model(**fields)
     except Exception as error:  # of any kind, from the constructors of the configs

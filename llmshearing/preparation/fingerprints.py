@@ -61,7 +61,7 @@ def chunks(path: Path | RemotePath, expected: Stamp, part: tuple[int, int] = (0,
 
 def digest(hashed: Iterable[str]) -> str:
     """Return the digest of a file from those of its chunks."""
-    return xxhash.xxh3_128_hexdigest("".join(hashed))
+    return xxhash.xxh3_128_hexdigest("".join(hashed).encode())  # xxhash 4 takes bytes alone
 
 
 def combined(digests: Mapping[str, str]) -> str:

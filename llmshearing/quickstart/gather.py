@@ -69,8 +69,9 @@ def train_tokenizer(
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.model").write_bytes(model.getvalue())
     # Without the prefix space the fast tokenizer disagrees with SentencePiece.
-    options = {"add_prefix_space": True, "legacy": False, "add_bos_token": True}
-    tokenizer = LlamaTokenizerFast.from_pretrained(out, trust_remote_code=False, **options)
+    tokenizer = LlamaTokenizerFast.from_pretrained(
+        out, add_prefix_space=True, legacy=False, add_bos_token=True, trust_remote_code=False
+    )
     tokenizer.save_pretrained(out)
 
 

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from models_zoo import build, variants
+from models_zoo import build, extras, variants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmshearing import substrate
+from llmshearing.architecture.families import read_config
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import load_model, read_source
+from llmshearing.huggingface.stock import complete_fields, stock_config, write_config
 from llmshearing.huggingface.weight_files import WeightFiles
 
 
@@ -140,3 +142,22 @@ def test_another_attention_gives_the_same_logits_and_an_unknown_one_is_refused(t
     for name in ("nonsense", "flash_attention_2"):
         with pytest.raises(UserError, match=f"this model with model.attention={name} "):
             load_model(source, attention=name)
+
+
+OLMO3 = [variant for variant in [*variants(), *extras()] if variant.family == "olmo3"]
+
+
+@pytest.mark.parametrize("variant", OLMO3, ids=str)
+def test_all_layers_of_an_olmo3_keep_the_base_of_a_config(variant, tmp_path):
+    """From the older form alone, Transformers 5 would give sliding layers the default base."""
+    base = 1234.0
+    fields = complete_fields(variant.stock_config()) | {"rope_theta": base}
+    write_config(stock_config(fields), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {one["rope_theta"] for one in written["rope_parameters"].values()} == {base}
+    for found in (written, read_config(tmp_path), complete_fields(stock_config(fields))):
+        assert found["rope_theta"] == base
+        assert found.get("rope_scaling") == fields["rope_scaling"]
+    assert complete_fields(AutoConfig.from_pretrained(tmp_path)) == complete_fields(
+        stock_config(read_config(tmp_path))
+    )

@@ -23,7 +23,7 @@ from llmshearing.huggingface.source import load_model, read_source
 TOKENS = torch.arange(22).reshape(2, 11)
 FEW, ALL = range(12), range(200)
 
-# Loads each directory strictly, keeps its logits, and saves it again in its own form.
+# Loads each export strictly, keeps its logits, and saves it again in its own form.
 OTHER = """
 import sys, torch, transformers
 from safetensors.torch import save_file
@@ -63,7 +63,7 @@ def logits(model):
 
 
 def pruned(seed, folder):
-    """A directory that the product loads as Transformers does, and one cut from it."""
+    """A cut model; the product loads it and its source as Transformers does."""
     model, table = build(random_variant(seed), seed)
     model.save_pretrained(folder / "source")
     axes = random.Random(seed).choice(list(subsets(table)))
@@ -73,14 +73,14 @@ def pruned(seed, folder):
     for directory in (folder / "source", folder / "pruned"):
         stock = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         assert torch.equal(logits(load_model(read_source(directory))), logits(stock)), directory
-    return folder / "source", folder / "pruned"
+    return folder / "pruned"
 
 
 def check_other(seeds, folder, other_python):
-    """The other version loads sources and exports with equal logits; this one loads its files."""
+    """The other version loads exports with equal logits; the product loads what that one saves."""
     # Transformers 4 does not have this family.
     seeds = [seed for seed in seeds if random_variant(seed).family != "ministral3"]
-    directories = [path for seed in seeds for path in pruned(seed, folder / str(seed))]
+    directories = [pruned(seed, folder / str(seed)) for seed in seeds]
     version = transformers.__version__.split(".")[0]
     command = [other_python, "-c", OTHER, version, *map(str, directories)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -90,8 +90,8 @@ def check_other(seeds, folder, other_python):
         expected = logits(load_model(read_source(directory)))
         bound = 1e-5 * max(1.0, expected.abs().max().item())
         found = load_file(directory / "saved/logits")["logits"]
-        again = logits(load_model(read_source(directory / "saved")))
         assert (found - expected).abs().max() <= bound, directory
+        again = logits(load_model(read_source(directory / "saved")))
         assert (again - expected).abs().max() <= bound, directory
 
 

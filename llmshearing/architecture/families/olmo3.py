@@ -11,4 +11,5 @@ FAMILY = Family(
     layer_lists=("layer_types",),
     fields=olmo2.FIELDS | {"layer_types", "sliding_window"},
     fixed=llama_like.FIXED,
+    needs_newer_rope=True,
 )
