@@ -308,15 +308,15 @@ def random_variant(seed: int) -> Variant:
     }
     if not any(isinstance(value, list) for value in chosen.config.values()):  # a value per layer
         sizes["num_hidden_layers"] = draw.randrange(3, 6)
-    if "head_dim" in chosen.config:
+    scaling = chosen.config.get("rope_scaling") or {}
+    if "head_dim" in chosen.config and "short_factor" not in scaling:  # with a value per frequency
         groups, per_group = draw.choice([4, 5]), draw.choice([2, 3])
         grouped = chosen.config.get("num_attention_heads") != chosen.config["num_key_value_heads"]
         heads = groups * per_group if grouped else groups
-        stretched = "short_factor" in (chosen.config.get("rope_scaling") or {})  # one per 2 units
         sizes |= {
             "num_key_value_heads": groups,
             "num_attention_heads": heads,
-            "head_dim": chosen.config["head_dim"] if stretched else draw.choice([4, 6, 8]),
+            "head_dim": draw.choice([4, 6, 8]),
             "hidden_size": heads * draw.choice([4, 5]),
         }
     return Variant(chosen.family, f"{seed}-{chosen.name}", chosen.config | sizes)
