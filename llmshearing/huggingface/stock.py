@@ -21,7 +21,8 @@ from llmshearing.files import write_json
 
 def stock_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     """The stock config of fields of `read_config`; a UserError if Transformers refuses them."""
-    if family_of(fields).needs_newer_rope and "rope_theta" in fields:
+    newer = transformers.__version__ >= "5" and family_of(fields).needs_newer_rope
+    if newer and "rope_theta" in fields:
         fields = with_newer_rope(fields)
     try:
         return AutoConfig.for_model(**fields)
@@ -45,7 +46,9 @@ def write_config(config: PretrainedConfig, directory: Path) -> None:
     config.save_pretrained(directory)
     path = directory / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, saved | with_older_rope(saved, family_of(saved).rope_names))
+    family = family_of(saved)
+    both = saved | with_older_rope(saved, family.rope_names)
+    write_json(path, with_newer_rope(both) if family.needs_newer_rope else both)
 
 
 def stock_model(
