@@ -1,7 +1,5 @@
 """The parts of a trainer that need several packages: model, evaluators and algorithms."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

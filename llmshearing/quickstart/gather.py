@@ -1,7 +1,5 @@
 """Gathers text, trains a tokenizer on it and writes the config of the source model."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import logging
