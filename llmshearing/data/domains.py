@@ -55,7 +55,10 @@ def fetch_tree(remote: str, root: str | Path) -> None:
                 f"found no manifest of a data tree at {remote}/{MANIFEST}: check data.remote"
             ) from error
         if any(not (root / name).resolve().is_relative_to(root.resolve()) for name in names):
-            raise UserError(f"found a domain outside of the tree in {remote}/{MANIFEST}: refused")
+            raise UserError(
+                f"found a domain outside of the tree in {remote}/{MANIFEST}, expected folders in "
+                "it: prepare the tree again"
+            )
         for name in names:
             _download(f"{remote}/{name}/{INDEX}", root / name / INDEX)
         incoming.rename(root / MANIFEST)
@@ -119,7 +122,10 @@ class DomainRows:
             ) from error
         files = [file for shard in self._shards for pair in shard.file_pairs for file in pair]
         if any(file is not None and os.sep in file.basename for file in files):
-            raise UserError(f"found a shard outside of the folder in {self.local / INDEX}: refused")
+            raise UserError(
+                f"found a shard outside of the folder in {self.local / INDEX}, expected names of "
+                "files in it: prepare the tree again"
+            )
         sizes = [len(shard) for shard in self._shards]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()

@@ -1,7 +1,7 @@
 """Benchmark tasks through lm-eval, and named suites of them with published scores.
 
 A suite is a YAML file: tasks with their shots and metrics, and rows of published scores. The
-paper's suite is part of the package; any other is given by its path.
+paper's suite and two others are part of the package; any other is given by its path.
 """
 
 import logging

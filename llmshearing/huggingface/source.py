@@ -91,7 +91,7 @@ def check_source(source: Source, *, weights: bool = True) -> None:
 
 
 def check_attention(source: Source, attention: str) -> str | None:
-    """Check that Transformers knows an attention.
+    """Check that Transformers knows an implementation of attention.
 
     Returns:
         Why that cannot be decided here, if it needs a device or a package that is not here.
