@@ -56,7 +56,7 @@ class Plan:
     root: Path  # the tree to write
     domains: list[Domain]
     units: list[units.Unit]  # the pieces of work, in the order of the text
-    settings: units.UnitSettings
+    settings: "units.UnitSettings"
     identity: str
     work_identity: str
 
