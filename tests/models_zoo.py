@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -255,6 +256,7 @@ class Variant:
     def stock_config(self, **changes: Any) -> Any:
         """The stock config, complete."""
         fields = {**COMMON, "model_type": self.family, **self.config, **changes}
+        fields = deepcopy(fields)  # Transformers 5 changes scalings
         return AutoConfig.for_model(**fields)
 
 

@@ -85,6 +85,11 @@ def with_older_rope(
     else:
         full, sliding = dict(newer), None
     older = _older(full, names)
+    scaling, length = older["rope_scaling"] or {}, "original_max_position_embeddings"
+    if scaling.get("rope_type") == "longrope" and fields.get(length) == scaling.get(length, 0):
+        # Phi-3's config in version 4 refuses any other key; the length is a field of its own.
+        kept = {key: scaling[key] for key in scaling if key not in ("rope_type", length)}
+        older["rope_scaling"] = {"type": "longrope", **kept}
     if sliding is not None:
         base = sliding.pop("rope_theta", None)
         if sliding != {"rope_type": "default"} or (
@@ -99,8 +104,11 @@ def with_older_rope(
             older[names["sliding_attention"]] = base
     for name, value in older.items():
         stated = fields.get(name)
-        stated = _typed(stated) if name == "rope_scaling" and stated else stated
-        if stated is not None and stated != value:
+        if name == "rope_scaling":
+            same = stated is None or _typed(stated) == _typed(value or {})
+        else:
+            same = stated is None or stated == value
+        if not same:
             raise UserError(
                 f"config.json has {name}={stated!r}, but rope_parameters say {value!r}; versions "
                 "of Transformers would read one or the other, so make them equal"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def stock_config(fields: Mapping[str, Any]) -> PretrainedConfig:
     if newer and "rope_theta" in fields:
         fields = with_newer_rope(fields)
     try:
-        return AutoConfig.for_model(**fields)
+        return AutoConfig.for_model(**deepcopy(dict(fields)))  # Transformers 5 changes scalings
     except Exception as error:  # of any kind, from the constructors of the configs
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(

@@ -159,3 +159,12 @@ def test_all_layers_of_an_olmo3_keep_the_base_of_a_config(variant, tmp_path):
     for found in (written, read_config(tmp_path), complete_fields(loaded)):
         assert found["rope_theta"] == base
         assert found.get("rope_scaling") == fields["rope_scaling"]
+
+
+def test_a_longrope_has_the_keys_that_transformers_4_takes(tmp_path):
+    (variant,) = (variant for variant in extras() if variant.name == "phi3-longrope")
+    write_config(stock_config(complete_fields(variant.stock_config())), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    for found in (written, read_config(tmp_path)):
+        assert found["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}
+        assert found["original_max_position_embeddings"] == 8
