@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import statistics
 import time
 from collections.abc import Sequence
@@ -95,8 +96,18 @@ class Steps:
         self.model.distiller = self.from_cache
         return self.model.loss(self.model(self.batch), self.batch)["total"]
 
+    def step(self, name: str) -> float:
+        """A forward and a backward pass; the loss."""
+        self.stock.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            loss = getattr(self, name)()
+        loss.backward()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return float(loss)
+
     def measure(self, names: Sequence[str], repeats: int) -> dict[str, tuple[float, float, float]]:
-        """Median seconds, median bytes at the peak and the loss, by name.
+        """Median seconds, bytes at the peak and the loss, by name.
 
         The ways alternate, so that a busy moment of the machine falls on all of them. On one
         thread of a processor the seconds are its own, without those of other processes.
@@ -104,26 +115,21 @@ class Steps:
         clock = time.perf_counter
         if self.device == "cpu" and torch.get_num_threads() == 1:
             clock = time.process_time
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-        for _ in range(repeats + 1):
+        peaks, losses = {}, {}
+        for name in names:  # also the first step, which is slower
+            self.stock.zero_grad(set_to_none=True)
+            if self.device == "cpu":  # what earlier steps freed would not count again
+                ctypes.CDLL(None).malloc_trim(0)
+            with Peak() as peak:
+                losses[name] = self.step(name)
+            peaks[name] = peak.bytes - sum(p.nbytes for p in self.stock.parameters())
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(repeats):
             for name in names:
-                self.stock.zero_grad(set_to_none=True)
-                with Peak() as peak:
-                    started = clock()
-                    with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-                        loss = getattr(self, name)()
-                    loss.backward()
-                    if self.device == "cuda":
-                        torch.cuda.synchronize()
-                    took = clock() - started
-                size = peak.bytes - sum(p.nbytes for p in self.stock.parameters())
-                found[name].append((took, size, float(loss)))
-                del loss
-        columns = {name: list(zip(*values[1:], strict=True)) for name, values in found.items()}
-        return {
-            name: (statistics.median(times), statistics.median(sizes), losses[-1])
-            for name, (times, sizes, losses) in columns.items()
-        }
+                started = clock()
+                self.step(name)
+                times[name].append(clock() - started)
+        return {name: (statistics.median(times[name]), peaks[name], losses[name]) for name in names}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECES = 8  # of a chunk, whose differences exist at the same time
+PIECES = 16  # of a chunk, whose differences exist at the same time
 
 
 class Comparison(NamedTuple):
