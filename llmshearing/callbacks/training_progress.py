@@ -94,11 +94,12 @@ class TrainingProgress(Callback):
         self.since = (now, step)
         model, ranks = unwrapped(state.model), dist.get_world_size()
         tokens = self.rate * self.tokens_per_batch
+        each = tokens / ranks
         metrics = {
             "throughput/tokens_per_second": tokens,
-            "throughput/tokens_per_second_per_device": tokens / ranks,
+            "throughput/tokens_per_second_per_device": each,
         }
-        utilisation = self.flops.utilisation(tokens / ranks)
+        utilisation = self.flops.utilisation(each)
         if utilisation is not None:
             metrics["throughput/model_flops_utilisation"] = utilisation
         logger.log_metrics(metrics | pruning_metrics(model))
