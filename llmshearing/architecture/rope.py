@@ -45,7 +45,7 @@ def rope_error(config: Mapping[str, Any], more: frozenset[str] = frozenset()) ->
     if not isinstance(scaling, Mapping):
         return f"config.json has rope_scaling={scaling!r}; expected a mapping with a rope_type"
     kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         return (
             f"config.json has rope_scaling of type {kind!r}; supported are {', '.join(ROPE_TYPES)}"
         )
@@ -78,7 +78,8 @@ def with_older_rope(
     newer = config.get("rope_parameters")
     if newer is None:
         return fields
-    if not isinstance(newer, Mapping):
+    parts = [newer[k] for k in LAYER_TYPES if k in newer] if isinstance(newer, Mapping) else []
+    if not isinstance(newer, Mapping) or not all(isinstance(x, Mapping | None) for x in parts):
         raise UserError(f"config.json has rope_parameters={newer!r}; expected a mapping")
     if any(kind in newer for kind in LAYER_TYPES):
         full, sliding = ({"rope_type": "default", **(newer.get(k) or {})} for k in LAYER_TYPES)
@@ -104,8 +105,8 @@ def with_older_rope(
             older[names["sliding_attention"]] = base
     for name, value in older.items():
         stated = fields.get(name)
-        if name == "rope_scaling":
-            same = stated is None or _typed(stated) == _typed(value or {})
+        if name == "rope_scaling" and isinstance(stated, Mapping):
+            same = _typed(stated) == _typed(value or {})
         else:
             same = stated is None or stated == value
         if not same:

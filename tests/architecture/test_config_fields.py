@@ -10,7 +10,7 @@ from models_zoo import ROPE, ZOO
 from transformers import AutoConfig
 
 from llmshearing.architecture.families import all_families, family_of, read_config
-from llmshearing.architecture.rope import ROPE_TYPES
+from llmshearing.architecture.rope import ROPE_TYPES, with_older_rope
 from llmshearing.architecture.stock_code import names_in_stock_code
 from llmshearing.errors import UserError
 from llmshearing.huggingface.source import read_source
@@ -127,6 +127,7 @@ def test_known_rotary_scalings_pass(family, name):
         ({"rope_type": "mrope", "mrope_section": [1]}, "type 'mrope'; supported are default, lin"),
         ({"type": "su", "factor": 2.0}, "type 'su'"),
         ({"factor": 2.0}, "type None"),
+        ({"rope_type": ["linear"]}, r"of type \['linear'\]; supported are default"),
         ({"rope_type": "linear"}, "type 'linear' without factor"),
         ({"rope_type": "linear", "factor": 2.0, "beta_fast": 4}, "'linear' with beta_fast, which"),
         ({"rope_type": "llama3", "factor": 8.0}, "without high_freq_factor, low_freq_factor, orig"),
@@ -136,6 +137,15 @@ def test_known_rotary_scalings_pass(family, name):
 def test_unknown_rotary_scalings_are_refused_by_name(family, scaling, message):
     with pytest.raises(UserError, match=message):
         all_families()[family].check_fields(stored(family) | {"rope_scaling": scaling})
+
+
+@pytest.mark.parametrize("value", ["linear", [1], 5, {"full_attention": "linear"}])
+def test_rotary_settings_that_are_no_mappings_are_refused(value):
+    newer = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    with pytest.raises(UserError, match=r"config.json has rope_scaling=.*, but rope_parameters say"):
+        with_older_rope({"rope_scaling": value, "rope_parameters": newer})
+    with pytest.raises(UserError, match=r"config.json has rope_parameters=.*expected a mapping"):
+        with_older_rope({"rope_parameters": value})
 
 
 def test_lists_with_an_entry_per_layer_follow_the_kept_layers():
