@@ -142,7 +142,7 @@ def test_unknown_rotary_scalings_are_refused_by_name(family, scaling, message):
 @pytest.mark.parametrize("value", ["linear", [1], 5, {"full_attention": "linear"}])
 def test_rotary_settings_that_are_no_mappings_are_refused(value):
     newer = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
-    with pytest.raises(UserError, match=r"config.json has rope_scaling=.*, but rope_parameters say"):
+    with pytest.raises(UserError, match=r"has rope_scaling=.*, but rope_parameters say"):
         with_older_rope({"rope_scaling": value, "rope_parameters": newer})
     with pytest.raises(UserError, match=r"config.json has rope_parameters=.*expected a mapping"):
         with_older_rope({"rope_parameters": value})
