@@ -21,7 +21,14 @@ from runs import log_file, metrics, start_ranks
 from llmshearing import preflight, train
 from llmshearing.checkpoints.layout import latest_checkpoint, step_of
 from llmshearing.checkpoints.tensors import open_checkpoint
-from llmshearing.errors import RUN_ERROR_STATUS, USER_ERROR_STATUS, UserError, exits_on_user_error
+from llmshearing.errors import (
+    RUN_ERROR_STATUS,
+    USER_ERROR_STATUS,
+    RunError,
+    UserError,
+    exits_on_user_error,
+)
+from llmshearing.parallelism import failures_explained
 from llmshearing.progress import set_up_log
 
 pytestmark = [
@@ -255,3 +262,12 @@ def test_an_infinite_row_gradient_names_rank_domain_and_sample(start, tmp_path):
             f"a gradient that is not finite at step 5, on rank 1 in {domain} "
             f"(samples {batch[5]['samples'][1]}). No checkpoint contains it"
         ) in log_of(tmp_path, rank)
+
+
+@pytest.mark.parametrize("end", ["is killed by signal: Killed", "exited unexpectedly"])
+def test_only_a_lost_worker_is_told_as_one(end):
+    lost = pytest.raises(RunError, match="rank 0 lost a loader worker: DataLoader worker")
+    with lost, failures_explained():
+        raise RuntimeError(f"DataLoader worker (pid 17) {end}")
+    with pytest.raises(RuntimeError, match="DataLoader worker 0: no column"), failures_explained():
+        raise RuntimeError("DataLoader worker 0: no column")
