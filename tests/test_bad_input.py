@@ -1,6 +1,7 @@
 """A user's mistakes: one message each, all at once, exit status 2 and no traceback."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -71,6 +72,12 @@ def test_each_mistake_has_its_message(recipe_file, case, capsys):
 def test_a_right_recipe_is_told_its_sizes(recipe_file, capsys):
     assert main(["validate", str(recipe_file)]) == 0
     assert "no errors" in capsys.readouterr().out
+
+
+def test_validate_shows_the_target_and_its_parameters(recipe_file, capsys):
+    assert main(["validate", str(recipe_file)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"target .*hidden.*: [\d,]+ parameters, by masks", last), last
 
 
 def test_overrides_may_stand_behind_options(recipe_file, capsys):
