@@ -232,9 +232,11 @@ def finish(folder: Path, tiny_model: Path, tiny_tree: Path, kind: str = "full") 
 def teacher_cache(tmp_path_factory, recipe_file_at) -> Path:
     """A sample of the tiny model's distributions on the rows that recipes train on."""
     folder = tmp_path_factory.mktemp("teacher-cache")
-    recipe = recipe_file_at(folder / "run")
-    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"distillation": {}}))
+    from runs import with_teacher
+
     from llmshearing.caching import CacheSettings, make_cache
+
+    recipe = with_teacher(recipe_file_at(folder / "run"))
 
     make_cache(recipe, (), folder / "cache", CacheSettings(places=16))
     return folder / "cache"

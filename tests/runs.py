@@ -18,6 +18,12 @@ from llmshearing import train as train_module
 from llmshearing.train import train
 
 
+def with_teacher(recipe: Path) -> Path:
+    """Make a pruning recipe distil from its own source."""
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"distillation": {}}))
+    return recipe
+
+
 def run_here(recipe: Path, *overrides: str) -> list[dict[str, Any]]:
     """Train in this process; the lines of `metrics.jsonl`."""
     checked, inputs = preflight.resolve(recipe, overrides)

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from runs import log_file, run_here, start_ranks
+from runs import log_file, run_here, start_ranks, with_teacher
 from transformers import AutoModelForCausalLM
 
 from llmshearing import preflight
@@ -29,9 +29,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings ar
 @pytest.fixture
 def recipe(recipe_file):
     """A pruning recipe that distils from its source."""
-    given = json.loads(recipe_file.read_text())
-    recipe_file.write_text(json.dumps(given | {"distillation": {}}))
-    return recipe_file
+    return with_teacher(recipe_file)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from manifests import export_manifest
+from runs import with_teacher
 
 from llmshearing.errors import UserError
 from llmshearing.preflight import outline, resolve
@@ -14,9 +15,7 @@ from llmshearing.preflight import outline, resolve
 @pytest.fixture
 def recipe(recipe_file):
     """A pruning recipe that distils from its own source."""
-    given = json.loads(recipe_file.read_text())
-    recipe_file.write_text(json.dumps(given | {"distillation": {}}))
-    return recipe_file
+    return with_teacher(recipe_file)
 
 
 @pytest.fixture
