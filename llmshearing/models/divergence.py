@@ -139,7 +139,7 @@ class TeacherStates:
 
     def compare_logs(self, part: slice, logs: Tensor) -> Comparison:
         """See `Teacher`. Few rows at a time, so that the difference takes little memory."""
-        p = self.log_probabilities(part, logs.shape[1], 1.0).to(logs.dtype)
+        p = self.log_probabilities(part, logs.shape[1], 1.0)
         rows = -(-len(p) // PIECES)
         pairs = zip(p.split(rows), logs.split(rows), strict=True)
         each = torch.cat([(mine - its).mul_(mine.exp_()).sum(-1) for mine, its in pairs])

@@ -216,11 +216,12 @@ def _tokenise(plan: plans.Plan, todo: list[units.Unit], processes: int) -> None:
             bad += summary.bad
             seen += summary.bad + summary.documents
             tokens += summary.tokens
-            rate = tokens / 1e6 / max(time.monotonic() - began, 1e-9)
-            progress.advance(unit.megabytes, detail=f"{rate:,.2f} M tokens/s")
+            rate = tokens / max(time.monotonic() - began, 1e-9)
+            progress.advance(unit.megabytes, detail=f"{rate:,.0f} tokens/s")
             if bad > plan.recipe.bad_documents * max(seen, EARLY_DOCUMENTS):
                 problems = [
                     {"file": unit.source.name, "line": f"{line} of the piece", "problem": problem}
                     for line, problem in summary.problems
                 ]
                 raise split_selection.too_many_bad(plan, bad, seen, problems)
+    log.info("tokenised %s tokens, %s tokens/s", f"{tokens:,}", f"{rate:,.0f}")

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from llmshearing.models.blocks import decoder_of
+from llmshearing.models.blocks import decoder_blocks, decoder_of
 from llmshearing.models.divergence import Distillation
 from llmshearing.models.teacher import Distiller, FrozenTeacher
 
@@ -25,10 +25,18 @@ def test_its_distributions_are_those_of_the_stock_model(variant):
     """With the soft caps and scales of the family."""
     model = build(variant)[0]
     wanted = model(ROWS).logits.flatten(0, 1).log_softmax(-1)
-    model.train()  # dropout, where a config has it, is switched off
     found = log_probabilities(FrozenTeacher(model))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert not found.requires_grad
+
+
+def test_it_uses_no_dropout():
+    model = build(variants()[0])[0]
+    wanted = log_probabilities(FrozenTeacher(model))
+    for block in decoder_blocks(model):
+        block.self_attn.attention_dropout = 0.5
+    model.train()
+    assert torch.equal(log_probabilities(FrozenTeacher(model)), wanted)
 
 
 def test_the_bias_of_a_head_counts():

@@ -1,7 +1,9 @@
 """The whole command: what it writes, and that it does not depend on how the work is divided."""
 
 import json
+import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -143,6 +145,7 @@ def test_budgets_by_domain_and_by_weight(config, tmp_path, capsys):
     assert prepare(path) == 2
     shown = capsys.readouterr().err
     assert "the text of web, code seems to be less than the budgets ask for" in shown
+    assert re.search(r"web +2 +0\.0 +[\d,]+ +751,700 +7[\d,]+", shown)
     assert "found less text than 2 budgets ask for" in shown
     assert "of 750,000 tokens" in shown
     assert prepare(path, "missing_tokens=0.9") == 2
@@ -252,10 +255,15 @@ def test_a_vocabulary_above_65536_ids_takes_32_bits(config, json_folder, tmp_pat
 
 
 def test_the_command_as_a_user_runs_it(config, tmp_path):
+    began = time.monotonic()
     done = command("prepare.py", config, "processes=2")
+    seconds = time.monotonic() - began
     assert done.returncode == 0, done.stderr
     assert "continue/web" in done.stdout
     assert "tokenise: " in done.stderr
+    shown = re.search(r"tokenised ([\d,]+) tokens, ([\d,]+) tokens/s", done.stderr)
+    tokens, rate = (int(number.replace(",", "")) for number in shown.groups())
+    assert rate > tokens / seconds > 0
     failed = command("prepare.py", config, "tokeniser=x")
     assert failed.returncode == 2
     assert "did you mean tokenizer" in failed.stderr
