@@ -1,19 +1,22 @@
 # Everything a fresh machine needs: `make quickstart` or `make test`.
-PYTHON ?= $(shell for v in 11 12 10; do p=python3.$$v; $$p -c 0 2>/dev/null && echo $$p && exit; done; echo python3)
-# `conservative` is what the metadata of mosaicml allows, `current` what current-stack.txt names.
-STACK ?= conservative
+PYTHON ?= $(shell for v in 11 12 13 10; do p=python3.$$v; $$p -c 0 2>/dev/null && echo $$p && exit; done; echo python3)
+# `current` is what current-stack.txt names, `conservative` what the metadata of mosaicml allows.
+STACK ?= current
 $(if $(filter current conservative,$(STACK)),,$(error found STACK=$(STACK), expected current or conservative))
-VENV := .venv$(if $(filter current,$(STACK)),-current)
+VENV := .venv$(if $(filter conservative,$(STACK)),-conservative)
 OVERRIDES := $(if $(filter current,$(STACK)),current-stack.txt)
 INSTALL = $(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python \
 	$(addprefix --override ,$(OVERRIDES)) --editable
 
-.PHONY: env test test-launch test-readme gpu-check quickstart lint format docs clean
+# Of llama.cpp only the library, compiled in about seven minutes: no servers, programs or image support.
+COMPILE = CMAKE_ARGS="$(addprefix -DLLAMA_BUILD_,TOOLS=OFF SERVER=OFF APP=OFF TESTS=OFF EXAMPLES=OFF) -DLLAVA_BUILD=OFF"
+
+.PHONY: env test test-launch test-interop test-readme interop gpu-check quickstart lint format docs clean
 
 env: $(VENV)/.dev
 
 $(VENV)/bin/uv:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("found Python %d.%d, expected 3.10 to 3.12: run `make PYTHON=python3.11 $(MAKECMDGOALS)`" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("found Python %d.%d, expected 3.10 to 3.13: run `make PYTHON=python3.11 $(MAKECMDGOALS)`" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
 
@@ -33,6 +36,14 @@ test: $(VENV)/.dev
 # The scripts of launch/, on two nodes of a Slurm of their own where Slurm is installed.
 test-launch: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow -rs tests/launch tests/slurm
+
+# Other programs that load exports: those installed by `make env`, and all of them after `make interop`.
+test-interop: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -m slow -rs tests/interop
+
+interop: $(VENV)/.dev
+	$(COMPILE) $(INSTALL) '.[dev,interop]'
+	PYTHON=$(VENV)/bin/python tests/interop/converter.sh
 
 # The commands of the README as they stand there, on a little text.
 test-readme: $(VENV)/.dev
@@ -61,4 +72,4 @@ docs: $(VENV)/.dev
 		--docformat google --output-directory build/docs llmshearing
 
 clean:
-	rm -rf .venv .venv-current runs quickstart-out build
+	rm -rf .venv .venv-conservative runs quickstart-out build

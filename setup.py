@@ -59,7 +59,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["llmshearing", "llmshearing.*"]),
     package_data={
         "llmshearing": ["yamls/**/*.yaml", "yamls/**/*.json"],  # a link to the folder yamls

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 llama_cpp = pytest.importorskip(
-    "llama_cpp", reason="llama-cpp-python is not installed: run tests/interop/setup.sh"
+    "llama_cpp", reason="llama-cpp-python is not installed: run `make interop`"
 )
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -23,7 +23,7 @@ CONVERTER = Path(__file__).parents[2] / "build/interop/llama.cpp/convert_hf_to_g
 @pytest.fixture(scope="session")
 def converter() -> Path:
     if not CONVERTER.is_file():
-        pytest.skip("llama.cpp's source is not there: run tests/interop/setup.sh")
+        pytest.skip("llama.cpp's source is not there: run `make interop`")
     return CONVERTER
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-trl = pytest.importorskip("trl", reason="trl is not installed: run tests/interop/setup.sh")
+trl = pytest.importorskip("trl", reason="trl is not installed: run `make interop`")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
