@@ -101,12 +101,12 @@ class Parent:
         Sets are ascending layer numbers, at least one. What comes before the first removed layer is
         computed once for all sets.
         """
-        batch, blocks = self.batches[number], decoder_blocks(self.model)
+        batch = self.batches[number]
         inputs, output_is_tuple = self._block_inputs(batch)
         sums = []
         for removed in removals:
             start = _Start(inputs[removed[0]], output_is_tuple)
-            rest = [b for i, b in enumerate(blocks) if i > removed[0] and i not in removed]
+            rest = [i for i in range(removed[0] + 1, self.layers) if i not in removed]
             with self._blocks(start, rest):
                 found = self.model(batch.tokens, targets=batch.targets)
             sums.append(found.cross_entropy.double().sum().item())
@@ -133,17 +133,22 @@ class Parent:
         return inputs, tuples[0]
 
     @contextmanager
-    def _blocks(self, start: "_Start", rest: Sequence[nn.Module]) -> Iterator[None]:
+    def _blocks(self, start: "_Start", rest: Sequence[int]) -> Iterator[None]:
         """Let the stock model's own forward run from `start` through the blocks `rest` only."""
         path, own = blocks_path(self.model), decoder_blocks(self.model)
-        first = own[0]
+        config: Any = decoder_of(self.model).config
+        types, first = getattr(config, "layer_types", None), own[0]
         first.forward = start
         try:
-            self.model.set_submodule(path, nn.ModuleList([first, *rest]))
+            self.model.set_submodule(path, nn.ModuleList([first, *(own[i] for i in rest)]))
+            if types is not None:  # Transformers 5 takes a block's mask by its place in this list
+                config.layer_types = [types[i] for i in (0, *rest)]
             yield
         finally:
             del first.forward
             self.model.set_submodule(path, own)
+            if types is not None:
+                config.layer_types = types
 
 
 @dataclass(frozen=True)

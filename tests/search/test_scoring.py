@@ -65,6 +65,8 @@ def test_a_loss_without_layers_is_that_of_a_model_that_lacks_them(variant, remov
     cut = copy.deepcopy(model)
     blocks = [b for i, b in enumerate(cut.get_submodule(blocks_path(cut))) if i not in removed]
     cut.set_submodule(blocks_path(cut), torch.nn.ModuleList(blocks))
+    if types := getattr(cut.config, "layer_types", None):
+        cut.config.layer_types = [one for i, one in enumerate(types) if i not in removed]
     logits = cut(tokens, use_cache=False).logits
     expected = cross_entropy(
         logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
