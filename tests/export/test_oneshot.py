@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmshearing.cli import main
@@ -28,6 +29,23 @@ def test_the_target_shape_is_met_and_loads_as_it_is(tiny_model, tmp_path, capsys
     assert (config.hidden_size, config.num_hidden_layers) == (16, 2)
     assert (config.num_attention_heads, config.head_dim, config.intermediate_size) == (2, 8, 24)
     assert (out / "tokenizer.model").is_file()
+
+
+def test_activations_that_cancel_do_not_fail_the_verification(tiny_model, tmp_path):
+    """Pretrained models have such outliers: in float32 their rounding alone exceeds the bound."""
+    source = shutil.copytree(tiny_model, tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    for layer in range(2):
+        up, gate, down = (
+            weights[f"model.layers.{layer}.mlp.{name}_proj.weight"] for name in ("up", "gate", "down")
+        )
+        up[1::2], gate[1::2] = up[::2], gate[::2]
+        down[:, 1::2] = 1e-4 * down[:, 1::2] - down[:, ::2]
+        up *= 1e4
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    main(["prune-oneshot", str(source), str(out), "--method", "random", "--target", "hidden=16"])
+    assert json.loads((out / "llmshearing.json").read_text())["logits_difference"] < 1e-6
 
 
 def test_the_units_of_highest_importance_stay_for_several_targets(tiny_model, tiny_tree, tmp_path):
