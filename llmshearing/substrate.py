@@ -140,9 +140,10 @@ def record_events_on_cpus() -> None:
 
 
 def limit_collectives(seconds: float) -> None:
-    """Change the timeout of collectives; torch has no public function for it after the start."""
+    """Change the timeout of collectives; earlier versions of torch have no public function."""
     if dist.is_initialized():
-        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+        change: Any = getattr(dist, "set_timeout", distributed_c10d._set_pg_timeout)
+        change(timedelta(seconds=seconds))
 
 
 def name_head(model: nn.Module, name: str) -> None:

@@ -40,10 +40,17 @@ def refused(capsys, command, recipe, *overrides):
     return told
 
 
+def changed(config, values):
+    """A config with other values; rotary settings in the older form alone, if they are given."""
+    if {"rope_theta", "rope_scaling"} & set(values):
+        config = {name: value for name, value in config.items() if name != "rope_parameters"}
+    return config | values
+
+
 def set_config(**values):
     def change(model):
         config = json.loads((model / "config.json").read_text())
-        (model / "config.json").write_text(json.dumps(config | values))
+        (model / "config.json").write_text(json.dumps(changed(config, values)))
 
     return change
 
@@ -89,7 +96,7 @@ CONFIGS = {
 def test_a_wrong_value_in_the_config_is_named(tiny_model, tmp_path, case):
     values, message = CONFIGS[case]
     config = json.loads((tiny_model / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    (tmp_path / "config.json").write_text(json.dumps(changed(config, values)))
     with pytest.raises(UserError, match=f"^config.json has {re.escape(message)}"):
         read_config(tmp_path)
 
@@ -127,7 +134,7 @@ def test_a_plan_of_such_a_config_is_refused(recipe_file, model, capsys, case):
 def test_a_head_size_that_transformers_cannot_rotate_is_refused(recipe_file, model, capsys):
     set_config(head_dim=7)(model)
     told = refused(capsys, "plan", recipe_file, f"model.path={model}")
-    assert "Transformers cannot compute this model" in told
+    assert re.search(r"Transformers( [0-9.]+ refuses| cannot compute)", told)
 
 
 def test_an_unknown_attention_is_refused_and_one_that_needs_a_device_is_noted(recipe_file, capsys):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llmshearing.architecture.families import family_of
 from llmshearing.errors import UserError
@@ -83,11 +84,11 @@ def verify(directory: Path, expected: Tensor, tensors: Iterable[tuple[str, Tenso
 
 
 def _probe_logits(model: nn.Module, stored: set[str], read: Callable[[str], Tensor]) -> Tensor:
-    """Logits of the probe by a model on the meta device.
+    """Logits of the probe by a model on the meta device, computed in float64.
 
-    Every module reads its parameters before its forward and drops them after it. They are widened
-    to float64: the large activations of a pretrained model cancel each other, and in float32 their
-    rounding alone can exceed the tolerance.
+    Every module reads its parameters before its forward and drops them after it. In float32 the
+    rounding of a pretrained model's large activations, which cancel each other, can exceed the
+    tolerance by itself.
     """
     aliases = parameter_aliases(model)  # a tied parameter has several names
     for module in model.modules():
@@ -109,8 +110,23 @@ def _probe_logits(model: nn.Module, stored: set[str], read: Callable[[str], Tens
     generator = torch.Generator().manual_seed(0)
     config: Any = model.config
     tokens = torch.randint(0, config.vocab_size, PROBE, generator=generator)
-    with torch.inference_mode():
+    with torch.inference_mode(), _StayInFloat64():
         return model.eval()(tokens, use_cache=False).logits
+
+
+class _StayInFloat64(TorchFunctionMode):
+    """Keeps the float64 of what stock code casts to float32, as its norms do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = (*args[1:], *(kwargs or {}).values())
+        narrows = func is Tensor.float or (
+            func is Tensor.to and any(one is torch.float32 for one in given)
+        )
+        if narrows and args[0].dtype == torch.float64:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _gate_activations(modules: Iterable[nn.Module]) -> None:

@@ -36,16 +36,15 @@ def test_activations_that_cancel_do_not_fail_the_verification(tiny_model, tmp_pa
     source = shutil.copytree(tiny_model, tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     for layer in range(2):
-        up, gate, down = (
-            weights[f"model.layers.{layer}.mlp.{name}_proj.weight"] for name in ("up", "gate", "down")
-        )
+        mlp = f"model.layers.{layer}.mlp."
+        up, gate, down = (weights[f"{mlp}{name}_proj.weight"] for name in ("up", "gate", "down"))
         up[1::2], gate[1::2] = up[::2], gate[::2]
         down[:, 1::2] = 1e-4 * down[:, 1::2] - down[:, ::2]
         up *= 1e4
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     out = tmp_path / "out"
     main(["prune-oneshot", str(source), str(out), "--method", "random", "--target", "hidden=16"])
-    assert json.loads((out / "llmshearing.json").read_text())["logits_difference"] < 1e-6
+    assert json.loads((out / "llmshearing.json").read_text())["logits_difference"] < 1e-9
 
 
 def test_the_units_of_highest_importance_stay_for_several_targets(tiny_model, tiny_tree, tmp_path):
