@@ -1,4 +1,4 @@
-"""Time and peak memory of a step with a teacher, beside steps without one and a plain loop.
+"""Time and peak memory of a step with a teacher, next to steps without one and a plain loop.
 
 The plain loop is Transformers' models, both models' logits as a whole and `F.kl_div`. A step is a
 forward and a backward pass of a LLaMA of random weights, taught by another of the same shape; the

@@ -3,7 +3,7 @@
 Counted is the proportional set size of all ranks together (a page that several processes share
 counts once), above what they used before; the unit is the size of the model in float32, in which
 weights are trained. Sampled from outside while the ranks load; the system's own peak per process
-stands beside it.
+stands next to it.
 
     python benchmarks/loading_memory.py [--megabytes 1000] [--ranks 1 2] [--dtype float32]
 """

@@ -1,4 +1,4 @@
-"""The planned peak of memory beside the measured one, for real runs on a processor.
+"""The planned and the measured peak of memory, for real runs on a processor.
 
 Each run is a process of its own: the real trainer on a random model, some steps. Its baseline, the
 resident memory once everything is imported and data is open, is taken from the kernel's high-water

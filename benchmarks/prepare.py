@@ -1,4 +1,4 @@
-"""Data preparation beside what a user would write, and beside the encoders alone.
+"""Data preparation compared with what a user would write, and with the encoders alone.
 
     python benchmarks/prepare.py --text FOLDER --tokenizer TOKENIZER [--tokenizer ...] [--repeat 20]
 
@@ -131,7 +131,7 @@ def processor_seconds() -> float:
 
 
 def copy_text(text: Path, folder: Path, repeat: int) -> list[str]:
-    """Write each domain's documents `repeat` times over into one file, and once beside it."""
+    """Write each domain's documents `repeat` times over into one file, and once next to it."""
     domains = sorted(path.name for path in text.iterdir() if path.is_dir())
     for domain in domains:
         data = b"".join(path.read_bytes() for path in sorted((text / domain).glob("*.jsonl")))
@@ -169,7 +169,7 @@ class Took:
         return Took(self.wall / times, self.cpu / times)
 
     def without(self, other: Took) -> Took:
-        """Give the time beside another's."""
+        """Give the time less that of another."""
         return Took(self.wall - other.wall, self.cpu - other.cpu)
 
     @classmethod

@@ -39,7 +39,7 @@ class Arm:
     """One way to come to the target shape.
 
     Attributes:
-        pruning: settings of masks that learn, beside the recipe's; None cuts at once or not at all.
+        pruning: more settings of masks that learn; None cuts at once or not at all.
         method: how to cut at once: `importance`, `magnitude`, `random` or `spaced`.
         first: further settings of the first stage.
         second: further settings of the second stage.

@@ -111,7 +111,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data_recipe(tmp_path_factory, tiny_model) -> Path:
-    """Text of three domains, one folder each, and beside it how to prepare rows of 32 tokens."""
+    """Text of three domains, one folder each, and a recipe to prepare rows of 32 tokens."""
     raw = tmp_path_factory.mktemp("raw")
     for name in DOMAINS:
         (raw / name).mkdir()

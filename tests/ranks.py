@@ -20,7 +20,7 @@ class Ranks:
 
     Args:
         count: how many.
-        directory: of the run; what the processes print goes beside it.
+        directory: of the run; what the processes print goes next to it.
         recipe: the file.
         overrides: `key=value` with dotted keys.
     """

@@ -53,7 +53,7 @@ class TeacherJob:
     number: int  # bytes of a weight and of an activation
     offloaded: bool  # whether its weights wait in host memory between its forward passes
     divergence: str  # its name in the recipe
-    # whether that needs no distribution of the model beside that of the cross entropy
+    # whether that needs no distribution of the model other than that of the cross entropy
     shared: bool = False
 
 

@@ -88,13 +88,13 @@ def state_bytes(
     """
     weights = list(table.tensor_shapes(table.source).values())
     masks = mask_shapes(table, target, constraint)
-    own, beside = _local(weights, shards, rank), _local(masks, shards, rank)
+    own, extra = _local(weights, shards, rank), _local(masks, shards, rank)
     counters = STEP_COUNTER * (len(weights) + len(masks))
     return StateBytes(
         parameters=FLOAT32 * own,
-        masks=FLOAT32 * beside,
-        gradients=FLOAT32 * (own + beside),
-        optimizer=2 * FLOAT32 * (own + beside) + counters,
+        masks=FLOAT32 * extra,
+        gradients=FLOAT32 * (own + extra),
+        optimizer=2 * FLOAT32 * (own + extra) + counters,
     )
 
 

@@ -16,7 +16,7 @@ from llmshearing.export.oneshot import prune_oneshot, scorer
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
 
-# Buffers that Pythia's published checkpoints hold beside their parameters.
+# Buffers that Pythia's published checkpoints hold besides their parameters.
 STORED = {
     "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool),
     "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
