@@ -6,6 +6,7 @@ paper's suite and two others are part of the package; any other is given by its 
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,9 @@ def score(model: Any, loaded: Any, task: Task, **settings: Any) -> Score | None:
     """
     import lm_eval
 
+    # lm-eval would bootstrap in forked processes and end them with SIGTERM. In a run they inherit
+    # the handler that only notes that signal, and the run would wait for them forever.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     harness: Any = lm_eval  # its decorators hide the signatures
     found = harness.simple_evaluate(
         model=model,

@@ -100,6 +100,16 @@ def test_scores_equal_a_plain_loop_exactly(shared, documents):
     assert {column: score.value for column, score in found.scores.items()} == expected
 
 
+def test_bootstrapped_errors_need_no_other_process(shared, documents, monkeypatch):
+    """In a run they would inherit its handler of SIGTERM, with which lm-eval cannot end them."""
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a process was forked"))
+    suite = read_suite("commonsense")
+    words = [task.column for task in suite.tasks if task.task == "lambada_openai"]
+    model = shared / "models" / "tiny-llama"
+    found = benchmark(model, read_suite("commonsense", words), documents=documents, limit=3)
+    assert list(found.scores) == words
+
+
 def test_generated_answers_are_scored_from_json_lines(shared, tmp_path):
     """A model that knows nothing scores 0."""
     rows = [

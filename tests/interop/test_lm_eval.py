@@ -10,6 +10,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip i
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
+@pytest.mark.usefixtures("auto_tokenizer")
 def test_lm_eval_generates_the_same_greedy_tokens(exported, greedy, tmp_path, monkeypatch):
     import datasets
     from lm_eval.tasks import TaskManager

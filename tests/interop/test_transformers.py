@@ -21,6 +21,7 @@ print(json.dumps([batch.input_ids[0].tolist(), answer[0, batch.input_ids.shape[1
 """
 
 
+@pytest.mark.usefixtures("auto_tokenizer")
 def test_auto_model_loads_an_export_without_this_package(exported, greedy):
     prompt = "stone3 river1 def2"
     command = [sys.executable, "-c", PROGRAM, str(exported), prompt, "64"]
