@@ -2,7 +2,7 @@
 
 import datetime
 import pickle
-from pathlib import Path
+from pathlib import Path, PosixPath
 from pickle import UnpicklingError
 from typing import Any, ClassVar
 
@@ -35,7 +35,6 @@ UNREADABLE = (
 # planner unpickles such an entry without restriction, and no checkpoint of ours has one.
 INDEX_CLASSES = {
     ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
     ("torch", "Size"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
@@ -47,6 +46,8 @@ INDEX_CLASSES = {
     ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
     ("torch.serialization", "_get_layout"),
 }
+
+PATHLIB = ("pathlib", "pathlib._local")  # where versions of Python keep their classes of paths
 
 
 class SafeReader(FileSystemReader):
@@ -97,6 +98,8 @@ class _IndexUnpickler(PythonUnpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(PythonUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
+        if name == "PosixPath" and module in PATHLIB:
+            return PosixPath
         if (module, name) in INDEX_CLASSES:
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 
 import llmshearing
 from llmshearing.architecture.coupling import CouplingTable
-from llmshearing.checkpoints.safe_reading import load_trainer_state
+from llmshearing.checkpoints.safe_reading import _IndexUnpickler, load_trainer_state
 from llmshearing.checkpoints.tensors import open_checkpoint
 from llmshearing.config import load_recipe
 from llmshearing.errors import UserError
@@ -95,6 +95,12 @@ def test_the_attack_works_on_a_reader_that_unpickles(tmp_path):
     attack = Attack(tmp_path / "executed")
     torch.load(io.BytesIO(saved({"weight": attack})), weights_only=False)
     assert attack.folder.is_dir()
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_an_index_written_by_any_version_of_python_is_read(module):
+    content = b"\x80\x02c" + module.encode() + b"\nPosixPath\n(X\x01\0\0\0atR."
+    assert _IndexUnpickler(io.BytesIO(content)).load() == Path("a")
 
 
 @pytest.mark.parametrize("place", ["model", "optimizers", "rng", "callbacks", "timestamp", "top"])
