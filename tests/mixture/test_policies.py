@@ -87,6 +87,7 @@ def test_constant_keeps_the_weights():
     np.testing.assert_array_equal(found, START)
 
 
+@pytest.mark.filterwarnings("ignore:Values in x were outside bounds")  # SciPy for Python 3.10
 @pytest.mark.parametrize("radius", [0.01, 0.1, 1.0])
 def test_dro_gives_the_worst_mixture_within_its_radius(radius):
     rng = np.random.default_rng(5)
