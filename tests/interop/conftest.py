@@ -133,6 +133,7 @@ def save_fast_tokenizer(folder):
     )
     fast.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    marks["model_input_names"] = ["input_ids", "attention_mask"]
     PreTrainedTokenizerFast(tokenizer_object=fast, **marks).save_pretrained(folder)
 
 
