@@ -19,6 +19,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 419
 MISTRAL = {"model_type": "mistral", "attention_bias": None, "mlp_bias": None} | {
     "pretraining_tp": None
 }
+INCOMPUTABLE = r"Transformers( [0-9.]+ refuses| cannot compute)"  # with the version or without
 YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
 
 
@@ -121,20 +122,20 @@ COMPUTED = {
 def test_a_config_that_transformers_cannot_compute_is_refused(recipe_file, model, capsys, case):
     set_config(**COMPUTED[case])(model)
     told = refused(capsys, "validate", recipe_file, f"model.path={model}")
-    assert re.search(r"  - model.path: .*Transformers( [0-9.]+ refuses| cannot compute)", told)
+    assert re.search("  - model.path: .*" + INCOMPUTABLE, told)
 
 
 @pytest.mark.parametrize("case", ["no such activation", "labels", "type"])
 def test_a_plan_of_such_a_config_is_refused(recipe_file, model, capsys, case):
     set_config(**COMPUTED[case])(model)
     told = refused(capsys, "plan", recipe_file, f"model.path={model}")
-    assert re.search(r"Transformers( [0-9.]+ refuses| cannot compute)", told)
+    assert re.search(INCOMPUTABLE, told)
 
 
 def test_a_head_size_that_transformers_cannot_rotate_is_refused(recipe_file, model, capsys):
     set_config(head_dim=7)(model)
     told = refused(capsys, "plan", recipe_file, f"model.path={model}")
-    assert re.search(r"Transformers( [0-9.]+ refuses| cannot compute)", told)
+    assert re.search(INCOMPUTABLE, told)
 
 
 def test_an_unknown_attention_is_refused_and_one_that_needs_a_device_is_noted(recipe_file, capsys):

@@ -120,13 +120,14 @@ class _StayInFloat64(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given = (*args[1:], *(kwargs or {}).values())
-        narrows = func is Tensor.float or (
-            func is Tensor.to and any(one is torch.float32 for one in given)
+        kwargs = kwargs or {}
+        to_float32 = func is Tensor.float or (
+            func is Tensor.to
+            and any(given is torch.float32 for given in (*args[1:], *kwargs.values()))
         )
-        if narrows and args[0].dtype == torch.float64:
+        if to_float32 and args[0].dtype == torch.float64:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _gate_activations(modules: Iterable[nn.Module]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llmshearing.architecture.families import family_of
 from llmshearing.data.dataset import read_rows
 from llmshearing.data.domains import open_domains
 from llmshearing.data.tree import DataTree
@@ -137,18 +138,21 @@ class Parent:
         """Let the stock model's own forward run from `start` through the blocks `rest` only."""
         path, own = blocks_path(self.model), decoder_blocks(self.model)
         config: Any = decoder_of(self.model).config
-        types, first = getattr(config, "layer_types", None), own[0]
+        family = family_of({"model_type": config.model_type})
+        # Transformers 5 takes a block's mask by its place in such a list.
+        lists = {name: getattr(config, name) for name in family.layer_lists}
+        first = own[0]
         first.forward = start
         try:
             self.model.set_submodule(path, nn.ModuleList([first, *(own[i] for i in rest)]))
-            if types is not None:  # Transformers 5 takes a block's mask by its place in this list
-                config.layer_types = [types[i] for i in (0, *rest)]
+            for name, entries in lists.items():
+                setattr(config, name, [entries[i] for i in (0, *rest)])
             yield
         finally:
             del first.forward
             self.model.set_submodule(path, own)
-            if types is not None:
-                config.layer_types = types
+            for name, entries in lists.items():
+                setattr(config, name, entries)
 
 
 @dataclass(frozen=True)
