@@ -1,6 +1,9 @@
 """From a recipe to checked inputs, and what a plan does without."""
 
+import shutil
+
 import pytest
+import sentencepiece
 
 from llmshearing.data.tree import DataTree
 from llmshearing.errors import UserError
@@ -39,6 +42,28 @@ def test_losses_that_say_what_they_belong_to_need_no_note(recipe_file, tiny_tree
     References(losses=LOSSES, tokenizer="0" * 64, **known).write(file)
     with pytest.raises(UserError, match=r"mixture.references: .*losses of another tokenizer"):
         resolve(recipe_file, [f"mixture.references={file}"])
+
+
+def test_a_remote_tree_is_fetched_where_none_is(recipe_file, tiny_tree, tmp_path):
+    remote = [f"data.remote={tiny_tree}", f"data.root={tmp_path / 'cache'}"]
+    with pytest.raises(UserError, match=r"data\.root"):
+        resolve(recipe_file, remote[1:])
+    _, inputs = resolve(recipe_file, remote)
+    assert inputs.tree.root == tmp_path / "cache"
+    assert inputs.tree.tokenizer == DataTree.open(tiny_tree).tokenizer
+
+
+def test_data_of_another_tokenizer_of_that_size_is_refused(recipe_file, tiny_model, tmp_path):
+    other = tmp_path / "model"
+    shutil.copytree(tiny_model, other)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["other words make another vocabulary"] * 50),
+        model_prefix=str(other / "tokenizer"),
+        vocab_size=23,
+        minloglevel=2,
+    )
+    with pytest.raises(UserError, match="was prepared with another tokenizer than the one in"):
+        resolve(recipe_file, [f"model.path={other}"])
 
 
 def test_without_weights_the_shares_of_rows_count(recipe_file, tiny_tree):

@@ -111,6 +111,13 @@ def test_a_run_signalled_twice_equals_the_uninterrupted_run_to_the_bit(start, tm
     assert "SIGTERM at step" in log
 
 
+def test_a_signal_to_one_rank_stops_all_of_them(start, tmp_path):
+    ranks = start(tmp_path / "run")
+    wait_for_step(tmp_path / "run", 2)
+    os.kill(ranks[1].pid, signal.SIGUSR1)
+    assert statuses(ranks) == [STOPPED_STATUS, STOPPED_STATUS]
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signalled_run_saves_a_checkpoint_and_resumes(recipe, tmp_path, monkeypatch, number):
     def signal_itself(self, state, logger):

@@ -239,3 +239,5 @@ def test_the_part_of_a_step_that_is_done(tmp_path):
     assert quickstart._part_done(other, log, 10.0) == (0.25, "")
     assert quickstart._part_done(other, log, 100.0) == (0.99, "")
     assert quickstart._part_done(training, log, 10.0) == (0.0, "")
+    log.write_text("".join(f"step {n}/4  ce {5 - n}.25  7 tokens/s\n" for n in (1, 2, 3)))
+    assert quickstart._part_done(training, log, 10.0) == (0.75, "step 3/4, ce 2.25")

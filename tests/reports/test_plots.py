@@ -51,7 +51,9 @@ def test_excess_is_relative_to_the_reference_at_each_step(make_run):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (directory / "metrics.jsonl").write_text(text)
     run = read_run(directory)
-    drawn = lines_of(plots.excess(run))["python"].get_ydata()
+    figure = plots.excess(run)
+    assert figure.axes[0].get_lines()[-1].get_ydata() == [0, 0]  # the reference itself
+    drawn = lines_of(figure)["python"].get_ydata()
     losses = run.series("metrics/python/loss").values
     np.testing.assert_allclose(drawn, losses - (4.0 - np.arange(0, 301, 50) / 300))
 

@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from llmshearing.cli import main
 from llmshearing.preflight import resolve
-from llmshearing.search.output import pareto_front
+from llmshearing.search.output import _ranges, pareto_front
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def test_the_recipe_of_the_best_shape_is_valid_and_prunes_to_it(found, written):
     best = result.candidates[result.ranking[0]]
     assert inputs.target == best.shape
     assert recipe.pruning.method == "oneshot"
+    assert (recipe.optimizer.learning_rate, recipe.data.global_batch) == (3e-4, 16)
     assert recipe.pruning.importance == str(written / "best.safetensors")
     with safe_open(recipe.pruning.importance, "pt") as file:
         layers = file.get_tensor("layer").nonzero().flatten().tolist()
@@ -45,6 +46,10 @@ def test_the_table_lists_every_candidate_best_first_and_says_what_was_left_out(f
     assert losses == sorted(losses)
     assert f"{result.within:,} within the budgets, {result.largest:,} of them not within" in text
     assert "6 scored, evenly spaced" in text
+
+
+def test_layers_in_a_row_are_written_as_one_range():
+    assert _ranges([3, 5, 6, 7, 9]) == "3, 5-7, 9"
 
 
 def test_results_have_every_score(found, written):
