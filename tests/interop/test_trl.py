@@ -8,6 +8,7 @@ trl = pytest.importorskip("trl", reason="trl is not installed: run `make interop
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
+@pytest.mark.usefixtures("auto_tokenizer")
 def test_trls_sft_trainer_trains_an_export(exported, tmp_path):
     from datasets import Dataset
 
