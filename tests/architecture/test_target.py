@@ -21,21 +21,38 @@ GROUPED = table(Shape(256, 8, 8, 2, 32, 688, 4096))
 IMPLIED = table(MULTI_HEAD.source, implied_head_size=True)
 
 
-def test_a_budget_masks_only_axes_that_can_shrink():
-    config = {
-        "model_type": "llama",
-        "vocab_size": 64,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-    }
-    multi_query = family_of(config).table(config)
+MULTI_QUERY = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+}
+
+
+@pytest.fixture
+def multi_query():
+    return family_of(MULTI_QUERY).table(MULTI_QUERY)
+
+
+def test_a_budget_masks_only_axes_that_can_shrink(multi_query):
     settings = TargetSettings(parameters="80K", multiple_of={"intermediate": 96})
     budget, errors = resolve_target(multi_query, settings)
     assert not errors
     assert {axis.value for axis in budget.axes} == {"hidden", "layer", "head"}
+
+
+def test_a_budget_that_no_cut_meets_is_refused(multi_query):
+    whole = multi_query.parameter_count(multi_query.source)
+    for parameters, message in (
+        (whole, f"found {whole:,}, but the source has {whole:,}; give fewer"),
+        (1, "found 1, but the smallest model that these axes allow has"),
+    ):
+        _, (error,) = resolve_target(multi_query, TargetSettings(parameters=parameters))
+        assert message in error
+    assert not resolve_target(multi_query, TargetSettings(parameters=whole - 1))[1]
 
 
 @pytest.mark.parametrize(
