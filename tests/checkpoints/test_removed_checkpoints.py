@@ -1,14 +1,24 @@
-"""A run whose checkpoints were removed does not start again without being asked to."""
+"""Only old checkpoints are removed; a run without any does not start again unless asked to."""
 
 import json
 import shutil
 
 import pytest
+from runs import run_here
 
-from llmshearing.checkpoints.layout import resumed_checkpoint
+from llmshearing.checkpoints.layout import resumed_checkpoint, step_of, whole_checkpoints
+from llmshearing.checkpoints.writing import keep_last
 from llmshearing.cli import main
 from llmshearing.errors import UserError
 from llmshearing.train import main as train
+
+
+def test_the_newest_checkpoints_are_kept(recipe_file, tmp_path):
+    every = ["run.duration=3ba", "run.checkpoint_interval=1ba", "run.keep_checkpoints=-1"]
+    run_here(recipe_file, *every)
+    for count, kept in ((5, [1, 2, 3]), (-1, [1, 2, 3]), (3, [1, 2, 3]), (2, [2, 3]), (1, [3])):
+        keep_last(tmp_path / "run", count)
+        assert [step_of(path) for path in whole_checkpoints(tmp_path / "run")] == kept
 
 
 def again(run, tmp_path):
