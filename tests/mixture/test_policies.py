@@ -77,8 +77,9 @@ def test_eta_scales_the_step_of_its_domain(policy):
 
 def test_a_share_of_the_prior_is_mixed_in():
     limits = replace(Limits.none(START), prior_share=0.25)
-    plain = update("paper", START, gap(1.0), REFERENCES, Limits.none(START))
-    mixed = update("paper", START, gap(1.0), REFERENCES, limits)
+    now = np.roll(START, 1)
+    plain = update("paper", now, gap(1.0), REFERENCES, Limits.none(START))
+    mixed = update("paper", now, gap(1.0), REFERENCES, limits)
     np.testing.assert_allclose(mixed, 0.75 * plain + 0.25 * START, atol=1e-12)
 
 
