@@ -1,6 +1,7 @@
 """Importance, cut and recovery in one recipe."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -74,10 +75,14 @@ def test_the_first_held_out_loss_is_that_of_the_cut_model(recipe_file, tiny_tree
         assert found == pytest.approx(loss.loss, abs=1e-5)
 
 
-def test_another_target_is_refused_in_the_same_run_directory(recipe_file):
+def test_another_target_or_source_is_refused_in_the_same_run_directory(
+    recipe_file, tiny_model, tmp_path
+):
     run_here(recipe_file, ONESHOT)
-    with pytest.raises(UserError, match="of another source or target"):
-        run_here(recipe_file, ONESHOT, "target.hidden=24")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    for change in ("target.hidden=24", f"model.path={tmp_path / 'model'}"):
+        with pytest.raises(UserError, match="of another source or target"):
+            run_here(recipe_file, ONESHOT, change)
 
 
 def test_a_budget_is_refused_and_a_shape_is_valid(recipe_file, capsys):
