@@ -40,15 +40,17 @@ class Cut:
 
     Attributes:
         shape: the given shape.
-        name: of its recipes for pruning and for continued training.
+        prune: the recipe of the masks' stage.
+        recover: the recipe of continued training.
         rows: of a step.
         importance_rows: of the importance pass; at most 1.4 % of the smallest budget.
-        masks: share of the compute that masks get which are learned.
+        masks: share of the compute that learned masks get.
         first: further settings of the masks' stage.
     """
 
     shape: dict[str, int]
-    name: tuple[str, str] = ("smollm2-135m-to-50m", "smollm2-50m")
+    prune: str = "yamls/prune/smollm2-135m-to-50m.yaml"
+    recover: str = "yamls/continue/smollm2-50m.yaml"
     rows: int = 4
     importance_rows: int = 28
     masks: float = 0.5
@@ -60,7 +62,8 @@ TARGETS = {
     "90M": Cut({"hidden": 512, "layers": 24, "heads": 9, "kv_groups": 3, "intermediate": 1280}),
     "2.2M": Cut(
         {"hidden": 128, "layers": 6, "heads": 4, "intermediate": 344},
-        ("tiny-llama-to-half", "tiny-llama-half"),
+        small_bench.PRUNE,
+        small_bench.CONTINUE,
         rows=8,
         importance_rows=64,
         masks=0.8,
@@ -154,7 +157,7 @@ class Bench:
         second = max(1, round(left / cost))
         settings = self.settings(folder / "continue", seed, second) | {"model.path": cut}
         settings |= self.teacher(arm.second) | arm.second
-        small_bench.train(self.recipe("continue"), settings, self.options.overrides)
+        small_bench.train(self.target.recover, settings, self.options.overrides)
         small_bench.export(folder / "continue", folder / "final")
         result = {"steps": [first, second], "cut": self.evaluate(cut)}
         result["final"] = self.evaluate(folder / "final")
@@ -172,7 +175,7 @@ class Bench:
         if arm.first.get("pruning.start") != "uniform":
             settings["pruning.importance"] = self.scores()
         settings |= self.teacher(arm.first) | self.target.first | arm.first
-        small_bench.train(self.recipe("prune"), settings, [])
+        small_bench.train(self.target.prune, settings, [])
         small_bench.export(run, cut)
         return cut
 
@@ -198,9 +201,6 @@ class Bench:
     def teacher(self, stage: dict[str, object]) -> dict[str, object]:
         found = {"distillation.teacher": self.options.model}
         return found if "distillation.weight" in stage else {}
-
-    def recipe(self, stage: str) -> str:
-        return f"yamls/{stage}/{self.target.name[stage == 'continue']}.yaml"
 
     def evaluate(self, model: Path) -> dict[str, object]:
         rows = self.options.eval_rows
