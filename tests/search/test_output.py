@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from llmshearing.cli import main
 from llmshearing.preflight import resolve
-from llmshearing.search.output import _ranges, pareto_front
+from llmshearing.search.output import _ranges, pareto_front, ranking
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,13 @@ def test_the_table_lists_every_candidate_best_first_and_says_what_was_left_out(f
     assert losses == sorted(losses)
     assert f"{result.within:,} within the budgets, {result.largest:,} of them not within" in text
     assert "6 scored, evenly spaced" in text
+
+
+def test_those_that_were_trained_longest_come_first(found):
+    result, _ = found
+    first, second, third = result.ranking[:3]
+    rounds = [{third: 1.0, second: 1.2}, {second: 0.9}]
+    assert ranking(result, rounds)[:3] == [second, third, first]
 
 
 def test_layers_in_a_row_are_written_as_one_range():
