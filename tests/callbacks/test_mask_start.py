@@ -62,6 +62,16 @@ def test_the_first_step_trains_exactly_the_source(recipe_file):
     assert series(by_importance, loss)[1] == pytest.approx(series(plain, loss)[1], abs=1e-6)
 
 
+def test_the_export_is_the_model_that_the_run_evaluated(recipe_file, tiny_tree, tmp_path):
+    """Gates that start at 1 by scores have scales, which belong to the exported gates."""
+    run_here(recipe_file, *BY_IMPORTANCE, "pruning.importance_spread=3")
+    export(run_of(recipe_file), tmp_path / "out")
+    rows = json.loads(recipe_file.read_text())["data"].get("eval_rows")
+    found = evaluate(tmp_path / "out", tiny_tree / "eval", rows=rows)
+    recorded = RunManifest.read(run_of(recipe_file) / "manifest.json").losses
+    assert {n: d.loss for n, d in found.domains.items()} == pytest.approx(recorded, abs=1e-5)
+
+
 def test_the_report_compares_with_the_one_shot_cut(recipe_file, tiny_model):
     run_here(recipe_file, *BY_IMPORTANCE)
     run, table = run_of(recipe_file), read_source(tiny_model).table

@@ -8,7 +8,7 @@ from runs import log_file, metrics, run_here, series, start_ranks
 from terminals import pseudo_terminal
 
 from llmshearing import progress
-from llmshearing.callbacks.training_progress import FlopsModel
+from llmshearing.callbacks.training_progress import FlopsModel, TrainingProgress
 from llmshearing.quickstart.run import TRAINING_STEP
 
 pytestmark = pytest.mark.filterwarnings("default")  # Composer's own warnings are not ours
@@ -24,6 +24,15 @@ def test_utilisation_is_tokens_times_operations_over_the_peak():
     assert "6000 operations per token" in str(one)
     assert "3e+06 operations per second, the peak of a device" in str(one)
     assert FlopsModel(6_000, None, "a device").utilisation(100) is None
+
+
+def test_evaluation_is_not_training_time():
+    clock = TrainingProgress(1, 128, 8, FlopsModel(6_000, None, "a device"))
+    clock.since = (0.0, 3)
+    clock.eval_start(None, None)
+    clock.evaluation_start -= 1000.0  # seconds
+    clock.eval_end(None, None)
+    assert clock.since == (pytest.approx(1000.0, abs=60.0), 3)
 
 
 def test_the_log_and_the_bar_show_speed_and_utilisation(recipe_file, tmp_path, monkeypatch):
