@@ -115,7 +115,7 @@ def average_gradients_on_gloo() -> None:
     that asks for one is an error. With a divisor after the reduction, as torch itself does for
     float16, FSDP2 only asks for sums. Other backends are not affected.
     """
-    if dist.get_backend() == "gloo":
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         _fsdp_collectives._get_gradient_divide_factors = _divide_after_the_sum
 
 
