@@ -99,6 +99,7 @@ ARMS = {
     "oneshot-kl": Arm(second=KL),
     "oneshot-searched": Arm(shape="searched"),
     "oneshot-searched-half": Arm(second=HALF, shape="searched"),
+    "oneshot-searched-kl": Arm(second=KL, shape="searched"),
     "masks": Arm(masks=True),
     "masks-half": Arm(masks=True, first=HALF, second=HALF),
     "masks-half-first": Arm(masks=True, first=HALF),
@@ -108,6 +109,7 @@ ARMS = {
     "masks-kl-second": Arm(masks=True, second=KL),
     "masks-equal-start": Arm(masks=True, first={"pruning.start": "uniform"}),
     "masks-own-shape": Arm(masks=True, shape="own"),
+    "masks-own-shape-kl": Arm(masks=True, first=KL, second=KL, shape="own"),
     "masks-own-shape-kl-first": Arm(masks=True, first=KL, shape="own"),
     "scratch": Arm(second={"model.initialize": "random", "optimizer.learning_rate": 1e-3}),
 }
